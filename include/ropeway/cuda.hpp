@@ -1,0 +1,52 @@
+// CUDA streams and events, without any CUDA header. Part of ropeway; Apache-2.0.
+#pragma once
+#include <cstdint>
+
+#include "ropeway/tensor.hpp"
+
+// The driver's and the runtime's stream and event types are pointers to these.
+struct CUstream_st;
+struct CUevent_st;
+
+namespace ropeway {
+
+/// What a copy must wait for: nothing (the default: the memory is ready now), the work queued so far on a CUDA
+/// stream, or a recorded CUDA event. A plain value; the stream or event must stay valid until the operation that
+/// was given it has completed. `device` is the one that the stream or event belongs to.
+class ready_after {
+ public:
+  enum class kind : std::uint8_t { nothing, stream, event };
+  constexpr ready_after() = default;
+  constexpr kind type() const noexcept { return kind_; }
+  constexpr CUstream_st* stream() const noexcept { return stream_; }
+  constexpr CUevent_st* event() const noexcept { return event_; }
+  constexpr device where() const noexcept { return where_; }
+
+  friend constexpr ready_after after(CUstream_st* stream, device where) noexcept;
+  friend constexpr ready_after after(CUevent_st* event, device where) noexcept;
+
+ private:
+  kind kind_ = kind::nothing;
+  CUstream_st* stream_ = nullptr;
+  CUevent_st* event_ = nullptr;
+  device where_;
+};
+
+/// After everything that is on `stream` when the operation starts (nullptr: the legacy default stream).
+constexpr ready_after after(CUstream_st* stream, device where = device::cuda(0)) noexcept {
+  ready_after when;
+  when.kind_ = ready_after::kind::stream;
+  when.stream_ = stream;
+  when.where_ = where;
+  return when;
+}
+/// After `event`, which must have been recorded already: an event that never was counts as done.
+constexpr ready_after after(CUevent_st* event, device where = device::cuda(0)) noexcept {
+  ready_after when;
+  when.kind_ = ready_after::kind::event;
+  when.event_ = event;
+  when.where_ = where;
+  return when;
+}
+
+}  // namespace ropeway
