@@ -1,0 +1,70 @@
+#!/usr/bin/env bash
+# Builds ropeway and runs every test, as it is built for use and once more under AddressSanitizer and LeakSanitizer.
+# Installs what it needs first (scripts/setup.sh). The last line is `N passed, N failed`.
+#
+#   tests/run.sh                  everything
+#   tests/run.sh --plain          only the plain build; --asan: only the one with the sanitizers
+#   tests/run.sh --only NAME...   only these tests (base, plan, protocol, ...)
+#   tests/run.sh --werror         a compiler warning is an error
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+kinds=(plain asan)
+names=()
+werror=false
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --plain) kinds=(plain) ;;
+    --asan) kinds=(asan) ;;
+    --werror) werror=true ;;
+    --only)
+      [ $# -gt 1 ] || { echo "tests/run.sh: --only needs a name" >&2; exit 2; }
+      while [ $# -gt 1 ] && [[ "$2" != --* ]]; do names+=("$2"); shift; done ;;
+    *) sed -n '2,8s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+  esac
+  shift
+done
+
+scripts/setup.sh
+. scripts/common.sh
+jobs=$(nproc)
+
+plain=(-Doptimization=2 -Ddebug=false)
+# -O1 -g1 are enough for a readable report and keep the second build cheap.
+asan=(-Doptimization=1 -Ddebug=false "-Dcpp_args=-g1 -D_GLIBCXX_ASSERTIONS" -Db_sanitize=address -Db_lundef=false)
+logs=()
+status=0
+for kind in "${kinds[@]}"; do
+  dir=build-test-$kind
+  started=$SECONDS
+  kind_werror=$werror
+  # Instrumented code draws false warnings from GCC's flow analysis.
+  [ "$kind" = plain ] || kind_werror=false
+  declare -n options=$kind
+  configure "$dir" "${CXX:-g++}" "${options[@]}" -Dwerror="$kind_werror"
+  targets=(all)
+  [ "${#names[@]}" -eq 0 ] || mapfile -t targets < <(printf 'test-%s\n' "${names[@]}")
+  targets_known=()
+  for target in "${targets[@]}"; do
+    # Ninja knows an executable by its path.
+    [ "$target" = all ] && targets_known+=(all) && continue
+    path=$(ninja -C "$dir" -t targets all | sed -n "s|^\(tests/.*/$target\): .*|\1|p" | head -n 1)
+    [ -n "$path" ] && targets_known+=("$path") || targets_known=(all)
+    [ "${targets_known[0]}" = all ] && break
+  done
+  ninja -C "$dir" -j "$jobs" "${targets_known[@]}" >"$dir/ninja.out" 2>&1 ||
+    { grep -v '^\[[0-9]*/[0-9]*\]' "$dir/ninja.out" | head -n 60 >&2; echo "tests/run.sh: the $kind build failed" >&2; exit 1; }
+  grep -E 'warning:' "$dir/ninja.out" >&2 || true
+  built=$((SECONDS - started))
+  started=$SECONDS
+  rm -f "$dir/meson-logs/testlog.json"
+  factor=1
+  [ "$kind" = plain ] || factor=3
+  meson test -C "$dir" --no-rebuild --num-processes "$jobs" --timeout-multiplier "$factor" --print-errorlogs \
+    "${names[@]}" || status=1
+  echo "$kind: built in $built s, tested in $((SECONDS - started)) s"
+  logs+=("$kind" "$dir/meson-logs/testlog.json")
+done
+
+python3 scripts/summarise_tests.py "${logs[@]}" || status=1
+exit "$status"
