@@ -23,6 +23,7 @@
 
 #include "protocol/messages.hpp"
 #include "ropeway/error.hpp"
+#include "ropeway/report.hpp"
 
 namespace ropeway::protocol {
 
@@ -41,10 +42,13 @@ struct sender_settings {
   duration commit = std::chrono::seconds(60);
 };
 
-/// Rings of a sender: on the device that the tensors come from, and on the host for receivers that can't map that.
-/// A sender of host tensors has only the first.
-inline constexpr std::uint32_t primary_ring = 0;
-inline constexpr std::uint32_t host_ring = 1;
+/// Rings are numbered by where their memory lies, for all sessions of a sender: 0 is the ring in host memory, 1 + n
+/// the one on the driver's CUDA device n. An update is packed into one ring, `update_facts::ring`; a receiver that
+/// can't map a CUDA ring takes the update from the host ring, to which each bucket is then relayed.
+inline constexpr std::uint32_t host_ring = 0;
+
+/// Peer ids from here on are the machine's own.
+inline constexpr peer_id first_reserved_peer = 0xffff'fff0;
 
 /// What an update is, as far as the protocol cares.
 struct update_facts {
@@ -53,16 +57,7 @@ struct update_facts {
   std::uint64_t total_bytes = 0;
   std::uint32_t tensors = 0;
   std::vector<std::uint64_t> bucket_bytes;  ///< used bytes of each bucket; may be empty (no tensors)
-  bool primary_on_device = false;           ///< whether the primary ring is CUDA memory
-};
-
-enum class outcome : std::uint8_t {
-  committed,    ///< the receiver holds the version
-  refused,      ///< it said no, in its own words
-  skipped,      ///< not now, or no answer in time, or its group was incomplete
-  failed,       ///< it took part and gave up, in its own words
-  dropped,      ///< it died, fell silent or broke the protocol
-  unconfirmed,  ///< it was told to commit and its answer never came
+  std::uint32_t ring = host_ring;           ///< the ring that buckets are packed into: 0 host, 1 + n CUDA device n
 };
 
 struct peer_result {
@@ -71,24 +66,25 @@ struct peer_result {
   outcome what = outcome::skipped;
   std::uint16_t code = 0;  ///< an errc
   std::string text;
-  std::uint32_t ring = primary_ring;  ///< the route that its bytes took
+  std::uint32_t ring = host_ring;  ///< the route that its bytes took
   time_point decided{};    ///< when this was known
 };
 
 /// What the driver must do, in this order. `seq` names one filling of a slot.
 namespace send_action {
 /// Send `what` to `to`; attach the ring's memory if it is a `ring`, the manifest if it is `manifest_follows`
-/// (the driver fills in slot_bytes, origin and bytes).
+/// (the driver fills in slot_bytes, origin and bytes). What is said right before a `drop` is best effort: try once.
 struct say { peer_id to = 0; message what; };
 /// Make this ring, once; answer ring_ready or ring_failed. Never asked twice for one ring of one machine unless it failed.
 struct make_ring { std::uint32_t ring = 0; };
-/// Fill slot `slot` of the primary ring with bucket `bucket`; answer packed(seq) when seen complete. In seq order.
+/// Fill slot `slot` of the update's ring with bucket `bucket`; answer packed(seq) when seen complete. In seq order.
 struct pack { std::uint64_t seq = 0; std::uint32_t bucket = 0, slot = 0; };
-/// Copy primary slot `from` to host slot `to`; answer relayed(seq) when seen complete.
+/// Copy slot `from` of the update's ring to host slot `to`; answer relayed(seq) when seen complete.
 struct relay { std::uint64_t seq = 0; std::uint32_t from = 0, to = 0; std::uint64_t bytes = 0; };
 /// Close the connection; the machine has forgotten the peer already. Do not answer with gone().
 struct drop { peer_id peer = 0; errc code = errc::ok; std::string text; };
-/// The source was read to its end (the last bucket is packed): the trainer may change its weights.
+/// The source is no longer read (the last bucket is packed, or the update was given up and drained): the trainer may
+/// change its weights. Exactly once an update, before `finished`.
 struct source_free {};
 /// The update was given up: stop packing (pending pack/relay actions that were not started may be forgotten), wait
 /// for the copies that were, then call drained(). Sent at most once an update, before `finished`.
@@ -135,7 +131,7 @@ class sender_machine {
     peer_id peer;
     std::string name;          ///< "name (pid 4711)"
     std::uint64_t version_held;
-    bool holds_version;
+    bool holds_version;        ///< whether version_held came from this sender instance
     std::string last_error;
   };
   std::vector<peer_state> peers() const;
