@@ -1,0 +1,59 @@
+// Where a receiver wants an update's tensors to end up. Part of ropeway; Apache-2.0.
+#pragma once
+#include <cstdint>
+#include <initializer_list>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "ropeway/tensor.hpp"
+
+namespace ropeway {
+
+namespace detail {
+class destination_set;
+}
+
+/// A list of memory ranges, each for a tensor or a box of one, and what they hold now. Made once, used for every
+/// update; names are resolved once a layout. Movable; not thread-safe; must not be changed while a load runs (its
+/// memory must live until the load completes).
+///
+/// A load writes in place. When it fails after the first write, everything that it would have written is *torn*
+/// until a later load commits it: check `torn()` before serving.
+class destinations {
+ public:
+  destinations();
+  destinations(destinations&&) noexcept;
+  destinations& operator=(destinations&&) noexcept;
+  ~destinations();
+
+  /// The whole tensor with the view's name, which must have the view's dtype and shape.
+  destinations& add(mutable_tensor_view const& into);
+  /// The box of that tensor that starts at `start` and has the view's shape (a tensor-parallel shard, say).
+  /// `start` has one number a dimension.
+  destinations& add_part(std::span<std::uint64_t const> start, mutable_tensor_view const& into);
+  destinations& add_part(std::initializer_list<std::uint64_t> start, mutable_tensor_view const& into) {
+    return add_part(std::span(start.begin(), start.size()), into);
+  }
+
+  /// Normally an update must send every tensor named here and no other; else the load is refused before a byte
+  /// moves. These lift one half each, for updates of a subset, and for servers that use only part of a model.
+  destinations& allow_unsent(bool on = true);     ///< destinations whose tensor is not sent stay as they are
+  destinations& allow_unplaced(bool on = true);   ///< tensors that are sent and have no destination are ignored
+
+  std::size_t size() const noexcept;
+  /// Whether some destination holds parts of different versions, or of none.
+  bool torn() const noexcept;
+  /// The tensors of torn destinations.
+  std::vector<std::string> torn_tensors() const;
+  /// The version of the last load that committed; nothing before the first.
+  std::optional<std::uint64_t> version() const noexcept;
+
+ private:
+  friend class update;
+  std::shared_ptr<detail::destination_set> set_;
+};
+
+}  // namespace ropeway

@@ -1,0 +1,83 @@
+// Knobs, with their defaults. Classes with named setters, so that they are safe to write inside a co_await
+// expression (g++ 12 breaks on aggregates there). Part of ropeway; Apache-2.0.
+#pragma once
+#include <sys/types.h>
+
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "ropeway/observer.hpp"
+#include "ropeway/tensor.hpp"
+
+namespace ropeway {
+
+using std::chrono::milliseconds;
+
+#define ROPEWAY_KNOB(type, knob, initial)                                  \
+ public:                                                                   \
+  type const& knob() const noexcept { return knob##_; }                    \
+  auto& knob(type value) { knob##_ = std::move(value); return *this; }     \
+                                                                           \
+ private:                                                                  \
+  type knob##_ = initial;                                                  \
+                                                                           \
+ public:
+
+/// How a sender works. Durations of silence count from the last word of the peer; 0 is not "for ever" anywhere.
+class sender_options {
+  /// Bytes of a slot of the staging ring. More is faster (facts in docs/performance.md) and costs memory.
+  ROPEWAY_KNOB(std::uint64_t, bucket_bytes, std::uint64_t(64) << 20)
+  /// Slots of the ring: 2 packs one bucket while the other is loaded; 1 is lock-step.
+  ROPEWAY_KNOB(std::uint32_t, slots, 2)
+  /// A send with fewer committed receivers than this fails with `errc::too_few_receivers`.
+  ROPEWAY_KNOB(std::uint32_t, min_receivers, 1)
+  /// Connections beyond this are turned away.
+  ROPEWAY_KNOB(std::uint32_t, max_receivers, 63)
+  /// From a connection until the receiver has said who it is.
+  ROPEWAY_KNOB(milliseconds, handshake_limit, std::chrono::seconds(5))
+  /// From the announcement of an update until a receiver has accepted it; later it is skipped.
+  ROPEWAY_KNOB(milliseconds, decide_limit, std::chrono::seconds(10))
+  /// The longest that a receiver which has something to do may say nothing; then it is dropped.
+  ROPEWAY_KNOB(milliseconds, silence_limit, std::chrono::seconds(10))
+  /// From the order to commit until the receiver has done it.
+  ROPEWAY_KNOB(milliseconds, commit_limit, std::chrono::seconds(60))
+  /// The longest that a tensor source may take for one tensor.
+  ROPEWAY_KNOB(milliseconds, source_limit, std::chrono::minutes(10))
+  /// Users, beside our own, whose processes may connect. Makes the socket group-accessible (0660) and accepts a
+  /// directory that is group-traversable (0750).
+  ROPEWAY_KNOB(std::vector<uid_t>, allowed_users, {})
+  /// Accepts a socket directory that others may write to. They can then replace the socket: for tests only.
+  ROPEWAY_KNOB(bool, allow_shared_directory, false)
+  /// Told about progress, on the sender's strand. Must not block; must outlive the sender. May be null.
+  ROPEWAY_KNOB(observer*, watched_by, nullptr)
+};
+
+/// How a receiver works.
+class receiver_options {
+  /// How this receiver is called in the sender's reports.
+  ROPEWAY_KNOB(std::string, name, "receiver")
+  /// Where updates will be loaded: the device whose memory maps the sender's ring and runs the copies.
+  ROPEWAY_KNOB(device, where, device::host())
+  /// The name and size of the group whose members must all hold the same version; empty and 0 for none.
+  ROPEWAY_KNOB(std::string, group, {})
+  ROPEWAY_KNOB(std::uint32_t, group_size, 0)
+  /// How long `connect` waits for a sender to listen at the path.
+  ROPEWAY_KNOB(milliseconds, connect_limit, std::chrono::seconds(10))
+  /// From the connection until the sender has welcomed us.
+  ROPEWAY_KNOB(milliseconds, handshake_limit, std::chrono::seconds(5))
+  /// The longest that the sender may say nothing while an update runs.
+  ROPEWAY_KNOB(milliseconds, silence_limit, std::chrono::seconds(10))
+  /// Users, beside our own, whose sender is trusted.
+  ROPEWAY_KNOB(std::vector<uid_t>, allowed_users, {})
+  /// Accepts a socket directory that others may write to. They can then pose as the sender: for tests only.
+  ROPEWAY_KNOB(bool, allow_shared_directory, false)
+  /// Told about progress, on the receiver's strand. Must not block; must outlive the receiver. May be null.
+  ROPEWAY_KNOB(observer*, watched_by, nullptr)
+};
+
+#undef ROPEWAY_KNOB
+
+}  // namespace ropeway

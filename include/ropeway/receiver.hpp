@@ -1,0 +1,205 @@
+// Takes versions of a model's weights from the sender on this host. Part of ropeway; Apache-2.0.
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "ropeway/asio.hpp"
+#include "ropeway/cuda.hpp"
+#include "ropeway/destinations.hpp"
+#include "ropeway/detail/operation.hpp"
+#include "ropeway/options.hpp"
+#include "ropeway/report.hpp"
+#include "ropeway/tensor.hpp"
+
+namespace ropeway {
+
+namespace detail {
+class receiver_core;
+class held_bucket;
+class load_operation;
+}  // namespace detail
+
+/// A part of a tensor as it lies in a bucket: `bytes` bytes of the tensor's contiguous row-major image, from
+/// `tensor_offset` on. Aligned to 256 bytes in memory.
+struct bucket_piece {
+  std::uint32_t tensor = 0;             ///< index into update::tensors()
+  std::uint64_t tensor_offset = 0;
+  std::uint64_t bytes = 0;
+  std::byte const* data = nullptr;      ///< readable memory on `where`; valid until the bucket is released
+  device where;
+};
+
+/// A bucket to read from: views into the sender's ring. Move-only; its slot stays taken until `release`, so release
+/// soon: the sender waits for it. Destroying it releases it.
+class bucket {
+ public:
+  bucket() = default;
+  bucket(bucket&&) noexcept = default;
+  bucket& operator=(bucket&& other) noexcept;
+  ~bucket();
+
+  std::uint32_t number() const noexcept;
+  std::span<bucket_piece const> pieces() const noexcept;
+  /// Ends the use of the views now, or after the work that `when` names. Any thread. Does nothing the second time.
+  void release(ready_after when = {});
+
+ private:
+  friend class update;
+  friend class detail::receiver_core;
+  explicit bucket(std::shared_ptr<detail::held_bucket> held) : held_(std::move(held)) {}
+  std::shared_ptr<detail::held_bucket> held_;
+};
+
+/// An update that was announced. Move-only. Take it with `load_into`, or bucket by bucket with `next_bucket` and
+/// `commit`; or say no with `refuse` or `not_now`. Destroying it unanswered refuses it; destroying it half-way aborts
+/// it. Members may be called from any thread, one operation at a time (`errc::busy`).
+class update {
+ public:
+  update() = default;
+  update(update&&) noexcept = default;
+  update& operator=(update&& other) noexcept;
+  ~update();
+
+  std::uint64_t version() const noexcept;
+  std::uint64_t total_bytes() const noexcept;
+  std::uint32_t buckets() const noexcept;
+  /// The tensors that will arrive, in order; valid as long as this update lives.
+  std::span<tensor_info const> tensors() const noexcept;
+
+  /// Accepts, copies every tensor into its destination (bucket k loads while k+1 is packed), and commits.
+  /// No byte of a destination is written before `when`. Completes when the sender has been told of the commit.
+  ///
+  /// Errors: `destination_mismatch` (the update is refused with the list, nothing was written), `peer_aborted`,
+  /// `peer_gone`, `peer_silent`, `protocol_error`, `device_failed`, `busy`, `asio::error::operation_aborted`.
+  /// After any but the first and `busy`, destinations that were being written are torn.
+  /// Completion: always after every copy into the destinations has finished.
+  /// Cancellation (all types): aborts the update for this receiver; the session stays.
+  awaitable<load_report> load_into(destinations& into, ready_after when = {}) {
+    return await_load(operation_, into.set_, when);
+  }
+  template <class Token>
+  auto load_into(destinations& into, ready_after when, Token&& token) {
+    auto start = [self = operation_, set = into.set_, when](auto done, auto stop) {
+      begin_load(self, set, when, std::move(done), std::move(stop));
+    };
+    return detail::initiate<load_report, std::error_code>(executor(), std::move(start), std::forward<Token>(token));
+  }
+  template <class Token>
+    requires(!std::same_as<std::remove_cvref_t<Token>, ready_after>)
+  auto load_into(destinations& into, Token&& token) {
+    return load_into(into, ready_after(), std::forward<Token>(token));
+  }
+
+  /// Accepts at the first call; then the next bucket, in order, or nothing after the last. Fails with
+  /// `errc::slots_held` at once when every slot is held by buckets that were not released: nothing could come.
+  /// Errors otherwise, and cancellation, as for `load_into`.
+  awaitable<std::optional<bucket>> next_bucket() { return await_bucket(operation_); }
+  template <class Token>
+  auto next_bucket(Token&& token) {
+    auto start = [self = operation_](auto done, auto stop) { begin_bucket(self, std::move(done), std::move(stop)); };
+    return detail::initiate<std::optional<bucket>, std::error_code>(executor(), std::move(start),
+                                                                    std::forward<Token>(token));
+  }
+
+  /// Says that everything of the update is in place, and completes when the sender agrees and was told. Every bucket
+  /// must have been taken and released (`errc::invalid_argument` otherwise).
+  awaitable<load_report> commit() { return await_commit(operation_); }
+  template <class Token>
+  auto commit(Token&& token) {
+    auto start = [self = operation_](auto done, auto stop) { begin_commit(self, std::move(done), std::move(stop)); };
+    return detail::initiate<load_report, std::error_code>(executor(), std::move(start), std::forward<Token>(token));
+  }
+
+  /// Says no; the sender's report carries the words. Before acceptance only; later it gives the update up.
+  void refuse(std::string why);
+  /// Says that another time is better. Before acceptance only.
+  void not_now(milliseconds retry, std::string why);
+
+ private:
+  friend class detail::receiver_core;
+  using operation_pointer = std::shared_ptr<detail::load_operation>;
+  using set_pointer = std::shared_ptr<detail::destination_set>;
+  explicit update(operation_pointer operation) : operation_(std::move(operation)) {}
+  static awaitable<load_report> await_load(operation_pointer operation, set_pointer into, ready_after when);
+  static awaitable<std::optional<bucket>> await_bucket(operation_pointer operation);
+  static awaitable<load_report> await_commit(operation_pointer operation);
+  static void begin_load(operation_pointer const& operation, set_pointer into, ready_after when,
+                         std::unique_ptr<detail::completion<load_report>> done,
+                         std::shared_ptr<detail::stop_request> stop);
+  static void begin_bucket(operation_pointer const& operation,
+                           std::unique_ptr<detail::completion<std::optional<bucket>>> done,
+                           std::shared_ptr<detail::stop_request> stop);
+  static void begin_commit(operation_pointer const& operation, std::unique_ptr<detail::completion<load_report>> done,
+                           std::shared_ptr<detail::stop_request> stop);
+  asio::any_io_executor executor() const;
+  operation_pointer operation_;
+};
+
+/// The server's side of one session with a sender.
+///
+/// Thread-safety, lifetime and the two forms of every operation: as for `sender`. After the session has ended
+/// (`peer_gone`, ...), `connect` again on the same object.
+class receiver {
+ public:
+  explicit receiver(asio::any_io_executor executor, receiver_options options = {});
+  receiver(receiver&&) noexcept = default;
+  receiver& operator=(receiver&& other) noexcept;
+  ~receiver();
+
+  asio::any_io_executor get_executor() const;
+
+  /// Connects to the sender at `path`, waiting for it to appear until the connect limit.
+  /// Errors: `connect_timeout`, `bad_path`, `not_permitted`, `peer_refused`, `version_mismatch`,
+  /// `handshake_timeout`, `peer_gone`, `no_device` (for `receiver_options::where`), `busy` (a session exists).
+  /// Cancellation: all types; there is no session then.
+  awaitable<void> connect(std::string path);
+  template <class Token>
+  auto connect(std::string path, Token&& token) {
+    auto start = [core = core_, path = std::move(path)](auto done, auto stop) {
+      begin_connect(core, path, std::move(done), std::move(stop));
+    };
+    return detail::initiate<detail::nothing, std::error_code>(get_executor(), std::move(start),
+                                                              std::forward<Token>(token));
+  }
+
+  /// Waits for the next update, without limit; nothing when the sender has closed gracefully. One that was announced
+  /// while nobody waited is given at once, if the sender has not passed over it meanwhile.
+  /// Errors: `not_open`, `busy`, and why the session ended (`peer_gone`, `peer_silent`, `protocol_error`, ...).
+  /// Cancellation: all types; stops this wait only.
+  awaitable<std::optional<update>> next_update();
+  template <class Token>
+  auto next_update(Token&& token) {
+    auto start = [core = core_](auto done, auto stop) { begin_next(core, std::move(done), std::move(stop)); };
+    return detail::initiate<std::optional<update>, std::error_code>(get_executor(), std::move(start),
+                                                                    std::forward<Token>(token));
+  }
+
+  /// The version that this receiver committed last, in any session.
+  std::optional<std::uint64_t> version() const noexcept;
+
+  /// Says goodbye; a running update is given up. No error; bounded (10 s).
+  awaitable<void> close();
+  template <class Token>
+  auto close(Token&& token) {
+    auto start = [core = core_](auto done, auto) { begin_close(core, std::move(done)); };
+    return detail::initiate<detail::nothing, std::error_code>(get_executor(), std::move(start),
+                                                              std::forward<Token>(token));
+  }
+
+ private:
+  using core_pointer = std::shared_ptr<detail::receiver_core>;
+  static void begin_connect(core_pointer const& core, std::string path,
+                            std::unique_ptr<detail::completion<detail::nothing>> done,
+                            std::shared_ptr<detail::stop_request> stop);
+  static void begin_next(core_pointer const& core,
+                         std::unique_ptr<detail::completion<std::optional<update>>> done,
+                         std::shared_ptr<detail::stop_request> stop);
+  static void begin_close(core_pointer const& core, std::unique_ptr<detail::completion<detail::nothing>> done);
+  core_pointer core_;
+};
+
+}  // namespace ropeway

@@ -1,0 +1,45 @@
+// Tensors that are made while they are sent, one by one. Part of ropeway; Apache-2.0.
+#pragma once
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "ropeway/asio.hpp"
+#include "ropeway/cuda.hpp"
+#include "ropeway/tensor.hpp"
+
+namespace ropeway {
+
+/// One tensor from a source. The library reads `view` after `when`, and lets go of `keep_alive` once it has seen its
+/// last copy from it complete; whatever owns the memory belongs there.
+class source_tensor {
+ public:
+  source_tensor() = default;
+  explicit source_tensor(tensor_view view, std::shared_ptr<void const> keep_alive = {}, ready_after when = {})
+      : view(view), keep_alive(std::move(keep_alive)), when(when) {}
+  tensor_view view;
+  std::shared_ptr<void const> keep_alive;
+  ready_after when;
+};
+
+/// Announces tensors first and makes them when they are needed, so that a trainer which gathers its shards on the fly
+/// never holds the whole model: at most the tensors of the buckets that are being packed are alive.
+/// One source can be sent again and again. Its members are called on the sender's strand, one at a time, and must not
+/// block; must outlive the operation. What they throw aborts the update with `errc::source_failed` and their words.
+class tensor_source {
+ public:
+  virtual ~tensor_source() = default;
+  /// All tensors, in the order in which `next` will give them, with the dtype and shape that receivers see.
+  /// Called once for each version, before the first `next`.
+  virtual std::vector<tensor_info> manifest() = 0;
+  /// The tensor with this index; asked for in order, once a version. It must be the one that was announced.
+  /// Cancelled (all types) when the update is given up.
+  virtual awaitable<source_tensor> next(std::uint32_t index) = 0;
+};
+
+/// A source from functions, for tensors that can be made at once.
+std::unique_ptr<tensor_source> make_source(std::vector<tensor_info> manifest,
+                                           std::function<source_tensor(std::uint32_t index)> next);
+
+}  // namespace ropeway
