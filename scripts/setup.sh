@@ -2,7 +2,7 @@
 # Installs what ropeway is built with, on Debian 12 or 13. Does nothing, and needs no network, when it is all there.
 #
 #   scripts/setup.sh          what building and testing needs
-#   scripts/setup.sh --ci     also the linters, clang and CMake that .ci/run uses
+#   scripts/setup.sh --ci     also the linters and clang, which .ci/run uses
 set -euo pipefail
 
 want_ci=false
@@ -42,6 +42,7 @@ missing() {
   have meson || echo meson
   have ninja || echo ninja-build
   have pkg-config || echo pkg-config
+  have cmake || echo cmake
   have python3 || echo python3
   python3 -c 'import venv, ensurepip' 2>/dev/null || echo python3-venv   # samples/demo.sh fetches a model through it
   [ -e /etc/ssl/certs/ca-certificates.crt ] || echo ca-certificates      # so that it can
@@ -52,8 +53,6 @@ missing() {
   header CLI/CLI.hpp || echo libcli11-dev
   header xxhash.h || echo libxxhash-dev
   if $want_ci; then
-    have cmake || echo cmake
-    have make || echo make
     have ccache || echo ccache
     have git || echo git
     have clang++-19 || echo clang-19
