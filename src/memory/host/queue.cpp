@@ -1,0 +1,184 @@
+#include "memory/host/queue.hpp"
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <condition_variable>
+#include <csignal>
+#include <mutex>
+#include <pthread.h>
+#include <sys/eventfd.h>
+#include <utility>
+#include <vector>
+
+#include "memory/host/box.hpp"
+#include "ropeway/error.hpp"
+
+namespace ropeway::memory::host {
+namespace {
+
+// A list of more bytes than this passes the caches by anyway.
+constexpr std::uint64_t streaming_list = 8 << 20;
+
+// What the worker takes at once: a list, and the ticket that is reached when it is done (0: none).
+struct batch {
+  std::vector<copy_op> ops;
+  std::uint64_t ticket = 0;
+};
+
+// First in, first out. Slots and the vectors in them are used again, so that a queue that has seen its
+// largest lists allocates no more.
+class batches {
+ public:
+  bool empty() const noexcept { return count_ == 0; }
+  batch& front() noexcept { return ring_[first_]; }
+  batch& back() noexcept { return ring_[(first_ + count_ - 1) % ring_.size()]; }
+  // The new slot still holds an old vector: assign to it. If that throws, `drop_back`.
+  batch& push_back() {
+    if (count_ == ring_.size()) grow();
+    ++count_;
+    return back();
+  }
+  void drop_back() noexcept { --count_; }
+  void pop_front() noexcept {
+    first_ = (first_ + 1) % ring_.size();
+    --count_;
+  }
+
+ private:
+  void grow() {
+    std::vector<batch> larger(std::max<std::size_t>(8, ring_.size() * 2));
+    for (std::size_t i = 0; i < count_; ++i) larger[i] = std::move(ring_[(first_ + i) % ring_.size()]);
+    ring_ = std::move(larger);
+    first_ = 0;
+  }
+  std::vector<batch> ring_;
+  std::size_t first_ = 0, count_ = 0;
+};
+
+} // namespace
+
+struct host_queue::shared {
+  unique_fd event{::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)};
+  std::atomic<std::uint64_t> completed{0};
+  std::mutex mutex;
+  std::condition_variable work, idle;
+  // Guarded by the mutex:
+  batches waiting;
+  bool busy = false, stop = false;
+  std::uint64_t last_ticket = 0;
+
+  void reached(std::uint64_t ticket) noexcept {
+    completed.store(ticket, std::memory_order_release);
+    // Fails only when the counter is full, and then the descriptor is readable already.
+    ::eventfd_write(event.get(), 1);
+  }
+};
+
+host_queue::host_queue() : shared_(std::make_shared<shared>()) {
+  if (!shared_->event)
+    throw transfer_error(std::error_code(errno, std::system_category()), "eventfd for a copy queue");
+  // The program's signals are for the program's threads.
+  sigset_t all, before;
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &before);
+  try {
+    thread_ = std::thread(work, shared_);
+  } catch (...) {
+    pthread_sigmask(SIG_SETMASK, &before, nullptr);
+    throw;
+  }
+  pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  pthread_setname_np(thread_.native_handle(), "ropeway-copy");
+}
+
+host_queue::~host_queue() {
+  bool const drained = drain(drain_limit);
+  {
+    std::lock_guard const lock(shared_->mutex);
+    shared_->stop = true;
+  }
+  shared_->work.notify_one();
+  // Memory so slow (a stopped disk behind a mapped file, say) that a copy hangs: the thread keeps what it
+  // needs.
+  if (drained) {
+    thread_.join();
+  } else {
+    thread_.detach();
+  }
+}
+
+void host_queue::start_after(ready_after const& when) {
+  if (when.type() != ready_after::kind::nothing) {
+    throw transfer_error(errc::invalid_argument,
+                         "host copies can't wait for a CUDA stream or event; wait for it first");
+  }
+}
+
+void host_queue::copy(std::span<copy_op const> ops) {
+  for (copy_op const& op : ops) check(op);
+  if (ops.empty()) return;
+  {
+    std::lock_guard const lock(shared_->mutex);
+    batch& added = shared_->waiting.push_back();
+    added.ticket = 0;
+    try {
+      added.ops.assign(ops.begin(), ops.end());
+    } catch (...) {
+      shared_->waiting.drop_back();
+      throw;
+    }
+  }
+  shared_->work.notify_one();
+}
+
+std::uint64_t host_queue::mark() {
+  std::lock_guard const lock(shared_->mutex);
+  std::uint64_t const ticket = ++shared_->last_ticket;
+  if (!shared_->waiting.empty()) {
+    shared_->waiting.back().ticket = ticket;
+  } else if (shared_->busy) {
+    batch& added = shared_->waiting.push_back();
+    added.ops.clear();
+    added.ticket = ticket;
+  } else {
+    shared_->reached(ticket);
+  }
+  return ticket;
+}
+
+progress host_queue::poll() { return {shared_->completed.load(std::memory_order_acquire), {}}; }
+
+int host_queue::event_fd() const noexcept { return shared_->event.get(); }
+
+bool host_queue::drain(std::chrono::milliseconds limit) noexcept {
+  std::unique_lock lock(shared_->mutex);
+  return shared_->idle.wait_for(lock, limit, [this] { return shared_->waiting.empty() && !shared_->busy; });
+}
+
+void host_queue::work(std::shared_ptr<shared> self) {
+  batch current;
+  std::unique_lock lock(self->mutex);
+  for (;;) {
+    self->work.wait(lock, [&] { return self->stop || !self->waiting.empty(); });
+    if (self->waiting.empty()) return;
+    std::swap(current, self->waiting.front());
+    self->waiting.pop_front();
+    self->busy = true;
+    lock.unlock();
+
+    std::uint64_t total = 0;
+    for (copy_op const& op : current.ops) total += std::min(bytes_written(op), streaming_list);
+    bool const streaming = total >= streaming_list;
+    for (copy_op const& op : current.ops) host::copy(op, streaming);
+    if (streaming) finish_streaming();
+
+    lock.lock();
+    // Under the lock, so that tickets given out on an idle queue can't overtake this one.
+    if (current.ticket != 0) self->reached(current.ticket);
+    self->busy = false;
+    if (self->waiting.empty()) self->idle.notify_all();
+  }
+}
+
+} // namespace ropeway::memory::host
