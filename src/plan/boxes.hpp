@@ -33,4 +33,4 @@ std::int64_t offset_of(box const& where, std::span<std::int64_t const> strides) 
 /// Row-major strides in elements.
 std::array<std::int64_t, max_rank> row_major(shape const& dims) noexcept;
 
-}  // namespace ropeway::plan
+} // namespace ropeway::plan
