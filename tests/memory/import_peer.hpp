@@ -1,0 +1,31 @@
+// What the conformance suite and its importing process say to each other. Part of ropeway; Apache-2.0.
+#pragma once
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+namespace ropeway::testing {
+
+/// Sent with one descriptor if it has a size; without, it asks for another look at the last region.
+struct import_request {
+  std::uint64_t bytes = 0;
+  std::array<std::uint8_t, 16> origin{};
+};
+
+struct import_reply {
+  std::uint64_t hash = 0;
+  std::array<char, 512> error{}; ///< empty: it worked
+};
+
+/// Order matters, length matters.
+inline std::uint64_t hash_of(std::span<std::byte const> bytes) noexcept {
+  std::uint64_t hash = 0x9e3779b97f4a7c15U ^ bytes.size();
+  for (std::byte b : bytes) hash = (hash ^ static_cast<std::uint64_t>(b)) * 0x100000001b3U;
+  return hash;
+}
+
+/// The descriptor that the importing process finds its end of the socket at.
+inline constexpr int import_socket = 3;
+
+} // namespace ropeway::testing
