@@ -1,0 +1,119 @@
+#!/usr/bin/env python3
+"""Checks that what the documents say is there: code, files and links.
+
+    scripts/check_docs.py [ROOT | --compile COMMAND...]
+
+- A ```cpp block is either a whole program (it has a main), which COMMAND must compile (it gets the file's name as its
+  last argument; without --compile such blocks are only counted), or an excerpt: its lines stand one after the other,
+  whatever their indentation, in a file under samples/, include/ or src/, which the build compiles. A block that is
+  neither, because it shows what not to write, say, has the line `<!-- not compiled: REASON -->` just above it.
+- A word in backticks that looks like a file of the project (src/..., tests/..., samples/demo.sh) exists.
+- A relative link leads to a file.
+
+One line for each complaint; the last line is `N passed, N failed`, counting blocks, paths and links.
+"""
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+
+BLOCK = re.compile(r"^([ ]*)```(\w*)[^\n]*\n(.*?)^\1```[ ]*$", re.MULTILINE | re.DOTALL)
+TICKS = re.compile(r"`([^`\s]+)`")
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+PLACES = ("include", "src", "tests", "samples", "benchmarks", "docs", "scripts", "packaging", ".ci")
+PATH = re.compile(r"^(?:%s)/[\w./*{},+-]*$" % "|".join(map(re.escape, PLACES)))
+EXEMPT = re.compile(r"<!--\s*not compiled:\s*\S.*-->\s*$")
+
+
+def lines_of(text):
+    """The lines that count: without indentation, blank lines and what an excerpt marks as left out."""
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def holds(haystack, needle):
+    size = len(needle)
+    return any(haystack[at:at + size] == needle for at in range(len(haystack) - size + 1))
+
+
+def exists(root, name):
+    name = name.rstrip("/.,:")
+    choice = re.search(r"\{([^{}]*)\}", name)
+    if choice:
+        return all(exists(root, name[:choice.start()] + one.strip() + name[choice.end():])
+                   for one in choice.group(1).split(","))
+    if "*" in name:
+        return any(root.glob(name))
+    # `src/plan/manifest` stands for the header and its source.
+    return (root / name).exists() or any(root.glob(name + ".*"))
+
+
+def compile_error(command, text):
+    with tempfile.TemporaryDirectory() as folder:
+        file = pathlib.Path(folder, "block.cpp")
+        file.write_text(text, encoding="utf-8")
+        done = subprocess.run(command + [str(file)], capture_output=True, text=True, check=False)
+        return done.stderr.strip() if done.returncode else ""
+
+
+def check(root, command):
+    sources = []
+    for top in ("samples", "include", "src"):
+        for path in sorted((root / top).rglob("*")):
+            if path.suffix in (".cpp", ".hpp", ".h", ".cu"):
+                sources.append(lines_of(path.read_text(encoding="utf-8")))
+    documents = sorted(root.glob("*.md"))
+    for top in ("docs", "samples", "benchmarks", "tests"):
+        documents += sorted((root / top).rglob("*.md"))
+    passed, complaints = 0, []
+
+    def verdict(good, words):
+        nonlocal passed
+        if good:
+            passed += 1
+        else:
+            complaints.append(words)
+
+    for document in documents:
+        text = document.read_text(encoding="utf-8")
+        name = document.relative_to(root)
+        for block in BLOCK.finditer(text):
+            if block.group(2) not in ("cpp", "c++", "C++"):
+                continue
+            where = f"{name}:{text.count(chr(10), 0, block.start()) + 1}"
+            above = text[:block.start()].rstrip().rsplit("\n", 1)[-1]
+            code = block.group(3)
+            if EXEMPT.search(above):
+                continue
+            if re.search(r"\bmain\s*\(", code):
+                error = compile_error(command, code) if command else ""
+                verdict(not error, f"{where}: does not compile: {error}")
+            else:
+                verdict(any(holds(source, lines_of(code)) for source in sources),
+                        f"{where}: stands in no compiled file: {lines_of(code)[:1]}")
+        prose = BLOCK.sub("", text)
+        for token in sorted(set(TICKS.findall(prose))):
+            token = re.sub(r":\d+$", "", token)
+            if PATH.match(token):
+                verdict(exists(root, token), f"{name}: there is no {token}")
+        for target in sorted(set(LINK.findall(prose))):
+            if not re.match(r"[a-z]+:|#", target):
+                verdict((document.parent / target.split("#")[0]).exists(), f"{name}: a link leads nowhere: {target}")
+    return passed, complaints
+
+
+def main(arguments):
+    command = []
+    root = pathlib.Path(__file__).resolve().parent.parent
+    if arguments and arguments[0] == "--compile":
+        command = arguments[1:]
+    elif arguments:
+        root = pathlib.Path(arguments[0])
+    passed, complaints = check(root, command)
+    print(*complaints, sep="\n", end="\n" if complaints else "")
+    print(f"{passed} passed, {len(complaints)} failed")
+    return 1 if complaints else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
