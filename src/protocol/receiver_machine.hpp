@@ -29,7 +29,7 @@ using time_point = std::chrono::steady_clock::time_point;
 using duration = std::chrono::steady_clock::duration;
 
 struct receiver_settings {
-  hello greeting;  ///< what to say first
+  hello greeting;  ///< what to say first; magic, versions and schema are filled in if 0
   duration handshake = std::chrono::seconds(5);
   duration silence = std::chrono::seconds(10);  ///< while an update runs: the longest the sender may say nothing
   std::uint64_t max_bucket_bytes = std::uint64_t(1) << 40;

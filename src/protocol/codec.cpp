@@ -1,0 +1,78 @@
+#include "protocol/codec.hpp"
+
+#include <array>
+#include <type_traits>
+
+#include "base/codec.hpp"
+#include "protocol/text.hpp"
+
+// hello speaks to builds of any age: they may know more fields than we do.
+template <>
+inline constexpr bool ropeway::codec::extensible<ropeway::protocol::hello> = true;
+
+namespace ropeway::protocol {
+namespace {
+
+constexpr codec::limits limits{.max_string = max_text, .max_elements = max_devices};
+
+/// What is too long to be sent or to be believed; empty if nothing is.
+std::string too_long(message const& what) {
+  if (auto const* h = std::get_if<hello>(&what)) {
+    if (h->name.size() > max_name)
+      return words("the name in hello has ", h->name.size(), " bytes, more than ", max_name);
+    if (h->group.size() > max_name)
+      return words("the group in hello has ", h->group.size(), " bytes, more than ", max_name);
+    if (h->devices.size() > max_devices)
+      return words("hello names ", h->devices.size(), " devices, more than ", max_devices);
+  }
+  return std::visit(
+      [&](auto const& m) -> std::string {
+        if constexpr (requires { m.text; })
+          if (m.text.size() > max_text)
+            return words("the text in ", name_of(what), " has ", m.text.size(), " bytes, more than ",
+                         max_text);
+        return {};
+      },
+      what);
+}
+
+} // namespace
+
+void encode(message const& what, std::vector<std::byte>& out) {
+  if (auto wrong = too_long(what); !wrong.empty()) throw transfer_error(errc::overflow, wrong);
+  out.clear();
+  codec::encode(what, out);
+}
+
+std::optional<message> decode(std::span<std::byte const> datagram, std::string& what_is_wrong) {
+  if (datagram.size() > max_datagram) {
+    what_is_wrong = words("a datagram of ", datagram.size(), " bytes, more than ", max_datagram);
+    return std::nullopt;
+  }
+  message what;
+  if (auto const read = codec::decode(datagram, what, limits); !read) {
+    what_is_wrong = words("a datagram of ", datagram.size(), " bytes is no message: ", read.text());
+    return std::nullopt;
+  }
+  what_is_wrong = too_long(what);
+  if (!what_is_wrong.empty()) return std::nullopt;
+  return what;
+}
+
+std::uint64_t schema_hash() {
+  static constexpr std::uint64_t hash = codec::schema_hash<message>();
+  return hash;
+}
+
+std::string print(message const& what) { return codec::print(what); }
+
+std::string_view name_of(message const& what) noexcept {
+  return std::visit(
+      [](auto const& m) { return codec::detail::type_name<std::remove_cvref_t<decltype(m)>>(); }, what);
+}
+
+std::size_t expected_fds(message const& what) noexcept {
+  return std::holds_alternative<ring>(what) || std::holds_alternative<manifest_follows>(what) ? 1 : 0;
+}
+
+} // namespace ropeway::protocol

@@ -1,0 +1,99 @@
+// What the receiver's machine knows. What the sender says is handled in messages.cpp, everything else in
+// ../receiver_machine.cpp. Part of ropeway; Apache-2.0.
+#pragma once
+#include <map>
+
+#include "protocol/receiver_machine.hpp"
+#include "protocol/text.hpp"
+
+namespace ropeway::protocol {
+
+/// More rings than any sender has devices.
+inline constexpr std::size_t max_rings = 65;
+
+struct receiver_machine::impl {
+  enum class session : std::uint8_t { unborn, handshake, open, over };
+  enum class stage : std::uint8_t {
+    idle,
+    looking_up, ///< the driver looks whether it knows the layout
+    asking,     ///< need_manifest was said
+    reading,    ///< the driver reads the manifest
+    offered,    ///< the embedder decides
+    loading,
+    all_copied, ///< waits for commit or abort
+    committing,
+    draining, ///< the update is given up; the driver's copies may still run
+  };
+  struct known_ring {
+    ring what;
+    enum class state : std::uint8_t { mapping, mapped, refused } at = state::mapping;
+  };
+  struct held_slot {
+    std::uint32_t ring = 0, slot = 0;
+  };
+  /// What is said when the driver has drained its copies.
+  enum class last_word : std::uint8_t { none, aborted, failed };
+
+  explicit impl(receiver_settings s) : settings(std::move(s)) {}
+
+  receiver_settings settings;
+  session life = session::unborn;
+  welcome terms; ///< as the sender said
+  std::map<std::uint32_t, known_ring> rings;
+
+  stage at = stage::idle;
+  begin current;
+  std::vector<std::uint64_t> bucket_bytes;
+  std::uint32_t next_bucket = 0, loaded_buckets = 0;
+  std::uint64_t last_seq = 0;
+  std::map<std::uint64_t, held_slot> held; ///< by seq: published, not yet released
+
+  last_word at_drained = last_word::none;
+  std::uint16_t failed_code = 0;
+  std::string failed_text;
+  bool closing = false; ///< goodbye follows the end of the update
+  std::string closing_text;
+
+  std::uint64_t last_update = 0; ///< the newest that was begun
+  bool said_aborted = false;     ///< for last_update
+  bool gave_up = false;          ///< last_update ended by our abort: the sender may not have known yet
+
+  time_point now{}, born{}, heard{}, said{}, waiting_since{};
+  std::vector<receiver_action> actions;
+
+  // ---- messages.cpp ----
+  void received(message const& what);
+  /// Whether a message about this update is for the one that runs. If not, it is ignored (it crossed our
+  /// abort) or it ended the session.
+  bool is_current(std::uint64_t update, message const& what);
+  void on(welcome const& m);
+  void on(turned_away const& m);
+  void on(ring const& m);
+  void on(begin const& m);
+  void on(manifest_follows const& m);
+  void on(published const& m);
+  void on(commit const& m);
+  void on(abort_update const& m);
+  void on(alive const& m);
+  void on(goodbye const& m);
+  template <class Other>
+  void on(Other const& m);
+
+  // ---- receiver_machine.cpp ----
+  void say(message what);
+  void go(stage next);
+  bool running() const noexcept { return at != stage::idle; }
+  /// Stops the running update: the driver drains, then `word` is said.
+  void stop(errc code, std::string const& text, bool by_peer, last_word word);
+  void give_up(errc code, std::string const& text);
+  void finish_update();
+  void end(errc code, std::string const& text);
+  void end_with_goodbye(errc code, std::string const& text);
+  void violated(std::string const& text) { end_with_goodbye(errc::protocol_error, text); }
+  duration silence_limit() const;
+  duration alive_interval() const;
+  bool waits_for_sender() const noexcept;
+  std::optional<time_point> due() const;
+};
+
+} // namespace ropeway::protocol

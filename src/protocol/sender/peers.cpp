@@ -1,0 +1,140 @@
+// Arriving and leaving.
+#include <algorithm>
+
+#include "protocol/codec.hpp"
+#include "protocol/sender/state.hpp"
+
+namespace ropeway::protocol {
+
+namespace {
+std::string full_name(std::string const& name, std::string const& about) {
+  std::string line = name.empty() ? std::string("receiver") : one_line(name, max_name);
+  if (!about.empty()) line += " (" + about + ")";
+  return line;
+}
+} // namespace
+
+void sender_machine::impl::connected(peer_id id, std::string about) {
+  if (id >= first_reserved_peer || peers.count(id) != 0) return;
+  std::string refusal;
+  errc why = errc::busy;
+  if (closed) {
+    why = errc::not_open;
+    refusal = "the sender is closing";
+  } else if (peers.size() >= settings.max_peers) {
+    refusal = words("the sender has its limit of ", settings.max_peers, " connections; try again later");
+  }
+  if (!refusal.empty()) {
+    actions.emplace_back(send_action::say{id, turned_away{static_cast<std::uint16_t>(why), refusal}});
+    actions.emplace_back(send_action::drop{id, why, refusal});
+    return;
+  }
+  peer p;
+  p.words = one_line(about, max_name);
+  p.name = full_name({}, p.words);
+  p.connected = p.heard = p.said = now;
+  peers.emplace(id, std::move(p));
+}
+
+sender_machine::impl::peer* sender_machine::impl::find(peer_id id) {
+  auto const at = peers.find(id);
+  return at == peers.end() ? nullptr : &at->second;
+}
+
+std::size_t sender_machine::impl::members(std::string const& group) const {
+  return static_cast<std::size_t>(std::count_if(peers.begin(), peers.end(), [&](auto const& p) {
+    return p.second.greeted && p.second.group == group;
+  }));
+}
+
+void sender_machine::impl::greet(peer_id id, hello const& what) {
+  peer& p = peers.at(id);
+  p.name = full_name(what.name, p.words);
+  if (what.magic != hello_magic)
+    return turn_away(id, errc::protocol_error, "hello does not start with ropeway's magic number");
+  std::uint16_t const newest = std::min(what.newest, version_max);
+  if (what.oldest > what.newest || newest < std::max(what.oldest, version_min))
+    return turn_away(id, errc::version_mismatch,
+                     words("the receiver speaks protocol versions ", what.oldest, " to ", what.newest,
+                           ", this sender ", version_min, " to ", version_max,
+                           "; use builds with a version in common"));
+  if (what.schema != schema_hash())
+    return turn_away(id, errc::version_mismatch,
+                     words("receiver and sender both speak protocol version ", newest,
+                           " but were built from different messages; use the same build"));
+  if (what.devices.size() > max_devices)
+    return turn_away(id, errc::invalid_argument,
+                     words("hello names ", what.devices.size(), " devices, more than ", max_devices));
+  if (what.group.empty() != (what.group_size == 0))
+    return turn_away(id, errc::invalid_argument,
+                     words("a group needs both a name and a size; hello says \"",
+                           one_line(what.group, max_name), "\" and ", what.group_size));
+  if (!what.group.empty()) {
+    for (auto const& [other_id, other] : peers)
+      if (other.greeted && other.group == what.group && other.group_size != what.group_size)
+        return turn_away(id, errc::invalid_argument,
+                         words("hello says that group ", one_line(what.group, max_name), " has ",
+                               what.group_size, " members, ", other.name, " says ", other.group_size));
+    if (members(what.group) >= what.group_size)
+      return turn_away(id, errc::busy,
+                       words("all ", what.group_size, " members of group ", one_line(what.group, max_name),
+                             " are connected already"));
+  }
+  p.greeted = true;
+  p.maps_cuda = !what.devices.empty();
+  p.group = what.group;
+  p.group_size = what.group_size;
+  p.version_held = what.version_held;
+  p.holds_version = what.last_sender == settings.instance && what.last_update != 0;
+  welcome answer;
+  answer.version = newest;
+  answer.sender = settings.instance;
+  answer.bucket_bytes = settings.bucket_bytes;
+  auto const ms = std::chrono::duration_cast<std::chrono::milliseconds>(settings.silence).count();
+  answer.silence_ms = static_cast<std::uint32_t>(std::clamp<std::int64_t>(ms, 1, UINT32_MAX));
+  say(id, answer);
+}
+
+void sender_machine::impl::turn_away(peer_id id, errc code, std::string const& text) {
+  say(id, turned_away{static_cast<std::uint16_t>(code), text});
+  actions.emplace_back(send_action::drop{id, code, text});
+  forget(id, code, text);
+}
+
+void sender_machine::impl::drop(peer_id id, errc code, std::string const& text) {
+  peer* p = find(id);
+  if (!p) return;
+  if (!p->greeted) return turn_away(id, code, text);
+  say(id, goodbye{static_cast<std::uint16_t>(code), text});
+  actions.emplace_back(send_action::drop{id, code, text});
+  forget(id, code, text);
+}
+
+void sender_machine::impl::violated(peer_id id, std::string const& text) {
+  drop(id, errc::protocol_error, text);
+}
+
+void sender_machine::impl::forget(peer_id id, errc code, std::string const& text) {
+  for (auto& [number, ring] : rings) ring.ledger.release_all(id);
+  participant* p = taking_part(id);
+  peers.erase(id);
+  if (!p) return;
+  if (p->at == stage::committing)
+    conclude(*p, outcome::unconfirmed, static_cast<std::uint16_t>(errc::unconfirmed),
+             "it was told to commit and left without an answer: " + text);
+  else
+    conclude(*p, outcome::dropped, static_cast<std::uint16_t>(code), text);
+}
+
+void sender_machine::impl::close(std::string const& text) {
+  if (closed) return;
+  closed = true;
+  std::string const line = one_line(text);
+  give_up(errc::not_open, line);
+  while (!peers.empty()) {
+    auto const& [id, p] = *peers.begin();
+    drop(id, p.greeted ? errc::ok : errc::not_open, line);
+  }
+}
+
+} // namespace ropeway::protocol

@@ -1,0 +1,195 @@
+// What the sender's machine knows: its peers, its rings, the update that runs. The rules are in the .cpp
+// files of this folder, one concern each. Part of ropeway; Apache-2.0.
+#pragma once
+#include <deque>
+#include <map>
+
+#include "plan/slot_ledger.hpp"
+#include "protocol/sender_machine.hpp"
+#include "protocol/text.hpp"
+
+namespace ropeway::protocol {
+
+/// Holds in a ring's ledger that are no receiver's: the sender's own (packed, not yet published) and a
+/// relay's.
+inline constexpr peer_id own_hold = first_reserved_peer, relay_hold = first_reserved_peer + 1;
+
+struct sender_machine::impl {
+  // ---- peers ----
+
+  /// A ring is offered once a session; the answer is remembered.
+  struct offered_ring {
+    enum class answer : std::uint8_t { awaited, mapped, refused } what = answer::awaited;
+    std::uint16_t code = 0;
+    std::string text;
+  };
+  /// What a peer still has to say about an update that is over for the sender.
+  enum class debt : std::uint8_t { none, aborted, commit_answer };
+  struct peer {
+    std::string words; ///< what the driver says about it
+    std::string name;
+    bool greeted = false, maps_cuda = false;
+    std::string group;
+    std::uint32_t group_size = 0;
+    std::uint64_t version_held = 0;
+    bool holds_version = false;
+    std::string last_error;
+    std::map<std::uint32_t, offered_ring> rings;
+    debt owes = debt::none;
+    std::uint64_t owes_for = 0, owes_version = 0; ///< of that update
+    time_point owes_since{};
+    time_point connected{}, heard{}, said{};
+    std::optional<time_point> due_since; ///< since when we wait for it
+  };
+
+  // ---- rings ----
+
+  struct ring_record {
+    explicit ring_record(std::uint32_t slots) : ledger(slots) {}
+    bool ready = false; ///< the driver has made it
+    plan::slot_ledger ledger;
+  };
+
+  // ---- the running update ----
+
+  enum class stage : std::uint8_t {
+    owing,      ///< it has not yet answered for an earlier update; nothing was said about this one
+    preparing,  ///< its ring is being made; nothing was said about this update
+    deciding,   ///< begin was said; accept or ring_mapped is missing
+    loading,    ///< it takes part
+    all_copied, ///< it waits for the other members of its group
+    committing,
+    over, ///< `result` is final
+  };
+  struct participant {
+    stage at = stage::owing;
+    std::string group;
+    bool accepted = false, asked_manifest = false;
+    std::uint32_t published = 0, released = 0; ///< counts of buckets
+    time_point since{};                        ///< when this stage's limit began to run
+    std::string route_reason;                  ///< why it does not read the update's own ring
+    peer_result result;
+  };
+  /// A bucket from the start of its packing until it was published wherever it must go.
+  struct load {
+    std::uint64_t seq = 0;
+    std::uint32_t bucket = 0, slot = 0, host_slot = 0;
+    bool packed = false, published = false;
+    /// Towards the host ring, for receivers that read it while the update's own ring is another.
+    enum class relay : std::uint8_t { none, wanted, running, done, published } relaying = relay::none;
+    bool finished() const noexcept {
+      return published && (relaying == relay::none || relaying == relay::published);
+    }
+  };
+  struct update {
+    std::uint64_t id = 0;
+    update_facts facts;
+    std::vector<participant> participants;
+    std::map<std::string, bool> group_committing;
+    std::deque<load> loads;
+    std::uint32_t next_bucket = 0, packed = 0;
+    std::uint32_t copies = 0; ///< packs and relays that the driver was asked for and has not answered
+    bool source_free = false, drain_said = false, drained = false;
+    errc code = errc::ok;
+    std::string text;
+    std::uint32_t buckets() const noexcept { return static_cast<std::uint32_t>(facts.bucket_bytes.size()); }
+  };
+
+  explicit impl(sender_settings s) : settings(std::move(s)) {}
+
+  sender_settings settings;
+  std::map<peer_id, peer> peers;
+  std::map<std::uint32_t, ring_record> rings;
+  std::optional<update> running;
+  std::uint64_t next_update = 1, next_seq = 1;
+  time_point now{};
+  bool closed = false;
+  std::vector<sender_action> actions;
+
+  // ---- peers.cpp: arriving and leaving ----
+  void connected(peer_id id, std::string about);
+  void greet(peer_id id, hello const& what);
+  void turn_away(peer_id id, errc code, std::string const& text);
+  /// Says goodbye, closes the connection and forgets the peer.
+  void drop(peer_id id, errc code, std::string const& text);
+  /// The peer broke the protocol.
+  void violated(peer_id id, std::string const& text);
+  /// Takes the peer out of everything; what it took part in goes on without it.
+  void forget(peer_id id, errc code, std::string const& text);
+  void close(std::string const& text);
+  peer* find(peer_id id);
+  std::size_t members(std::string const& group) const;
+
+  // ---- messages.cpp: what peers say ----
+  void received(peer_id id, message const& what);
+  /// The participant that a message about update `number` is from. Nothing if the message is to be ignored
+  /// because it crossed our abort, or if it dropped the peer.
+  participant* current(peer_id id, peer const& p, std::uint64_t number, message const& what);
+  void on(peer_id id, peer& p, ring_mapped const& m);
+  void on(peer_id id, peer& p, ring_refused const& m);
+  void on(peer_id id, peer& p, need_manifest const& m);
+  void on(peer_id id, peer& p, accept const& m);
+  void on(peer_id id, peer& p, refuse const& m);
+  void on(peer_id id, peer& p, not_now const& m);
+  void on(peer_id id, peer& p, released const& m);
+  void on(peer_id id, peer& p, all_copied const& m);
+  void on(peer_id id, peer& p, committed const& m);
+  void on(peer_id id, peer& p, failed const& m);
+  void on(peer_id id, peer& p, abort_update const& m);
+  void on(peer_id id, peer& p, aborted const& m);
+  void on(peer_id id, peer& p, alive const& m);
+  void on(peer_id id, peer& p, goodbye const& m);
+  template <class Other>
+  void on(peer_id id, peer&, Other const& m);
+
+  // ---- update.cpp: who takes part, and what becomes of them ----
+  std::uint64_t begin_update(update_facts facts);
+  void skip_incomplete_groups();
+  /// Does what can be done now towards the participant's start.
+  void advance(participant& p);
+  void say_begin(participant& p);
+  participant* taking_part(peer_id id);
+  /// The outcome is known; the rest of its group hears of it.
+  void conclude(participant& p, outcome what, std::uint16_t code, std::string const& text);
+  /// Like conclude, for a participant that must be told.
+  void stop(participant& p, outcome what, errc code, std::string const& text);
+  void settle_outcome(participant& p, outcome what, std::uint16_t code, std::string const& text);
+  void tell_abort(participant& p, errc code, std::string const& text);
+  void fail_group(std::string const& group, std::string const& text);
+  void commit_if_ready(participant& p);
+  void say_commit(participant& p);
+  void give_up(errc code, std::string const& text);
+  void check_finished();
+
+  // ---- stream.cpp: buckets through slots ----
+  /// The ring, asked of the driver if it is not there; nothing until it is ready.
+  ring_record* need_ring(std::uint32_t ring);
+  void pump();
+  void pack_ahead(ring_record& main);
+  void publish_and_relay(ring_record& main);
+  bool start_relay(load& l, ring_record& main);
+  void publish(load const& l, std::uint32_t ring, std::uint32_t slot);
+  void packed(std::uint64_t seq);
+  void relayed(std::uint64_t seq);
+  void ring_ready(std::uint32_t ring);
+  void ring_failed(std::uint32_t ring, errc code, std::string const& text);
+  void abandon_loads();
+  bool everyone_decided() const;
+  bool anyone_reads(std::uint32_t ring) const;
+
+  // ---- deadlines.cpp ----
+  struct timer {
+    time_point at;
+    enum class kind : std::uint8_t { handshake, silence, decide, commit, debt, alive } what;
+    peer_id peer;
+  };
+  std::optional<timer> earliest();
+  void fire(timer const& t);
+  bool is_due(peer_id id, peer const& p);
+
+  void say(peer_id to, message what);
+  /// What follows from the event that was just handled.
+  void settle();
+};
+
+} // namespace ropeway::protocol

@@ -1,0 +1,214 @@
+// Who takes part in an update, and what becomes of them.
+#include <algorithm>
+
+#include "protocol/sender/state.hpp"
+
+namespace ropeway::protocol {
+
+std::uint64_t sender_machine::impl::begin_update(update_facts facts) {
+  if (running)
+    throw transfer_error(errc::busy, words("update ", running->id, " is still running; wait for its end"));
+  if (facts.bucket_bytes.size() >= UINT32_MAX)
+    throw transfer_error(errc::overflow, "an update of more than 4294967294 buckets; use larger buckets");
+  update& u = running.emplace();
+  u.id = next_update++;
+  u.facts = std::move(facts);
+  for (auto const& [id, who] : peers) {
+    if (!who.greeted) continue;
+    participant& p = u.participants.emplace_back();
+    p.group = who.group;
+    p.since = now;
+    p.result.peer = id;
+    p.result.name = who.name;
+    p.result.ring = who.maps_cuda ? u.facts.ring : host_ring;
+  }
+  skip_incomplete_groups();
+  return u.id;
+}
+
+void sender_machine::impl::skip_incomplete_groups() {
+  for (auto& p : running->participants) {
+    if (p.group.empty()) continue;
+    auto const connected = members(p.group);
+    auto const wanted = peers.at(p.result.peer).group_size;
+    if (connected < wanted)
+      settle_outcome(
+          p, outcome::skipped, static_cast<std::uint16_t>(errc::group_incomplete),
+          words(connected, " of ", wanted, " members of group ", one_line(p.group), " are connected"));
+  }
+}
+
+void sender_machine::impl::advance(participant& p) {
+  if (p.at > stage::deciding) return;
+  peer& who = peers.at(p.result.peer);
+  if (p.at == stage::owing) {
+    if (who.owes != debt::none) return;
+    p.at = stage::preparing;
+    p.since = now;
+  }
+  bool mapped = running->buckets() == 0; // nothing to read, nothing to map
+  while (!mapped) {
+    auto const number = p.result.ring;
+    auto const offered = who.rings.find(number);
+    if (offered == who.rings.end()) {
+      if (!need_ring(number)) return;
+      ring offer;
+      offer.id = number;
+      offer.on_device = number == host_ring ? 0 : 1;
+      offer.slot_bytes = settings.bucket_bytes;
+      offer.slots = settings.slots;
+      who.rings[number];
+      say(p.result.peer, offer);
+      p.since = now;
+      break;
+    }
+    auto const& [answer, code, text] = offered->second;
+    if (answer != offered_ring::answer::refused) {
+      mapped = answer == offered_ring::answer::mapped;
+      break;
+    }
+    if (number == host_ring)
+      return stop(p, outcome::refused, static_cast<errc>(code),
+                  "it can't map the sender's host ring: " + text);
+    p.route_reason = words("through host memory, because it can't map ring ", number, ": ", text);
+    p.result.ring = host_ring;
+  }
+  if (p.at == stage::preparing) say_begin(p);
+  if (p.accepted && mapped) p.at = stage::loading;
+}
+
+void sender_machine::impl::say_begin(participant& p) {
+  begin b;
+  b.update = running->id;
+  b.version = running->facts.version;
+  b.layout = running->facts.layout;
+  b.total_bytes = running->facts.total_bytes;
+  b.tensors = running->facts.tensors;
+  b.buckets = running->buckets();
+  say(p.result.peer, b);
+  p.at = stage::deciding;
+  p.since = now;
+}
+
+sender_machine::impl::participant* sender_machine::impl::taking_part(peer_id id) {
+  if (!running) return nullptr;
+  for (auto& p : running->participants)
+    if (p.result.peer == id) return p.at == stage::over ? nullptr : &p;
+  return nullptr;
+}
+
+void sender_machine::impl::settle_outcome(participant& p, outcome what, std::uint16_t code,
+                                          std::string const& text) {
+  p.at = stage::over;
+  p.result.what = what;
+  p.result.code = code;
+  p.result.text = text.empty() ? p.route_reason : one_line(text);
+  p.result.decided = now;
+  peer* who = find(p.result.peer);
+  if (!who) return;
+  if (what == outcome::committed) {
+    who->version_held = running->facts.version;
+    who->holds_version = true;
+    who->last_error.clear();
+  } else {
+    who->last_error = p.result.text;
+  }
+}
+
+void sender_machine::impl::conclude(participant& p, outcome what, std::uint16_t code,
+                                    std::string const& text) {
+  settle_outcome(p, what, code, text);
+  if (!p.group.empty() && what != outcome::committed)
+    fail_group(p.group, words("group ", one_line(p.group), " can't commit without ", p.result.name, ": ",
+                              p.result.text));
+}
+
+void sender_machine::impl::fail_group(std::string const& group, std::string const& text) {
+  if (running->group_committing[group]) return; // what was told can't be taken back
+  for (auto& p : running->participants) {
+    if (p.group != group || p.at == stage::over) continue;
+    tell_abort(p, errc::group_incomplete, text);
+    settle_outcome(p, outcome::skipped, static_cast<std::uint16_t>(errc::group_incomplete), text);
+  }
+}
+
+void sender_machine::impl::tell_abort(participant& p, errc code, std::string const& text) {
+  if (p.at < stage::deciding || p.at > stage::all_copied) return; // it does not know of the update
+  say(p.result.peer, abort_update{running->id, static_cast<std::uint16_t>(code), one_line(text)});
+  peer& who = peers.at(p.result.peer);
+  who.owes = debt::aborted;
+  who.owes_for = running->id;
+  who.owes_since = now;
+}
+
+void sender_machine::impl::stop(participant& p, outcome what, errc code, std::string const& text) {
+  tell_abort(p, code, text);
+  conclude(p, what, static_cast<std::uint16_t>(code), text);
+}
+
+void sender_machine::impl::say_commit(participant& p) {
+  say(p.result.peer, protocol::commit{running->id});
+  p.at = stage::committing;
+  p.since = now;
+}
+
+void sender_machine::impl::commit_if_ready(participant& p) {
+  if (p.group.empty()) return say_commit(p);
+  auto& all = running->participants;
+  if (std::any_of(all.begin(), all.end(),
+                  [&](auto const& m) { return m.group == p.group && m.at != stage::all_copied; }))
+    return;
+  running->group_committing[p.group] = true;
+  for (auto& m : all)
+    if (m.group == p.group) say_commit(m);
+}
+
+void sender_machine::impl::give_up(errc code, std::string const& text) {
+  if (!running) return;
+  update& u = *running;
+  if (u.code == errc::ok) {
+    u.code = code;
+    u.text = one_line(text);
+  }
+  std::string const why = "the sender gave the update up: " + u.text;
+  for (auto& p : u.participants) {
+    if (p.at == stage::over) continue;
+    if (p.at == stage::committing) {
+      peer& who = peers.at(p.result.peer);
+      who.owes = debt::commit_answer;
+      who.owes_for = u.id;
+      who.owes_version = u.facts.version;
+      who.owes_since = p.since;
+      settle_outcome(p, outcome::unconfirmed, static_cast<std::uint16_t>(errc::unconfirmed),
+                     "it was told to commit and had not answered when " + why);
+    } else {
+      tell_abort(p, code, u.text);
+      settle_outcome(p, outcome::skipped, static_cast<std::uint16_t>(code), why);
+    }
+  }
+  if (!u.drain_said) actions.emplace_back(send_action::drain{});
+  u.drain_said = true;
+}
+
+void sender_machine::impl::check_finished() {
+  if (!running) return;
+  update& u = *running;
+  if (std::any_of(u.participants.begin(), u.participants.end(),
+                  [](auto const& p) { return p.at != stage::over; }))
+    return;
+  if (u.copies > 0 && !u.drain_said) {
+    actions.emplace_back(send_action::drain{});
+    u.drain_said = true;
+  }
+  if (u.drain_said && !u.drained) return;
+  abandon_loads();
+  if (!u.source_free) actions.emplace_back(send_action::source_free{});
+  send_action::finished end;
+  end.code = u.code;
+  end.text = u.text;
+  for (auto& p : u.participants) end.results.push_back(std::move(p.result));
+  running.reset();
+  actions.emplace_back(std::move(end));
+}
+
+} // namespace ropeway::protocol

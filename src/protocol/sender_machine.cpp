@@ -1,0 +1,137 @@
+// The public face: every event moves the clock, is handled, and then what follows from it is done.
+#include "protocol/sender_machine.hpp"
+
+#include <algorithm>
+
+#include "protocol/sender/state.hpp"
+
+namespace ropeway::protocol {
+
+void sender_machine::impl::say(peer_id to, message what) {
+  peers.at(to).said = now;
+  actions.emplace_back(send_action::say{to, std::move(what)});
+}
+
+void sender_machine::impl::settle() {
+  if (running)
+    for (auto& p : running->participants) advance(p);
+  pump();
+  check_finished();
+  for (auto& [id, p] : peers) {
+    if (!is_due(id, p))
+      p.due_since.reset();
+    else if (!p.due_since)
+      p.due_since = now;
+  }
+}
+
+sender_machine::sender_machine(sender_settings settings)
+    : impl_(std::make_unique<impl>(std::move(settings))) {
+  impl_->settings.slots = std::max(impl_->settings.slots, 1u);
+}
+sender_machine::~sender_machine() = default;
+sender_machine::sender_machine(sender_machine&&) noexcept = default;
+sender_machine& sender_machine::operator=(sender_machine&&) noexcept = default;
+
+namespace {
+/// Time never goes back.
+void move_clock(time_point& clock, time_point now) { clock = std::max(clock, now); }
+} // namespace
+
+void sender_machine::connected(peer_id peer, std::string words_about_it, time_point now) {
+  move_clock(impl_->now, now);
+  impl_->connected(peer, std::move(words_about_it));
+}
+
+void sender_machine::received(peer_id peer, message const& what, time_point now) {
+  move_clock(impl_->now, now);
+  impl_->received(peer, what);
+  impl_->settle();
+}
+
+void sender_machine::gone(peer_id peer, errc code, std::string text, time_point now) {
+  move_clock(impl_->now, now);
+  if (impl_->find(peer)) impl_->forget(peer, code, one_line(text));
+  impl_->settle();
+}
+
+std::uint64_t sender_machine::begin_update(update_facts facts, time_point now) {
+  move_clock(impl_->now, now);
+  auto const id = impl_->begin_update(std::move(facts));
+  impl_->settle();
+  return id;
+}
+
+void sender_machine::ring_ready(std::uint32_t ring, time_point now) {
+  move_clock(impl_->now, now);
+  impl_->ring_ready(ring);
+  impl_->settle();
+}
+
+void sender_machine::ring_failed(std::uint32_t ring, errc code, std::string text, time_point now) {
+  move_clock(impl_->now, now);
+  impl_->ring_failed(ring, code, one_line(text));
+  impl_->settle();
+}
+
+void sender_machine::packed(std::uint64_t seq, time_point now) {
+  move_clock(impl_->now, now);
+  impl_->packed(seq);
+  impl_->settle();
+}
+
+void sender_machine::relayed(std::uint64_t seq, time_point now) {
+  move_clock(impl_->now, now);
+  impl_->relayed(seq);
+  impl_->settle();
+}
+
+void sender_machine::give_up(errc code, std::string text, time_point now) {
+  move_clock(impl_->now, now);
+  impl_->give_up(code, text);
+  impl_->settle();
+}
+
+void sender_machine::drained(time_point now) {
+  move_clock(impl_->now, now);
+  if (impl_->running && impl_->running->drain_said) impl_->running->drained = true;
+  impl_->settle();
+}
+
+void sender_machine::tick(time_point now) {
+  move_clock(impl_->now, now);
+  for (auto t = impl_->earliest(); t && t->at <= impl_->now; t = impl_->earliest()) {
+    impl_->fire(*t);
+    impl_->settle();
+  }
+}
+
+void sender_machine::close(std::string text, time_point now) {
+  move_clock(impl_->now, now);
+  impl_->close(text);
+  impl_->settle();
+}
+
+std::vector<sender_action> sender_machine::take() { return std::exchange(impl_->actions, {}); }
+
+std::optional<time_point> sender_machine::deadline() const {
+  auto const first = impl_->earliest();
+  if (!first) return std::nullopt;
+  return first->at;
+}
+
+bool sender_machine::updating() const { return impl_->running.has_value(); }
+
+std::size_t sender_machine::greeted() const {
+  return static_cast<std::size_t>(std::count_if(impl_->peers.begin(), impl_->peers.end(),
+                                                [](auto const& p) { return p.second.greeted; }));
+}
+
+std::vector<sender_machine::peer_state> sender_machine::peers() const {
+  std::vector<peer_state> all;
+  for (auto const& [id, p] : impl_->peers)
+    if (p.greeted) all.push_back({id, p.name, p.version_held, p.holds_version, p.last_error});
+  return all;
+}
+
+} // namespace ropeway::protocol
