@@ -1,0 +1,46 @@
+// CUDA memory as one backend a device. Part of ropeway; Apache-2.0.
+#include "memory/cuda/cuda.hpp"
+#include "memory/cuda/driver.hpp"
+#include "memory/cuda/gpu.hpp"
+#include "memory/cuda/queue.hpp"
+#include "memory/cuda/region.hpp"
+
+namespace ropeway::memory::cuda {
+namespace {
+
+class cuda_backend final : public backend {
+ public:
+  cuda_backend(std::shared_ptr<driver const> table, int ordinal)
+      : gpu_(std::make_shared<gpu>(std::move(table), ordinal)) {}
+
+  device where() const noexcept override { return gpu_->where(); }
+  device_uuid uuid() const noexcept override { return gpu_->uuid(); }
+  shared_region make_region(std::uint64_t bytes) override { return cuda::make_region(gpu_, bytes); }
+  std::shared_ptr<region> import_region(unique_fd handle, std::uint64_t bytes, device_uuid const& origin) override {
+    return cuda::import_region(gpu_, std::move(handle), bytes, origin);
+  }
+  bool can_reach(device_uuid const& origin) const noexcept override { return cuda::can_reach(*gpu_, origin); }
+  std::shared_ptr<void> register_host(std::shared_ptr<region> memory) override {
+    return cuda::register_host(gpu_, std::move(memory));
+  }
+  std::unique_ptr<queue> make_queue() override { return cuda::make_queue(gpu_); }
+
+ private:
+  std::shared_ptr<gpu> gpu_;
+};
+
+}  // namespace
+
+std::shared_ptr<backend> make_backend(std::shared_ptr<driver const> table, int ordinal) {
+  return std::make_shared<cuda_backend>(std::move(table), ordinal);
+}
+
+std::shared_ptr<backend> make_backend(int ordinal) { return make_backend(load_driver(), ordinal); }
+
+std::vector<device_uuid> visible_devices() noexcept {
+  try {
+    return list_devices(*load_driver());
+  } catch (...) { return {}; }
+}
+
+}  // namespace ropeway::memory::cuda

@@ -1,0 +1,41 @@
+// What a queue's worker has to do, in order. Part of ropeway; Apache-2.0.
+#pragma once
+#include <span>
+#include <vector>
+
+#include "memory/cuda/handles.hpp"
+
+namespace ropeway::memory::cuda {
+
+/// A list that keeps the memory of its jobs, so that a queue which has seen its largest list allocates no more.
+class jobs {
+ public:
+  enum class kind : std::uint8_t { copy, wait, mark };
+  struct job {
+    kind what = kind::mark;
+    std::vector<copy_op> ops;
+    CUevent event = nullptr;
+  };
+
+  void add(kind what, std::span<copy_op const> ops = {}, CUevent event = nullptr) {
+    if (count_ == all_.size()) all_.emplace_back();
+    job& next = all_[count_];
+    next.what = what;
+    next.ops.assign(ops.begin(), ops.end());
+    next.event = event;
+    ++count_;
+  }
+  std::span<job> get() noexcept { return {all_.data(), count_}; }
+  bool empty() const noexcept { return count_ == 0; }
+  void clear() noexcept { count_ = 0; }
+  friend void swap(jobs& a, jobs& b) noexcept {
+    std::swap(a.all_, b.all_);
+    std::swap(a.count_, b.count_);
+  }
+
+ private:
+  std::vector<job> all_;
+  std::size_t count_ = 0;
+};
+
+}  // namespace ropeway::memory::cuda

@@ -1,0 +1,124 @@
+// Which way each copy goes. Part of ropeway; Apache-2.0.
+#include "memory/cuda/lane.hpp"
+
+#include <algorithm>
+
+#include "ropeway/error.hpp"
+
+namespace ropeway::memory::cuda {
+namespace {
+
+// From here on the copy engine beats the kernel; below, its start costs more than the bytes.
+constexpr std::uint64_t engine_from_peer = std::uint64_t{1} << 20;
+constexpr std::uint64_t engine_from_host = std::uint64_t{64} << 10;
+
+bool is_host(place where) noexcept { return where == place::pinned || where == place::pageable; }
+
+}  // namespace
+
+lane::lane(std::shared_ptr<gpu> owner)
+    : owner_(std::move(owner)), work_(owner_), notices_(owner_), marked_(owner_, owner_->context()),
+      finished_(owner_, owner_->context(), true), places_(*owner_),
+      lists_(4 * owner_->multiprocessors(), owner_->kernel(copy_lists::kernel::large_pieces) &&
+                                                owner_->kernel(copy_lists::kernel::large_boxes)) {}
+
+bool lane::sort(std::span<copy_op const> ops) {
+  places_.forget();
+  lists_.clear();
+  engine_.clear();
+  staged_.clear();
+  for (copy_op const& op : ops) sort_one(op);
+  return !staged_.empty();
+}
+
+void lane::sort_one(copy_op const& op) {
+  box area = simplify(op);
+  if (area.empty()) return;
+  end const from = places_.find(op.from_where, from_range(area));
+  end const to = places_.find(op.to_where, to_range(area));
+  bool const far = from.where == place::far || to.where == place::far;
+  bool const pageable = from.where == place::pageable || to.where == place::pageable;
+  if (pageable || (is_host(from.where) && is_host(to.where)) || (far && op.convert != conversion::none)) {
+    staged_.push_back(op);
+    return;
+  }
+  if (far) return add_rows(area);
+  if (area.contiguous()) {
+    bool const host = is_host(from.where) || is_host(to.where);
+    bool const peer = from.where == place::peer || to.where == place::peer;
+    std::uint64_t const bytes = area.extent[0];
+    if ((host && bytes >= engine_from_host) || (peer && bytes >= engine_from_peer)) return add_rows(area);
+  }
+  area.from += from.shift;
+  area.to += to.shift;
+  lists_.add_box(area);
+}
+
+/// Copies for the engine, one a row.
+void lane::add_rows(box area) {
+  std::size_t const inner = area.rank - 1;
+  bool const rows = area.from_stride[inner] == 1 && area.to_stride[inner] == 1;
+  std::uint64_t const bytes = rows ? area.extent[inner] : 1;
+  std::size_t const outer = rows ? inner : area.rank;
+  std::array<std::uint64_t, max_rank + 1> at{};
+  for (;;) {
+    engine_.push_back({reinterpret_cast<std::uint64_t>(area.from), reinterpret_cast<std::uint64_t>(area.to), bytes});
+    std::size_t d = outer;
+    for (; d > 0; --d) {
+      area.from += area.from_stride[d - 1];
+      area.to += area.to_stride[d - 1];
+      if (++at[d - 1] < area.extent[d - 1]) break;
+      area.from -= area.from_stride[d - 1] * static_cast<std::int64_t>(area.extent[d - 1]);
+      area.to -= area.to_stride[d - 1] * static_cast<std::int64_t>(area.extent[d - 1]);
+      at[d - 1] = 0;
+    }
+    if (d == 0) return;
+  }
+}
+
+void lane::launch() {
+  driver const& d = owner_->call();
+  copy_lists::launch next{};
+  while (lists_.next(next)) {
+    void* parameters[] = {const_cast<void*>(next.parameters)};
+    unfinished_ = true;
+    d.check(d.cuLaunchKernel(owner_->kernel(next.which), next.blocks, 1, 1, ropeway_threads, 1, 1, 0, work_.get(),
+                             parameters, nullptr),
+            "a copy kernel can't be started");
+  }
+  for (engine_copy const& one : engine_) {
+    unfinished_ = true;
+    d.check(d.cuMemcpyAsync(one.to, one.from, one.bytes, work_.get()), "a copy can't be started");
+  }
+}
+
+void lane::wait(CUevent when) {
+  driver const& d = owner_->call();
+  CUresult const result = d.cuStreamWaitEvent(work_.get(), when, 0);
+  bool const no_event = result == CUDA_ERROR_INVALID_HANDLE || result == CUDA_ERROR_INVALID_VALUE;
+  d.check(result, "a copy can't wait for the event it was given",
+          no_event ? errc::invalid_argument : errc::device_failed);
+  unfinished_ = true;
+}
+
+void lane::record(event const& on) {
+  driver const& d = owner_->call();
+  d.check(d.cuEventRecord(on.get(), work_.get()), "a copy can't be followed");
+}
+
+void lane::mark(completion& to) {
+  driver const& d = owner_->call();
+  record(marked_);
+  d.check(d.cuStreamWaitEvent(notices_.get(), marked_.get(), 0), "a copy can't be followed");
+  d.check(to.enqueue(d, notices_.get()), "a copy can't be followed");
+}
+
+void lane::finish() {
+  if (!unfinished_) return;
+  driver const& d = owner_->call();
+  record(finished_);
+  d.check(d.cuEventSynchronize(finished_.get()), "a copy failed");
+  unfinished_ = false;
+}
+
+}  // namespace ropeway::memory::cuda

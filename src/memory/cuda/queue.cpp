@@ -1,0 +1,290 @@
+// A queue is a lane and, once pageable memory came, a worker thread. As long as the worker has something to do,
+// everything goes through it, so that the order stays. Part of ropeway; Apache-2.0.
+#include "memory/cuda/queue.hpp"
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <csignal>
+#include <mutex>
+#include <optional>
+#include <pthread.h>
+#include <thread>
+
+#include "memory/cuda/gates.hpp"
+#include "memory/cuda/jobs.hpp"
+#include "memory/cuda/lane.hpp"
+#include "memory/cuda/staging.hpp"
+#include "ropeway/error.hpp"
+
+namespace ropeway::memory::cuda {
+namespace {
+
+/// What the worker shares with the queue, and what stays behind if a queue can't be drained.
+class core : public std::enable_shared_from_this<core> {
+ public:
+  explicit core(std::shared_ptr<gpu> owner)
+      : owner_(std::move(owner)), entered_(std::in_place, *owner_), lane_(owner_), gates_(owner_),
+        completion_(completion::make()) {
+    entered_.reset();
+  }
+  ~core() { completion_->release(); }
+
+  gpu const& owner() const noexcept { return *owner_; }
+  completion const& progress_so_far() const noexcept { return *completion_; }
+  bool failed() const noexcept { return failed_.load(std::memory_order_acquire); }
+  bool idle() const noexcept { return waiting_.load(std::memory_order_acquire) == 0; }
+
+  void start_after(ready_after const& when);
+  void copy(std::span<copy_op const> ops);
+  void mark();
+  CUresult query() noexcept;
+  void fail(std::error_code code, char const* what) noexcept;
+  void fail(std::exception const& error) noexcept;
+  std::error_code failure() noexcept;
+  [[noreturn]] void throw_failure();
+  bool wait_idle(std::chrono::steady_clock::time_point until) noexcept;
+  /// Ends the worker; one that hangs is left behind with what it holds.
+  void stop(bool drained) noexcept;
+
+ private:
+  void hand_over(jobs::kind what, std::span<copy_op const> ops = {}, CUevent event = nullptr);
+  void carry_out(jobs::job& next);
+  void start_worker();
+  static void work(std::shared_ptr<core> self);
+
+  std::shared_ptr<gpu> owner_;
+  std::optional<scope> entered_;  // while the members below are made
+  lane lane_;
+  gates gates_;
+  completion* completion_;
+  std::optional<staging> staging_;  // the worker's
+
+  std::atomic<std::size_t> waiting_{0};  // jobs that the worker has not finished
+  std::atomic<bool> failed_{false};
+  std::mutex mutex_;
+  std::condition_variable work_, idle_;
+  jobs incoming_;
+  bool stop_ = false;
+  std::error_code failure_code_;
+  std::string failure_;
+  std::thread worker_;
+};
+
+void core::start_after(ready_after const& when) {
+  if (when.type() == ready_after::kind::nothing) return;
+  scope here(*owner_);
+  if (idle() && when.type() == ready_after::kind::event) return lane_.wait(when.event());
+  CUevent const gate = when.type() == ready_after::kind::stream ? gates_.behind(when.stream(), when.where())
+                                                                : gates_.behind(when.event());
+  if (!idle()) return hand_over(jobs::kind::wait, {}, gate);
+  lane_.wait(gate);
+  gates_.give_back(gate);
+}
+
+void core::copy(std::span<copy_op const> ops) {
+  if (!idle()) {
+    // Refused here if it makes no sense: the worker could not tell the caller.
+    for (copy_op const& op : ops) (void)simplify(op);
+    return hand_over(jobs::kind::copy, ops);
+  }
+  scope here(*owner_);
+  bool const staged = lane_.sort(ops);
+  try {
+    lane_.launch();
+  } catch (transfer_error const& error) {
+    fail(error);  // a list half done is none
+    throw;
+  }
+  if (staged) hand_over(jobs::kind::copy, lane_.staged());
+}
+
+void core::mark() {
+  if (failed()) return;
+  if (!idle()) return hand_over(jobs::kind::mark);
+  try {
+    scope here(*owner_);
+    lane_.mark(*completion_);
+  } catch (transfer_error const& error) { fail(error); }
+}
+
+CUresult core::query() noexcept {
+  scope here(*owner_, std::nothrow);
+  return here.entered() ? lane_.query() : CUDA_ERROR_CONTEXT_IS_DESTROYED;
+}
+
+void core::fail(std::error_code code, char const* what) noexcept {
+  {
+    std::lock_guard lock(mutex_);
+    if (failed_.load(std::memory_order_relaxed)) return;
+    failure_code_ = code;
+    try {
+      failure_ = what;
+    } catch (...) {}
+    failed_.store(true, std::memory_order_release);
+  }
+  completion_->ring();
+}
+
+void core::fail(std::exception const& error) noexcept {
+  auto const* known = dynamic_cast<transfer_error const*>(&error);
+  fail(known ? known->code() : make_error_code(errc::device_failed), error.what());
+}
+
+std::error_code core::failure() noexcept {
+  if (!failed()) return {};
+  std::lock_guard lock(mutex_);
+  return failure_code_;
+}
+
+void core::throw_failure() {
+  std::lock_guard lock(mutex_);
+  throw transfer_error(failure_code_, "copies on " + to_string(owner_->where()) + " ended: " + failure_);
+}
+
+void core::hand_over(jobs::kind what, std::span<copy_op const> ops, CUevent event) {
+  start_worker();
+  {
+    std::lock_guard lock(mutex_);
+    incoming_.add(what, ops, event);
+    waiting_.fetch_add(1, std::memory_order_relaxed);
+  }
+  work_.notify_one();
+}
+
+bool core::wait_idle(std::chrono::steady_clock::time_point until) noexcept {
+  std::unique_lock lock(mutex_);
+  return idle_.wait_until(lock, until, [&] { return idle(); });
+}
+
+void core::start_worker() {
+  if (worker_.joinable()) return;
+  // The program's signals are for the program's threads.
+  sigset_t all, before;
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &before);
+  try {
+    worker_ = std::thread(work, shared_from_this());
+  } catch (...) {
+    pthread_sigmask(SIG_SETMASK, &before, nullptr);
+    throw;
+  }
+  pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  pthread_setname_np(worker_.native_handle(), "ropeway-copy");
+}
+
+void core::stop(bool drained) noexcept {
+  if (!worker_.joinable()) return;
+  {
+    std::lock_guard lock(mutex_);
+    stop_ = true;
+  }
+  work_.notify_one();
+  if (drained) worker_.join();
+  else worker_.detach();
+}
+
+void core::work(std::shared_ptr<core> self) {
+  jobs mine;
+  std::unique_lock lock(self->mutex_);
+  for (;;) {
+    self->work_.wait(lock, [&] { return self->stop_ || !self->incoming_.empty(); });
+    if (self->incoming_.empty()) return;
+    swap(mine, self->incoming_);
+    lock.unlock();
+    for (jobs::job& next : mine.get()) {
+      try {
+        if (!self->failed()) self->carry_out(next);
+      } catch (std::exception const& error) { self->fail(error); }
+    }
+    std::size_t const done = mine.get().size();
+    mine.clear();
+    lock.lock();
+    self->waiting_.fetch_sub(done, std::memory_order_release);
+    if (self->idle()) self->idle_.notify_all();
+  }
+}
+
+void core::carry_out(jobs::job& next) {
+  scope here(*owner_);
+  switch (next.what) {
+  case jobs::kind::wait:
+    lane_.wait(next.event);
+    gates_.give_back(next.event);
+    break;
+  case jobs::kind::mark: lane_.mark(*completion_); break;
+  case jobs::kind::copy:
+    if (lane_.sort(next.ops)) std::swap(next.ops, lane_.staged());
+    else next.ops.clear();
+    lane_.launch();
+    if (next.ops.empty()) break;
+    if (!staging_) staging_.emplace(owner_);
+    staging_->run(next.ops, lane_);
+    break;
+  }
+}
+
+class device_queue final : public queue {
+ public:
+  explicit device_queue(std::shared_ptr<gpu> owner) : core_(std::make_shared<core>(std::move(owner))) {}
+
+  ~device_queue() override {
+    bool const drained = drain(drain_limit);
+    core_->stop(drained);
+    // What the device may still touch stays as long as the process.
+    if (!drained) (void)new (std::nothrow) std::shared_ptr<core>(core_);
+  }
+
+  void start_after(ready_after const& when) override {
+    if (core_->failed()) core_->throw_failure();
+    core_->start_after(when);
+  }
+
+  void copy(std::span<copy_op const> ops) override {
+    if (core_->failed()) core_->throw_failure();
+    if (!ops.empty()) core_->copy(ops);
+  }
+
+  std::uint64_t mark() override {
+    core_->mark();
+    return ++marked_;
+  }
+
+  progress poll() override {
+    completion const& seen = core_->progress_so_far();
+    completed_ = std::max(completed_, seen.done());
+    CUresult state = seen.status();
+    if (state == CUDA_SUCCESS && completed_ < marked_ && !core_->failed() && core_->idle()) {
+      state = core_->query();
+      if (state == CUDA_SUCCESS) completed_ = marked_;
+    }
+    if (state != CUDA_SUCCESS && state != CUDA_ERROR_NOT_READY)
+      core_->fail(make_error_code(errc::device_failed), core_->owner().call().text(state).c_str());
+    return {completed_, core_->failure()};
+  }
+
+  int event_fd() const noexcept override { return core_->progress_so_far().fd(); }
+
+  bool drain(std::chrono::milliseconds limit) noexcept override {
+    auto const until = std::chrono::steady_clock::now() + limit;
+    if (!core_->wait_idle(until)) return false;
+    auto pause = std::chrono::microseconds(20);
+    // A context that failed runs nothing any more: drained, too.
+    while (core_->query() == CUDA_ERROR_NOT_READY) {
+      if (std::chrono::steady_clock::now() >= until) return false;
+      std::this_thread::sleep_for(pause);
+      pause = std::min(2 * pause, std::chrono::microseconds(1000));
+    }
+    return true;
+  }
+
+ private:
+  std::shared_ptr<core> core_;
+  std::uint64_t marked_ = 0, completed_ = 0;
+};
+
+}  // namespace
+
+std::unique_ptr<queue> make_queue(std::shared_ptr<gpu> owner) { return std::make_unique<device_queue>(std::move(owner)); }
+
+}  // namespace ropeway::memory::cuda
