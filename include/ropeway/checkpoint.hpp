@@ -82,6 +82,8 @@ class read_options {
   bool direct_ = true;
 };
 
+class read_core;
+
 /// Reads tensors, or parts of them, into memory that the caller gives (host memory), several requests in
 /// flight. Needs at most `queue_depth` × 256 KiB of its own, for what the disk can't put in place by itself.
 /// Not thread-safe. `checkpoint_async.hpp` has the awaitable form, `checkpoint_writer.hpp` the way out.
@@ -123,7 +125,7 @@ class checkpoint_reader {
   /// Reads that are started and not reported.
   std::size_t pending() const noexcept;
   /// Readable whenever `poll` may have news; `poll` consumes it. For an event loop; owned by the reader.
-  int event_fd() const noexcept;
+  int event_fd();
   io_backend backend() const noexcept;
   /// Whether any file is read past the page cache.
   bool direct() const noexcept;
@@ -131,8 +133,7 @@ class checkpoint_reader {
   std::size_t max_in_flight_seen() const noexcept;
 
  private:
-  class core;
-  std::unique_ptr<core> core_;
+  std::unique_ptr<read_core> core_;
 };
 
 /// Reads each tensor of `into`, by name, into its memory. Throws `errc::destination_mismatch` before any byte

@@ -1,0 +1,74 @@
+#include "checkpoint/text.hpp"
+
+#include <cstddef>
+
+namespace ropeway {
+namespace {
+
+// Cuts between code points, so that a shortened name stays readable.
+std::string_view head(std::string_view text, std::size_t most) {
+  while (most > 0 && (static_cast<unsigned char>(text[most]) & 0xC0) == 0x80) --most;
+  return text.substr(0, most);
+}
+
+std::string_view tail(std::string_view text, std::size_t most) {
+  std::size_t begin = text.size() - most;
+  while (begin < text.size() && (static_cast<unsigned char>(text[begin]) & 0xC0) == 0x80) ++begin;
+  return text.substr(begin);
+}
+
+void append(std::string& to, std::string_view text) {
+  constexpr char digits[] = "0123456789abcdef";
+  for (char c : text) {
+    auto const byte = static_cast<unsigned char>(c);
+    if (byte < 0x20 || byte == 0x7F) {
+      to += "\\x";
+      to += digits[byte >> 4];
+      to += digits[byte & 15];
+    } else {
+      if (c == '"' || c == '\\') to += '\\';
+      to += c;
+    }
+  }
+}
+
+} // namespace
+
+std::string in_quotes(std::string_view text) {
+  constexpr std::size_t most = 120, end = 40;
+  std::string result = "\"";
+  if (text.size() <= most) {
+    append(result, text);
+  } else {
+    append(result, head(text, most - end));
+    result += "...";
+    append(result, tail(text, end));
+  }
+  return result + '"';
+}
+
+bool is_utf8(std::string_view text) noexcept {
+  for (std::size_t i = 0; i < text.size();) {
+    auto const byte = [&](std::size_t at) { return static_cast<unsigned char>(text[at]); };
+    unsigned const first = byte(i);
+    std::size_t const length = first < 0x80                     ? 1
+                               : first >= 0xC2 && first <= 0xDF ? 2
+                               : (first & 0xF0) == 0xE0         ? 3
+                               : first >= 0xF0 && first <= 0xF4 ? 4
+                                                                : 0;
+    if (length == 0 || text.size() - i < length) return false;
+    for (std::size_t k = 1; k < length; ++k)
+      if ((byte(i + k) & 0xC0) != 0x80) return false;
+    if (length > 2) {
+      unsigned const second = byte(i + 1);
+      if (first == 0xE0 && second < 0xA0) return false; // overlong
+      if (first == 0xED && second > 0x9F) return false; // a surrogate
+      if (first == 0xF0 && second < 0x90) return false; // overlong
+      if (first == 0xF4 && second > 0x8F) return false; // beyond U+10FFFF
+    }
+    i += length;
+  }
+  return true;
+}
+
+} // namespace ropeway
