@@ -1,0 +1,47 @@
+// What the program can do, as functions of checked arguments. Part of ropeway; Apache-2.0.
+#pragma once
+#include <chrono>
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+
+#include "ropeway/tensor.hpp"
+
+namespace ropeway::cli {
+
+struct common_arguments {
+  std::string socket;
+  device where;
+  bool json = false;
+  bool quiet = false;
+  bool with_digest = true;
+};
+
+struct send_arguments : common_arguments {
+  std::filesystem::path checkpoint;
+  std::uint64_t versions = 1;
+  std::uint64_t bucket_bytes = std::uint64_t(64) << 20;
+  std::uint32_t slots = 2;
+  std::uint32_t receivers = 1;
+  std::chrono::milliseconds wait = std::chrono::seconds(60);
+};
+
+struct receive_arguments : common_arguments {
+  std::optional<std::filesystem::path> out;
+  std::optional<std::uint64_t> versions;
+  std::string name = "receive";
+  std::chrono::milliseconds connect_limit = std::chrono::seconds(10);
+};
+
+struct inspect_arguments {
+  std::filesystem::path path;
+  bool json = false;
+};
+
+/// Each gives the exit status (exit_code.hpp), having said everything that there is to say.
+int send(send_arguments const& arguments);
+int receive(receive_arguments const& arguments);
+int inspect(inspect_arguments const& arguments);
+
+} // namespace ropeway::cli

@@ -1,0 +1,32 @@
+// What the program's exit status means, and which error leads to which. Part of ropeway; Apache-2.0.
+#pragma once
+#include <exception>
+#include <string>
+#include <string_view>
+#include <system_error>
+
+namespace ropeway::cli {
+
+/// A signal ends the program with 128 and its number: 130 for an interrupt, 143 for a request to terminate.
+enum class exit_code : int {
+  done = 0,
+  usage = 2,  ///< the command line makes no sense
+  peer = 3,   ///< the other side is missing, refused, died or fell silent
+  data = 4,   ///< a checkpoint, or what was asked of its tensors, is wrong
+  system = 5, ///< a file, a socket, a device or memory
+};
+
+exit_code to_exit_code(std::error_code const& error) noexcept;
+
+/// The status and the one line for whatever was thrown.
+struct verdict {
+  exit_code code = exit_code::system;
+  std::string line;
+};
+verdict judge(std::exception_ptr const& error);
+
+/// The text with everything that could disturb a terminal or break the line replaced: what a peer or a file
+/// said.
+std::string printable(std::string_view text);
+
+} // namespace ropeway::cli

@@ -1,0 +1,137 @@
+// The `ropeway` program: command line in, exit status out. Part of ropeway; Apache-2.0.
+#include <CLI/CLI.hpp>
+#include <csignal>
+#include <iostream>
+
+#include "cli/commands.hpp"
+#include "cli/exit_code.hpp"
+#include "cli/quantity.hpp"
+
+namespace ropeway::cli {
+namespace {
+
+constexpr char footer[] = "Exit status: 0 done, 2 usage, 3 peer (missing, refused, died), 4 data (checkpoint "
+                          "or tensors), 5 system;\n"
+                          "130 after Ctrl-C, 143 after a request to terminate.";
+
+/// What the command line said, before it is understood.
+struct words {
+  send_arguments send;
+  receive_arguments receive;
+  inspect_arguments inspect;
+  std::string device = "host", bucket = "64M", wait = "60", connect_limit = "10";
+};
+
+CLI::Validator word(char const* kind, std::function<bool(std::string const&)> good, std::string expected) {
+  return CLI::Validator(
+      [good = std::move(good), expected = std::move(expected)](std::string const& text) {
+        return good(text) ? std::string() : "'" + printable(text) + "' is not " + expected;
+      },
+      kind);
+}
+
+void add_common(CLI::App& command, common_arguments& into, words& said) {
+  command
+      .add_option("--socket", into.socket, "where the sender listens; its directory must be private (0700)")
+      ->required()
+      ->type_name("PATH");
+  command.add_option("--device", said.device, "where the weights lie")
+      ->capture_default_str()
+      ->check(word(
+          "host|cuda:N", [](auto& text) { return device::parse(text).has_value(); }, "host, cuda or cuda:N"));
+  command.add_flag("--json", into.json,
+                   "print the report as one line of JSON, and nothing else, on standard output");
+  command.add_flag("--quiet", into.quiet, "no progress on standard error");
+  command.add_flag("--digest,!--no-digest", into.with_digest,
+                   "a digest of each version in the report (default: yes)");
+}
+
+void add_send(CLI::App& app, words& said) {
+  auto& command = *app.add_subcommand("send", "Send a checkpoint to the receivers on this host");
+  auto const size = word(
+      "SIZE", [](auto& text) { return parse_size(text).has_value(); }, "a size such as 64M or 1G");
+  auto const time = word(
+      "SECONDS", [](auto& text) { return parse_seconds(text).has_value(); }, "a time in seconds");
+  command
+      .add_option("checkpoint", said.send.checkpoint,
+                  "a .safetensors file, an index, or a directory with either")
+      ->required();
+  add_common(command, said.send, said);
+  command
+      .add_option("--versions", said.send.versions,
+                  "so many versions: the first as it is, then ones that differ "
+                  "in every element (for trying things out)")
+      ->capture_default_str()
+      ->check(CLI::Range(std::uint64_t(1), std::uint64_t(1) << 53));
+  command.add_option("--bucket", said.bucket, "bytes of a slot of the ring")
+      ->capture_default_str()
+      ->check(size);
+  command.add_option("--slots", said.send.slots, "slots of the ring")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 64));
+  command.add_option("--receivers", said.send.receivers, "wait for so many; each version must reach as many")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 63));
+  command.add_option("--wait", said.wait, "for so long at most")->capture_default_str()->check(time);
+}
+
+void add_receive(CLI::App& app, words& said) {
+  auto& command = *app.add_subcommand("receive", "Receive weights into this process's memory, and a file");
+  auto const time = word(
+      "SECONDS", [](auto& text) { return parse_seconds(text).has_value(); }, "a time in seconds");
+  add_common(command, said.receive, said);
+  command.add_option("--out", said.receive.out, "write the last version here")->type_name("FILE.safetensors");
+  command
+      .add_option("--versions", said.receive.versions, "end after so many (default: when the sender ends)")
+      ->check(CLI::Range(std::uint64_t(1), std::uint64_t(1) << 53));
+  command.add_option("--name", said.receive.name, "how the sender's report calls this receiver")
+      ->capture_default_str();
+  command.add_option("--connect-limit", said.connect_limit, "how long to wait for the sender to appear")
+      ->capture_default_str()
+      ->check(time);
+}
+
+void add_inspect(CLI::App& app, words& said) {
+  auto& command = *app.add_subcommand("inspect", "Show what a checkpoint holds");
+  command
+      .add_option("checkpoint", said.inspect.path,
+                  "a .safetensors file, an index, or a directory with either")
+      ->required();
+  command.add_flag("--json", said.inspect.json, "as one line of JSON");
+}
+
+int run(CLI::App& app, words& said) {
+  auto const where = *device::parse(said.device);
+  said.send.where = said.receive.where = where;
+  said.send.bucket_bytes = *parse_size(said.bucket);
+  said.send.wait = *parse_seconds(said.wait);
+  said.receive.connect_limit = *parse_seconds(said.connect_limit);
+  if (app.got_subcommand("send")) return send(said.send);
+  if (app.got_subcommand("receive")) return receive(said.receive);
+  return inspect(said.inspect);
+}
+
+} // namespace
+} // namespace ropeway::cli
+
+int main(int argc, char** argv) {
+  using namespace ropeway::cli;
+  // Whoever reads our output may leave; that must not keep us from cleaning up.
+  std::signal(SIGPIPE, SIG_IGN);
+  CLI::App app("Carries model weights from a trainer to inference servers on the same host.", "ropeway");
+  app.footer(footer);
+  app.require_subcommand(1);
+  app.set_version_flag("--version", ROPEWAY_VERSION);
+  words said;
+  add_send(app, said);
+  add_receive(app, said);
+  add_inspect(app, said);
+  try {
+    app.parse(argc, argv);
+  } catch (CLI::ParseError const& error) {
+    if (error.get_exit_code() == 0) return app.exit(error);
+    std::cerr << "ropeway: " << printable(error.what()) << " (ropeway --help says more)" << std::endl;
+    return static_cast<int>(exit_code::usage);
+  }
+  return run(app, said);
+}

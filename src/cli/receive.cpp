@@ -1,0 +1,242 @@
+#include <unistd.h>
+
+#include <asio/io_context.hpp>
+#include <asio/thread_pool.hpp>
+#include <cerrno>
+#include <exception>
+#include <iostream>
+#include <optional>
+#include <vector>
+
+#include "cli/background.hpp"
+#include "cli/commands.hpp"
+#include "cli/digest.hpp"
+#include "cli/exit_code.hpp"
+#include "cli/progress.hpp"
+#include "cli/quantity.hpp"
+#include "cli/report_json.hpp"
+#include "cli/table.hpp"
+#include "cli/until_signal.hpp"
+#include "ropeway/checkpoint_writer.hpp"
+#include "ropeway/ropeway.hpp"
+
+namespace ropeway::cli {
+namespace {
+
+struct received_version {
+  load_report report;
+  std::string digest;
+};
+
+/// A wrong --out should not be found out after gigabytes have come.
+void check_writable(std::filesystem::path const& out) {
+  if (std::filesystem::is_directory(out))
+    throw transfer_error(std::make_error_code(std::errc::is_a_directory),
+                         out.string() + " can't be written: name a file in it");
+  auto const parent = out.has_parent_path() ? out.parent_path() : std::filesystem::path(".");
+  if (access(parent.c_str(), W_OK | X_OK) != 0)
+    throw transfer_error(std::error_code(errno, std::system_category()),
+                         "no file can be made in " + parent.string() + ": choose another place for --out");
+}
+
+receiver_options options_for(receive_arguments const& arguments, progress& watch) {
+  receiver_options options;
+  options.name(arguments.name).where(arguments.where).connect_limit(arguments.connect_limit);
+  options.watched_by(&watch);
+  return options;
+}
+
+/// One run of `ropeway receive`.
+class receive_run {
+ public:
+  explicit receive_run(receive_arguments const& arguments)
+      : arguments_(arguments)
+      , watch_(arguments.quiet)
+      , window_(arguments.where)
+      , receiver_(loop_.get_executor(), options_for(arguments, watch_)) {
+    if (arguments.out) check_writable(*arguments.out);
+  }
+
+  /// The signal that ended it, or 0. What was received by then stands in `received`.
+  int run() {
+    int signal = 0;
+    std::exception_ptr failed;
+    asio::co_spawn(loop_, whole(signal), [&](std::exception_ptr error) { failed = error; });
+    loop_.run();
+    watch_.end_bar();
+    if (failed) std::rethrow_exception(failed);
+    return signal;
+  }
+
+  std::vector<received_version> received;
+
+ private:
+  awaitable<void> whole(int& signal) {
+    std::exception_ptr failed;
+    try {
+      signal = co_await until_signal(follow());
+    } catch (...) { failed = std::current_exception(); }
+    co_await receiver_.close();
+    if (failed) std::rethrow_exception(failed);
+  }
+
+  awaitable<void> follow() {
+    std::string given_up;
+    co_await receiver_.connect(arguments_.socket);
+    watch_.line("connected to " + arguments_.socket);
+    while (!arguments_.versions || received.size() < *arguments_.versions) {
+      auto update = co_await receiver_.next_update();
+      if (!update) break;
+      make_room(*update);
+      received_version entry;
+      bool whole = false;
+      try {
+        entry.report = co_await update->load_into(into_);
+        whole = true;
+      } catch (transfer_error const& error) {
+        // The sender took one version back; the next may come.
+        if (error.code() != errc::peer_aborted) throw;
+        given_up = error.what();
+      }
+      if (!whole) {
+        watch_.line("version " + std::to_string(update->version()) + " was given up: " + given_up);
+        continue;
+      }
+      if (arguments_.with_digest) {
+        std::function<void(std::atomic<bool> const&)> work = [&](std::atomic<bool> const& stop) {
+          entry.digest = digest(weights_, window_, stop);
+        };
+        co_await in_background(pool_, std::move(work));
+      }
+      tell(entry);
+      received.push_back(std::move(entry));
+    }
+    // The words are for whoever asked for more than came.
+    if (received.size() < arguments_.versions.value_or(1))
+      throw transfer_error(errc::peer_gone,
+                           "the sender said goodbye after " + std::to_string(received.size()) + " of " +
+                               std::to_string(arguments_.versions.value_or(1)) + " version(s)" +
+                               (given_up.empty() ? "" : "; before: " + given_up));
+    if (!arguments_.out) co_return;
+    std::function<void(std::atomic<bool> const&)> work = [this](std::atomic<bool> const& stop) {
+      write_out(stop);
+    };
+    co_await in_background(pool_, std::move(work));
+  }
+
+  /// Allocates for a layout that is new; later versions are loaded where the first one is.
+  void make_room(update& offered) {
+    if (into_.size() > 0 && weights_.fits(offered.tensors())) return;
+    try {
+      into_ = destinations();
+      weights_ = weights();
+      weights_ = weights(offered.tensors(), arguments_.where);
+      for (auto const& view : weights_.mutable_views()) into_.add(view);
+    } catch (std::exception const& error) {
+      offered.refuse(error.what());
+      throw;
+    }
+  }
+
+  void write_out(std::atomic<bool> const& stop) {
+    if (into_.torn())
+      throw transfer_error(errc::torn,
+                           arguments_.out->string() +
+                               " was not written: the last version was given up half-way; ask for it again");
+    std::vector<tensor_info> infos;
+    for (auto const& tensor : weights_.entries()) infos.push_back(tensor.info);
+    // Loaders of the transformers family insist on this word; it says nothing about the bytes.
+    checkpoint_metadata const metadata{{"format", "pt"}};
+    checkpoint_writer writer(*arguments_.out, infos, metadata);
+    auto const total = weights_.total_bytes();
+    std::uint64_t done = 0;
+    for (std::size_t i = 0; i < infos.size(); ++i) {
+      auto const& tensor = weights_.entries()[i];
+      std::uint64_t at = 0;
+      window_.read(tensor.data, tensor.bytes, [&](std::span<std::byte const> piece) {
+        if (stop) throw transfer_error(asio::error::operation_aborted, "interrupted");
+        writer.write(i, at, piece);
+        at += piece.size();
+        done += piece.size();
+        watch_.bar("writing", done, total);
+      });
+    }
+    writer.commit();
+    watch_.end_bar();
+    watch_.line("wrote " + arguments_.out->string());
+  }
+
+  void tell(received_version const& entry) {
+    auto const& report = entry.report;
+    watch_.line("version " + std::to_string(report.version) + ": " + size_text(report.bytes) + " in " +
+                std::to_string(report.buckets) + " bucket(s) in " + time_text(report.total) + ", " +
+                rate_text(report.bytes, report.total));
+  }
+
+  receive_arguments const& arguments_;
+  progress watch_;
+  host_window window_;
+  weights weights_;
+  destinations into_;
+  asio::io_context loop_{1};
+  asio::thread_pool pool_{1};
+  receiver receiver_;
+};
+
+boost::json::object json_report(receive_arguments const& arguments,
+                                std::vector<received_version> const& received, bool written) {
+  boost::json::object out;
+  out["command"] = "receive";
+  out["name"] = json_text(arguments.name);
+  out["socket"] = json_text(arguments.socket);
+  out["device"] = to_string(arguments.where);
+  boost::json::array versions;
+  for (auto const& entry : received) versions.push_back(to_json(entry.report, entry.digest));
+  out["versions"] = std::move(versions);
+  out["out"] = written ? boost::json::value(json_text(arguments.out->string())) : boost::json::value(nullptr);
+  return out;
+}
+
+void print_table(std::ostream& out, std::vector<received_version> const& received) {
+  if (received.empty()) return;
+  table rows({">version", "route", ">tensors", ">buckets", ">size", ">time", ">rate", "digest"});
+  for (auto const& [report, hash] : received)
+    rows.add({std::to_string(report.version), std::string(name(report.way)), std::to_string(report.tensors),
+              std::to_string(report.buckets), size_text(report.bytes), time_text(report.total),
+              rate_text(report.bytes, report.total), hash});
+  rows.print(out);
+  out.flush();
+}
+
+} // namespace
+
+int receive(receive_arguments const& arguments) {
+  std::vector<received_version> received;
+  int status = 0;
+  std::string error;
+  try {
+    receive_run run(arguments);
+    try {
+      if (int const signal = run.run(); signal != 0) {
+        status = 128 + signal;
+        error = "interrupted by a signal";
+      }
+    } catch (...) {
+      received = std::move(run.received);
+      throw;
+    }
+    received = std::move(run.received);
+  } catch (...) {
+    auto const failed = judge(std::current_exception());
+    status = static_cast<int>(failed.code);
+    error = failed.line;
+  }
+  if (arguments.json)
+    print_report(std::cout, json_report(arguments, received, status == 0 && arguments.out), status, error);
+  else
+    print_table(std::cout, received);
+  if (!error.empty()) std::cerr << "ropeway: " << error << std::endl;
+  return status;
+}
+
+} // namespace ropeway::cli

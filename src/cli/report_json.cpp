@@ -1,0 +1,124 @@
+#include "cli/report_json.hpp"
+
+#include <boost/json/array.hpp>
+#include <boost/json/serialize.hpp>
+#include <chrono>
+#include <ostream>
+
+namespace ropeway::cli {
+namespace {
+
+using boost::json::array;
+using boost::json::object;
+using boost::json::value;
+
+double seconds(nanoseconds time) { return std::chrono::duration<double>(time).count(); }
+
+double rate(std::uint64_t bytes, nanoseconds time) {
+  return time.count() <= 0 ? 0.0 : static_cast<double>(bytes) / seconds(time);
+}
+
+value digest_value(std::string const& digest) { return digest.empty() ? value(nullptr) : value(digest); }
+
+/// The length of the UTF-8 sequence at the start of `text`, or 0.
+std::size_t sequence(std::string_view text) {
+  auto const byte = [&](std::size_t i) { return static_cast<unsigned char>(text[i]); };
+  unsigned const first = byte(0);
+  if (first < 0x80) return 1;
+  std::size_t const size = first >= 0xf0 ? 4 : first >= 0xe0 ? 3 : 2;
+  if (first < 0xc2 || first > 0xf4 || text.size() < size) return 0;
+  for (std::size_t i = 1; i < size; ++i)
+    if ((byte(i) & 0xc0) != 0x80) return 0;
+  bool const overlong = (first == 0xe0 && byte(1) < 0xa0) || (first == 0xf0 && byte(1) < 0x90);
+  bool const surrogate = first == 0xed && byte(1) >= 0xa0;
+  bool const beyond = first == 0xf4 && byte(1) >= 0x90;
+  return overlong || surrogate || beyond ? 0 : size;
+}
+
+} // namespace
+
+boost::json::string json_text(std::string_view text) {
+  boost::json::string out;
+  while (!text.empty()) {
+    auto const size = sequence(text);
+    if (size == 0)
+      out.append("\xef\xbf\xbd");
+    else
+      out.append({text.data(), size});
+    text.remove_prefix(size == 0 ? 1 : size);
+  }
+  return out;
+}
+
+object to_json(send_report const& report, std::string const& digest) {
+  array receivers;
+  for (auto const& one : report.receivers) {
+    object entry;
+    entry["name"] = json_text(one.name);
+    entry["outcome"] = name(one.what);
+    entry["route"] = name(one.way);
+    entry["seconds"] = seconds(one.after);
+    entry["error"] = one.error ? value(json_text(one.error.message())) : value(nullptr);
+    entry["text"] = json_text(one.text);
+    receivers.push_back(std::move(entry));
+  }
+  object out;
+  out["version"] = report.version;
+  out["bytes"] = report.bytes;
+  out["tensors"] = report.tensors;
+  out["buckets"] = report.buckets;
+  out["seconds"] = seconds(report.total);
+  out["source_free_seconds"] = seconds(report.source_free);
+  out["bytes_per_second"] = rate(report.bytes, report.total);
+  out["digest"] = digest_value(digest);
+  out["receivers"] = std::move(receivers);
+  return out;
+}
+
+object to_json(load_report const& report, std::string const& digest) {
+  object out;
+  out["version"] = report.version;
+  out["bytes"] = report.bytes;
+  out["tensors"] = report.tensors;
+  out["buckets"] = report.buckets;
+  out["seconds"] = seconds(report.total);
+  out["bytes_per_second"] = rate(report.bytes, report.total);
+  out["route"] = name(report.way);
+  out["digest"] = digest_value(digest);
+  return out;
+}
+
+object to_json(checkpoint const& opened) {
+  object metadata;
+  for (auto const& [key, text] : opened.metadata()) metadata[json_text(key)] = json_text(text);
+  array files;
+  for (auto const& file : opened.files()) files.push_back(value(json_text(file.string())));
+  array tensors;
+  for (auto const& stored : opened.tensors()) {
+    array dims;
+    for (auto const extent : stored.info.dims.extents()) dims.push_back(extent);
+    object entry;
+    entry["name"] = json_text(stored.info.name);
+    entry["dtype"] = name(stored.info.type);
+    entry["shape"] = std::move(dims);
+    entry["bytes"] = stored.bytes;
+    entry["file"] = stored.file;
+    entry["offset"] = stored.offset;
+    tensors.push_back(std::move(entry));
+  }
+  object out;
+  out["files"] = std::move(files);
+  out["metadata"] = std::move(metadata);
+  out["bytes"] = opened.total_bytes();
+  out["unlisted"] = opened.unlisted();
+  out["tensors"] = std::move(tensors);
+  return out;
+}
+
+void print_report(std::ostream& out, object report, int status, std::string const& error) {
+  report["exit"] = status;
+  report["error"] = error.empty() ? value(nullptr) : value(json_text(error));
+  out << boost::json::serialize(report) << std::endl;
+}
+
+} // namespace ropeway::cli

@@ -1,0 +1,187 @@
+#include <asio/io_context.hpp>
+#include <asio/thread_pool.hpp>
+#include <exception>
+#include <iostream>
+#include <vector>
+
+#include "cli/background.hpp"
+#include "cli/commands.hpp"
+#include "cli/digest.hpp"
+#include "cli/exit_code.hpp"
+#include "cli/load.hpp"
+#include "cli/progress.hpp"
+#include "cli/quantity.hpp"
+#include "cli/report_json.hpp"
+#include "cli/table.hpp"
+#include "cli/until_signal.hpp"
+#include "cli/versions.hpp"
+#include "ropeway/ropeway.hpp"
+
+namespace ropeway::cli {
+namespace {
+
+struct sent_version {
+  send_report report;
+  std::string digest;
+};
+
+sender_options options_for(send_arguments const& arguments, progress& watch) {
+  sender_options options;
+  options.bucket_bytes(arguments.bucket_bytes).slots(arguments.slots).min_receivers(arguments.receivers);
+  options.watched_by(&watch);
+  return options;
+}
+
+/// One run of `ropeway send`. What can be wrong is found out before anything large is read: checkpoint,
+/// device, socket.
+class send_run {
+ public:
+  explicit send_run(send_arguments const& arguments)
+      : arguments_(arguments)
+      , watch_(arguments.quiet)
+      , from_(checkpoint::open(arguments.checkpoint))
+      , window_(arguments.where)
+      , sender_(loop_.get_executor(), arguments.socket, options_for(arguments, watch_)) {}
+
+  /// The signal that ended it, or 0. What was sent by then stands in `sent`.
+  int run() {
+    int signal = 0;
+    std::exception_ptr failed;
+    asio::co_spawn(loop_, whole(signal), [&](std::exception_ptr error) { failed = error; });
+    loop_.run();
+    watch_.end_bar();
+    if (failed) std::rethrow_exception(failed);
+    return signal;
+  }
+
+  std::vector<sent_version> sent;
+
+ private:
+  awaitable<void> whole(int& signal) {
+    std::exception_ptr failed;
+    try {
+      signal = co_await until_signal(send_all());
+    } catch (...) { failed = std::current_exception(); }
+    co_await sender_.close();
+    if (failed) std::rethrow_exception(failed);
+  }
+
+  awaitable<void> send_all() {
+    watch_.line("listening at " + sender_.path() + " for " + std::to_string(arguments_.receivers) +
+                " receiver(s)");
+    std::function<void(std::atomic<bool> const&)> work = [this](std::atomic<bool> const& stop) {
+      load_checkpoint(stop);
+    };
+    co_await in_background(pool_, std::move(work));
+    auto const tensors = weights_.views();
+    auto const prepared = sender_.prepare(tensors);
+    co_await sender_.wait_for_receivers(arguments_.receivers, arguments_.wait);
+    for (std::uint64_t version = 1; version <= arguments_.versions; ++version) {
+      sent_version entry;
+      work = [&](std::atomic<bool> const& stop) { entry.digest = make_version(version, stop); };
+      co_await in_background(pool_, std::move(work));
+      try {
+        entry.report = co_await sender_.send_weights(version, prepared);
+      } catch (send_failed const& error) {
+        entry.report = error.report();
+        sent.push_back(std::move(entry));
+        throw;
+      }
+      tell(entry);
+      sent.push_back(std::move(entry));
+    }
+  }
+
+  void load_checkpoint(std::atomic<bool> const& stop) {
+    weights_ = weights(from_, arguments_.where);
+    auto const total = weights_.total_bytes();
+    load(
+        from_, weights_, window_, [&](std::uint64_t bytes) { watch_.bar("loading", bytes, total); }, stop);
+    watch_.end_bar();
+    watch_.line("loaded " + arguments_.checkpoint.string() + ": " +
+                std::to_string(weights_.entries().size()) + " tensors, " + size_text(total) + " on " +
+                to_string(arguments_.where));
+  }
+
+  std::string make_version(std::uint64_t version, std::atomic<bool> const& stop) {
+    if (version > 1) change_version(weights_, window_, version - 1, version, stop);
+    return arguments_.with_digest ? digest(weights_, window_, stop) : std::string();
+  }
+
+  void tell(sent_version const& entry) {
+    auto const& report = entry.report;
+    watch_.line("version " + std::to_string(report.version) + ": " + size_text(report.bytes) + " in " +
+                std::to_string(report.buckets) + " bucket(s) to " +
+                std::to_string(report.count(outcome::committed)) + " of " +
+                std::to_string(report.receivers.size()) + " receiver(s) in " + time_text(report.total) +
+                ", " + rate_text(report.bytes, report.total));
+  }
+
+  send_arguments const& arguments_;
+  progress watch_;
+  checkpoint from_;
+  host_window window_;
+  weights weights_;
+  asio::io_context loop_{1};
+  asio::thread_pool pool_{1};
+  sender sender_;
+};
+
+boost::json::object json_report(send_arguments const& arguments, std::vector<sent_version> const& sent) {
+  boost::json::object out;
+  out["command"] = "send";
+  out["checkpoint"] = json_text(arguments.checkpoint.string());
+  out["socket"] = json_text(arguments.socket);
+  out["device"] = to_string(arguments.where);
+  boost::json::array versions;
+  for (auto const& entry : sent) versions.push_back(to_json(entry.report, entry.digest));
+  out["versions"] = std::move(versions);
+  return out;
+}
+
+void print_table(std::ostream& out, std::vector<sent_version> const& sent) {
+  if (sent.empty()) return;
+  table rows({">version", "receiver", "outcome", "route", ">size", ">time", ">rate", "digest"});
+  for (auto const& [report, hash] : sent)
+    for (auto const& one : report.receivers) {
+      std::string const what = one.text.empty() || one.what == outcome::committed ? "" : ": " + one.text;
+      rows.add({std::to_string(report.version), printable(one.name),
+                std::string(name(one.what)) + printable(what), std::string(name(one.way)),
+                size_text(report.bytes), time_text(one.after), rate_text(report.bytes, one.after), hash});
+    }
+  rows.print(out);
+  out.flush();
+}
+
+} // namespace
+
+int send(send_arguments const& arguments) {
+  std::vector<sent_version> sent;
+  int status = 0;
+  std::string error;
+  try {
+    send_run run(arguments);
+    try {
+      if (int const signal = run.run(); signal != 0) {
+        status = 128 + signal;
+        error = "interrupted by a signal";
+      }
+    } catch (...) {
+      sent = std::move(run.sent);
+      throw;
+    }
+    sent = std::move(run.sent);
+  } catch (...) {
+    auto const failed = judge(std::current_exception());
+    status = static_cast<int>(failed.code);
+    error = failed.line;
+  }
+  if (arguments.json)
+    print_report(std::cout, json_report(arguments, sent), status, error);
+  else
+    print_table(std::cout, sent);
+  if (!error.empty()) std::cerr << "ropeway: " << error << std::endl;
+  return status;
+}
+
+} // namespace ropeway::cli

@@ -1,0 +1,31 @@
+#include "cli/until_signal.hpp"
+
+#include <asio/signal_set.hpp>
+#include <csignal>
+#include <exception>
+#include <variant>
+
+namespace ropeway::cli {
+namespace {
+
+/// `||` waits for a success, so a failure has to look like one.
+awaitable<void> caught(awaitable<void> body, std::exception_ptr& error) {
+  try {
+    co_await std::move(body);
+  } catch (...) { error = std::current_exception(); }
+}
+
+} // namespace
+
+awaitable<int> until_signal(awaitable<void> body) {
+  using namespace compat::awaitable_operators;
+  auto const executor = co_await asio::this_coro::executor;
+  asio::signal_set signals(executor, SIGINT, SIGTERM);
+  std::exception_ptr error;
+  auto const first = co_await (caught(std::move(body), error) || signals.async_wait(use_awaitable));
+  if (first.index() == 1) co_return std::get<1>(first);
+  if (error) std::rethrow_exception(error);
+  co_return 0;
+}
+
+} // namespace ropeway::cli
