@@ -17,8 +17,13 @@
 
 namespace ropeway {
 
+namespace memory {
+class backends;
+}
+class receiver;
 namespace detail {
 class receiver_core;
+receiver make_receiver(asio::any_io_executor, receiver_options, std::shared_ptr<memory::backends>);
 class held_bucket;
 class load_operation;
 }  // namespace detail
@@ -191,7 +196,9 @@ class receiver {
   }
 
  private:
+  friend receiver detail::make_receiver(asio::any_io_executor, receiver_options, std::shared_ptr<memory::backends>);
   using core_pointer = std::shared_ptr<detail::receiver_core>;
+  explicit receiver(core_pointer core) : core_(std::move(core)) {}
   static void begin_connect(core_pointer const& core, std::string path,
                             std::unique_ptr<detail::completion<detail::nothing>> done,
                             std::shared_ptr<detail::stop_request> stop);

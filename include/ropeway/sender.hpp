@@ -17,10 +17,15 @@
 
 namespace ropeway {
 
+namespace memory {
+class backends;
+}
+class sender;
 namespace detail {
 class sender_core;
 class tensor_set;
 class send_operation;
+sender make_sender(asio::any_io_executor, std::string, sender_options, std::shared_ptr<memory::backends>);
 template <class Token>
 concept token = !std::same_as<std::remove_cvref_t<Token>, ready_after>;
 }  // namespace detail
@@ -219,6 +224,8 @@ class sender {
    private:
     detail::sender_core& core_;
     std::shared_ptr<detail::tensor_set> set_;
+    std::vector<tensor_info> infos_;   // once something differs from the last layout
+    bool known_ = true;                // everything so far is as in the last layout
   };
   template <tensor_range R>
   std::shared_ptr<detail::tensor_set> collect(R const& tensors) {
@@ -228,7 +235,10 @@ class sender {
   }
   std::shared_ptr<detail::tensor_set> collect(tensor_source& source);
 
+  friend sender detail::make_sender(asio::any_io_executor, std::string, sender_options,
+                                    std::shared_ptr<memory::backends>);
   using core_pointer = std::shared_ptr<detail::sender_core>;
+  explicit sender(core_pointer core) : core_(std::move(core)) {}
   using set_pointer = std::shared_ptr<detail::tensor_set>;
   static awaitable<send_report> await_send(core_pointer core, std::uint64_t version, set_pointer set, ready_after when);
   static awaitable<sending> await_start(core_pointer core, std::uint64_t version, set_pointer set, ready_after when);

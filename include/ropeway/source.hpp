@@ -16,8 +16,8 @@ namespace ropeway {
 class source_tensor {
  public:
   source_tensor() = default;
-  explicit source_tensor(tensor_view view, std::shared_ptr<void const> keep_alive = {}, ready_after when = {})
-      : view(view), keep_alive(std::move(keep_alive)), when(when) {}
+  explicit source_tensor(tensor_view tensor, std::shared_ptr<void const> owner = {}, ready_after ready = {})
+      : view(tensor), keep_alive(std::move(owner)), when(ready) {}
   tensor_view view;
   std::shared_ptr<void const> keep_alive;
   ready_after when;
@@ -30,16 +30,20 @@ class source_tensor {
 class tensor_source {
  public:
   virtual ~tensor_source() = default;
+  /// Where buckets are packed: the device on which most of the tensors will lie.
+  virtual device where() const { return device::host(); }
   /// All tensors, in the order in which `next` will give them, with the dtype and shape that receivers see.
   /// Called once for each version, before the first `next`.
   virtual std::vector<tensor_info> manifest() = 0;
-  /// The tensor with this index; asked for in order, once a version. It must be the one that was announced.
+  /// The tensor with this index; asked for in order, once a version, and never for one of zero bytes. It must be the
+  /// one that was announced.
   /// Cancelled (all types) when the update is given up.
   virtual awaitable<source_tensor> next(std::uint32_t index) = 0;
 };
 
 /// A source from functions, for tensors that can be made at once.
 std::unique_ptr<tensor_source> make_source(std::vector<tensor_info> manifest,
-                                           std::function<source_tensor(std::uint32_t index)> next);
+                                           std::function<source_tensor(std::uint32_t index)> next,
+                                           device where = device::host());
 
 }  // namespace ropeway

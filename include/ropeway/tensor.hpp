@@ -108,6 +108,9 @@ class basic_tensor_view {
   /// `errc::unsupported`.
   basic_tensor_view& sent_as(dtype type) { wire_type_ = type; return *this; }
 
+  /// The same memory under another name.
+  basic_tensor_view& name(std::string_view other) { name_ = other; return *this; }
+
   std::string_view name() const noexcept { return name_; }
   dtype type() const noexcept { return type_; }
   dtype wire_type() const noexcept { return wire_type_; }

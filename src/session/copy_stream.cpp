@@ -1,0 +1,103 @@
+#include "session/copy_stream.hpp"
+
+#include <asio/bind_executor.hpp>
+#include <asio/post.hpp>
+#include <cerrno>
+#include <unistd.h>
+#include <utility>
+
+#include "ropeway/error.hpp"
+
+namespace ropeway::session {
+namespace {
+
+constexpr auto second_look_after = std::chrono::milliseconds(50);
+
+int duplicate(int fd) {
+  int const copy = ::dup(fd);
+  if (copy < 0) throw transfer_error(std::error_code(errno, std::system_category()), "no descriptor left to watch copies");
+  return copy;
+}
+
+}  // namespace
+
+copy_stream::copy_stream(strand const& on, std::unique_ptr<memory::queue> queue)
+    : strand_(on), queue_(std::move(queue)), wakeups_(on, duplicate(queue_->event_fd())), second_look_(on) {}
+
+void copy_stream::start_after(ready_after const& when) {
+  std::scoped_lock lock(mutex_);
+  queue_->start_after(when);
+}
+
+void copy_stream::copy(std::span<memory::copy_op const> ops) {
+  std::scoped_lock lock(mutex_);
+  if (shut_) throw transfer_error(errc::not_open, "the session is closed");
+  queue_->copy(ops);
+}
+
+void copy_stream::then(callback done) {
+  std::uint64_t ticket;
+  {
+    std::scoped_lock lock(mutex_);
+    ticket = queue_->mark();
+  }
+  waiting_.push_back({ticket, std::move(done)});
+  watch_wakeups();
+  watch_clock();
+}
+
+void copy_stream::watch_wakeups() {
+  if (std::exchange(watching_wakeups_, true)) return;
+  wakeups_.async_wait(asio::posix::stream_descriptor::wait_read, [weak = weak_from_this()](std::error_code error) {
+    auto const self = weak.lock();
+    if (!self || error) return;
+    std::uint64_t count;
+    [[maybe_unused]] auto const n = ::read(self->wakeups_.native_handle(), &count, sizeof count);
+    self->watching_wakeups_ = false;
+    self->look();
+  });
+}
+
+void copy_stream::watch_clock() {
+  if (std::exchange(watching_clock_, true)) return;
+  second_look_.expires_after(second_look_after);
+  second_look_.async_wait([weak = weak_from_this()](std::error_code error) {
+    auto const self = weak.lock();
+    if (!self || error) return;
+    self->watching_clock_ = false;
+    self->look();
+  });
+}
+
+void copy_stream::look() {
+  memory::progress now;
+  {
+    std::scoped_lock lock(mutex_);
+    now = queue_->poll();
+  }
+  // Callbacks may queue more, so take one at a time.
+  while (!waiting_.empty() && (now.error || waiting_.front().ticket <= now.completed)) {
+    auto const failed = waiting_.front().ticket > now.completed;
+    auto const done = std::move(waiting_.front().done);
+    waiting_.pop_front();
+    done(failed ? now.error : std::error_code());
+  }
+  if (waiting_.empty()) return;
+  watch_wakeups();
+  watch_clock();
+}
+
+bool copy_stream::shut() noexcept {
+  std::scoped_lock lock(mutex_);
+  shut_ = true;
+  return queue_->drain(std::chrono::duration_cast<std::chrono::milliseconds>(memory::queue::drain_limit));
+}
+
+void copy_stream::forget() noexcept {
+  std::error_code ignored;
+  wakeups_.cancel(ignored);
+  second_look_.cancel();
+  waiting_.clear();
+}
+
+}  // namespace ropeway::session

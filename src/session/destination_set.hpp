@@ -1,0 +1,59 @@
+// What a `destinations` object is: places, what they hold, and how the last layouts map onto them.
+// Part of ropeway; Apache-2.0.
+#pragma once
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <vector>
+
+#include "plan/copies.hpp"
+#include "plan/destination.hpp"
+#include "plan/manifest.hpp"
+
+namespace ropeway::detail {
+
+/// Resolved once for each layout: which destinations take part, and the copies for each bucket.
+class destination_plan {
+ public:
+  plan::scatter scatter;
+  std::vector<std::uint32_t> covered;  ///< the destinations that an update of this layout writes
+};
+
+/// Places are added by the embedder before a load; what they hold is written by the session and read by anyone.
+class destination_set {
+ public:
+  std::vector<plan::destination> places;
+  bool allow_unsent = false, allow_unplaced = false;
+
+  /// The plan for this layout; made on first need. Look at scatter.check() before use.
+  destination_plan& plan_for(plan::manifest const& manifest);
+  /// Call when places or rules change.
+  void forget_plans() { plans_.clear(); }
+
+  /// One load at a time: false if one runs.
+  bool start_load();
+  void end_load();
+  /// The first byte of these is about to be written; committed() is what heals them.
+  void writing(destination_plan const& part);
+  void committed(destination_plan const& part, std::uint64_t version);
+
+  bool torn() const;
+  std::vector<std::string> torn_tensors() const;
+  std::optional<std::uint64_t> version() const;
+
+ private:
+  struct known {
+    plan::layout_hash layout;
+    std::unique_ptr<destination_plan> plan;
+  };
+  std::vector<known> plans_;  // the newest last; a handful
+
+  mutable std::mutex mutex_;  // for what follows: servers ask from any thread
+  std::vector<bool> torn_;
+  std::optional<std::uint64_t> version_;
+  bool loading_ = false;
+};
+
+}  // namespace ropeway::detail

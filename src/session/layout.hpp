@@ -1,0 +1,21 @@
+// A manifest with the sealed memory that carries it to receivers. Part of ropeway; Apache-2.0.
+#pragma once
+#include <memory>
+#include <vector>
+
+#include "memory/memory.hpp"
+#include "plan/manifest.hpp"
+
+namespace ropeway::session {
+
+/// Made once a layout, kept as long as an update or a prepared set uses it.
+struct layout {
+  explicit layout(plan::manifest m) : manifest(std::move(m)), bucket_sizes(manifest.bucket_sizes()) {}
+  plan::manifest const manifest;
+  std::vector<std::uint64_t> const bucket_sizes;
+  /// Made when the first receiver asks (on the strand).
+  memory::backend::shared_region carrier;
+  std::uint64_t carrier_bytes = 0;
+};
+
+}  // namespace ropeway::session

@@ -1,0 +1,80 @@
+// Slow jobs off the embedder's loop: mapping, registering, reading manifests, unmapping. Part of ropeway; Apache-2.0.
+#pragma once
+#include <asio/post.hpp>
+#include <asio/thread_pool.hpp>
+#include <exception>
+#include <memory>
+#include <utility>
+
+#include "ropeway/error.hpp"
+#include "session/copy_stream.hpp"
+
+namespace ropeway::session {
+
+/// One thread, started on first use; jobs run in order. The destructor waits for the job that runs and forgets the
+/// others: keep each bounded.
+class offload {
+ public:
+  ~offload() {
+    if (!pool_) return;
+    pool_->stop();
+    pool_->join();
+  }
+
+  /// Runs `job()` on the thread, then `then(error, result)` on the strand; `error` is what the job threw.
+  template <class Job, class Then>
+  void run(strand const& back, Job job, Then then) {
+    auto work = [back, job = std::move(job), then = std::move(then)]() mutable {
+      using result = decltype(job());
+      std::exception_ptr error;
+      auto value = std::make_shared<result>();
+      try {
+        *value = job();
+      } catch (...) {
+        error = std::current_exception();
+      }
+      // The job may own what is slow to destroy: let go of it here.
+      { [[maybe_unused]] auto const gone = std::move(job); }
+      asio::post(back, [then = std::move(then), error, value]() mutable { then(error, std::move(*value)); });
+    };
+    asio::post(pool(), std::move(work));
+  }
+
+  /// Destroys something on the thread.
+  void dispose(std::shared_ptr<void const> thing) {
+    if (!thing) return;
+    auto destroy = [thing = std::move(thing)]() mutable { thing.reset(); };
+    asio::post(pool(), std::move(destroy));
+  }
+
+ private:
+  asio::thread_pool& pool() {
+    if (!pool_) pool_ = std::make_unique<asio::thread_pool>(1);
+    return *pool_;
+  }
+  std::unique_ptr<asio::thread_pool> pool_;
+};
+
+/// What a caught exception says, as a transfer_error.
+inline transfer_error as_transfer_error(std::exception_ptr const& error, errc otherwise) {
+  try {
+    std::rethrow_exception(error);
+  } catch (transfer_error const& known) {
+    return known;
+  } catch (std::system_error const& system) {
+    return transfer_error(system.code(), system.what());
+  } catch (std::bad_alloc const&) {
+    return transfer_error(errc::out_of_memory, "host memory ran out");
+  } catch (std::exception const& other) {
+    return transfer_error(otherwise, other.what());
+  } catch (...) {
+    return transfer_error(otherwise, "an exception of unknown type");
+  }
+}
+
+/// The errc of an error, for the wire; `otherwise` for errors of other categories.
+inline errc as_errc(std::error_code code, errc otherwise) noexcept {
+  return code.category() == ropeway_category() ? static_cast<errc>(code.value()) : otherwise;
+}
+
+}  // namespace ropeway::session

@@ -1,0 +1,777 @@
+#include "session/receiver_core.hpp"
+
+#include <algorithm>
+#include <asio/bind_cancellation_slot.hpp>
+#include <asio/co_spawn.hpp>
+#include <asio/detached.hpp>
+#include <asio/post.hpp>
+
+namespace ropeway::detail {
+namespace {
+
+using namespace protocol;
+constexpr std::size_t manifests_kept = 4;
+
+wire::trust trust_of(receiver_options const& options) {
+  wire::trust whom;
+  for (auto const user : options.allowed_users()) whom.user(user);
+  whom.group_access(!options.allowed_users().empty());
+  whom.any_directory(options.allow_shared_directory());
+  return whom;
+}
+
+receiver_options checked(receiver_options options) {
+  auto const refuse = [](char const* what) { throw transfer_error(errc::invalid_argument, what); };
+  if (options.name().empty() || options.name().size() > max_name) refuse("the receiver's name must have 1 to 255 bytes");
+  if (options.group().size() > max_name) refuse("the group's name must have at most 255 bytes");
+  if (options.group().empty() != (options.group_size() == 0)) refuse("a group needs both a name and a size");
+  for (auto const limit : {options.connect_limit(), options.handshake_limit(), options.silence_limit()})
+    if (limit.count() <= 0) refuse("every limit must be positive");
+  return options;
+}
+
+template <class T>
+std::shared_ptr<std::unique_ptr<completion<T>>> share(std::unique_ptr<completion<T>> done) {
+  return std::make_shared<std::unique_ptr<completion<T>>>(std::move(done));
+}
+
+std::error_code aborted_by_caller() { return asio::error::make_error_code(asio::error::operation_aborted); }
+
+/// Reads a manifest from a sealed region into private memory and checks it against its announcement.
+std::shared_ptr<plan::manifest const> read_from(memory::backend& host, unique_fd fd, std::uint64_t bytes,
+                                                begin const& announced) {
+  auto const region = host.import_region(std::move(fd), bytes, {});
+  std::vector<std::byte> const copy(region->data(), region->data() + bytes);
+  auto manifest = std::make_shared<plan::manifest>(plan::manifest::decode(copy));
+  auto const refuse = [](std::string const& what) {
+    throw transfer_error(errc::protocol_error, "the manifest " + what + " that was announced");
+  };
+  if (manifest->layout() != announced.layout) refuse("has not the layout");
+  if (manifest->tensors().size() != announced.tensors) refuse("has not the number of tensors");
+  if (manifest->buckets().size() != announced.buckets) refuse("has not the number of buckets");
+  if (manifest->total_bytes() != announced.total_bytes) refuse("has not the number of bytes");
+  return manifest;
+}
+
+}  // namespace
+
+void held_bucket::release(ready_after when) {
+  if (released_.exchange(true) || !load) return;
+  auto const core = load->core;
+  if (core) core->post_released(load, seq, when);
+}
+
+receiver_core::receiver_core(asio::any_io_executor executor, receiver_options options,
+                             std::shared_ptr<memory::backends> memory)
+    : executor_(executor),
+      options_(checked(std::move(options))),
+      memory_(std::move(memory)),
+      strand_(asio::make_strand(executor)),
+      deadline_(strand_) {}
+
+receiver_core::~receiver_core() = default;
+
+std::optional<std::uint64_t> receiver_core::version() const noexcept {
+  std::scoped_lock lock(shared_mutex_);
+  return version_;
+}
+
+// ---- initiating calls, any thread --------------------------------------------------------------------------------
+
+void receiver_core::post_connect(std::string path, std::unique_ptr<completion<nothing>> done,
+                                 std::shared_ptr<stop_request> stop) {
+  asio::post(strand_, [self = shared_from_this(), path = std::move(path), shared = share(std::move(done)), stop] {
+    if (self->closing_) return (*shared)->complete(failure(errc::not_open, "the receiver is being closed"), {});
+    if (self->connecting_ || self->machine_)
+      return (*shared)->complete(failure(errc::busy, "there is a session already; close it first"), {});
+    if (stop->requested()) return (*shared)->complete(failure(aborted_by_caller()), {});
+    self->on_connected_ = std::move(*shared);
+    self->connecting_ = true;
+    self->graceful_end_ = false;
+    stop->attach([weak = self->weak_from_this()] {
+      auto const alive = weak.lock();
+      if (!alive) return;
+      asio::post(alive->strand_, [alive] {
+        if (!alive->on_connected_) return;
+        alive->stop_connecting_.emit(asio::cancellation_type::terminal);
+        alive->connect_failed(failure(aborted_by_caller(), "the connect was cancelled"));
+      });
+    });
+    // Finding the devices can take long the first time.
+    struct found {
+      std::shared_ptr<memory::backend> backend;
+      std::vector<memory::device_uuid> devices;
+    };
+    auto look = [memory = self->memory_, where = self->options_.where()] {
+      found result;
+      result.backend = memory->get(where);
+      if (where.is_cuda()) result.devices = memory->cuda_devices();
+      return result;
+    };
+    auto then = [weak = self->weak_from_this(), path](std::exception_ptr error, found result) {
+      auto const alive = weak.lock();
+      if (!alive || !alive->on_connected_) return;
+      try {
+        if (error) std::rethrow_exception(error);
+        alive->devices_ = std::move(result.devices);
+        if (!alive->stream_) {
+          alive->stream_ = std::make_shared<copy_stream>(alive->strand_, result.backend->make_queue());
+          std::scoped_lock lock(alive->shared_mutex_);
+          alive->stream_to_drain_ = alive->stream_;
+        }
+      } catch (...) {
+        return alive->connect_failed(failure(session::as_transfer_error(std::current_exception(), errc::no_device)));
+      }
+      auto run = run_connect(alive, path);
+      asio::co_spawn(alive->strand_, std::move(run),
+                     asio::bind_cancellation_slot(alive->stop_connecting_.slot(), asio::detached));
+    };
+    self->offload_.run(self->strand_, std::move(look), std::move(then));
+  });
+}
+
+void receiver_core::post_next(std::unique_ptr<completion<std::optional<update>>> done,
+                              std::shared_ptr<stop_request> stop) {
+  asio::post(strand_, [self = shared_from_this(), shared = share(std::move(done)), stop] {
+    if (self->on_update_) return (*shared)->complete(failure(errc::busy, "next_update is awaited already"), {});
+    if (stop->requested()) return (*shared)->complete(failure(aborted_by_caller()), {});
+    if (self->unclaimed_) {
+      auto given = std::move(self->unclaimed_);
+      self->unclaimed_.reset();
+      return (*shared)->complete({}, std::move(given));
+    }
+    if (!self->machine_) {
+      if (self->graceful_end_) return (*shared)->complete({}, {});
+      return (*shared)->complete(self->session_end_, {});
+    }
+    self->on_update_ = std::move(*shared);
+    auto const key = self->on_update_.get();
+    stop->attach([weak = self->weak_from_this(), key] {
+      auto const alive = weak.lock();
+      if (!alive) return;
+      asio::post(alive->strand_, [alive, key] {
+        if (alive->on_update_.get() != key) return;
+        std::exchange(alive->on_update_, nullptr)->complete(failure(aborted_by_caller()), {});
+      });
+    });
+  });
+}
+
+void receiver_core::post_close(std::unique_ptr<completion<nothing>> done) {
+  asio::post(strand_, [self = shared_from_this(), shared = share(std::move(done))] {
+    self->on_closed_.push_back(std::move(*shared));
+    if (self->on_connected_) {
+      self->stop_connecting_.emit(asio::cancellation_type::terminal);
+      self->connect_failed(failure(aborted_by_caller(), "the receiver was closed"));
+    }
+    if (!self->machine_) return self->end_close();
+    self->closing_ = true;
+    self->machine_->close("the receiver closed", clock::now());
+    self->pump();
+  });
+}
+
+void receiver_core::post_load(std::shared_ptr<load_operation> load, std::shared_ptr<destination_set> into,
+                              ready_after when, std::unique_ptr<completion<load_report>> done,
+                              std::shared_ptr<stop_request> stop) {
+  asio::post(strand_, [self = shared_from_this(), load, into, when, shared = share(std::move(done)), stop] {
+    if (auto const error = self->not_usable(*load)) return (*shared)->complete(error, {});
+    if (load->how != load_operation::way::undecided)
+      return (*shared)->complete(failure(errc::busy, "this update is being loaded already"), {});
+    if (!into->start_load())
+      return (*shared)->complete(failure(errc::busy, "another update is being loaded into these destinations"), {});
+    if (stop->requested()) {
+      into->end_load();
+      (*shared)->complete(failure(aborted_by_caller()), {});
+      return self->give_up(load, aborted_by_caller(), errc::peer_aborted, "the receiver cancelled the update");
+    }
+    load->into = into;
+    try {
+      load->part = &into->plan_for(*load->manifest);
+      if (!load->part->scatter.check().none())
+        throw transfer_error(errc::destination_mismatch, to_string(load->part->scatter.check()));
+    } catch (...) {
+      auto const what = session::as_transfer_error(std::current_exception(), errc::out_of_memory);
+      into->end_load();
+      load->into.reset();
+      load->over = true;
+      std::string words = what.what();
+      (*shared)->complete(failure(what), {});
+      if (self->load_ == load && self->machine_) {
+        self->load_.reset();
+        self->machine_->refuse_update(session::as_errc(what.code(), errc::out_of_memory), words.substr(0, max_text),
+                                      clock::now());
+        self->pump();
+      }
+      return;
+    }
+    load->when = when;
+    load->on_loaded = std::move(*shared);
+    stop->attach([weak = self->weak_from_this(), load] {
+      auto const alive = weak.lock();
+      if (!alive) return;
+      asio::post(alive->strand_, [alive, load] {
+        alive->give_up(load, aborted_by_caller(), errc::peer_aborted, "the receiver cancelled the update");
+      });
+    });
+    self->accept(*load, load_operation::way::into);
+    self->pump();
+  });
+}
+
+void receiver_core::post_bucket(std::shared_ptr<load_operation> load,
+                                std::unique_ptr<completion<std::optional<bucket>>> done,
+                                std::shared_ptr<stop_request> stop) {
+  asio::post(strand_, [self = shared_from_this(), load, shared = share(std::move(done)), stop] {
+    if (auto const error = self->not_usable(*load)) return (*shared)->complete(error, {});
+    if (load->how == load_operation::way::into || load->on_bucket || load->on_loaded)
+      return (*shared)->complete(failure(errc::busy, "this update is being loaded already"), {});
+    load->on_bucket = std::move(*shared);
+    if (!load->accepted) self->accept(*load, load_operation::way::by_bucket);
+    stop->attach([weak = self->weak_from_this(), load] {
+      auto const alive = weak.lock();
+      if (!alive) return;
+      asio::post(alive->strand_, [alive, load] {
+        if (load->on_bucket)
+          alive->give_up(load, aborted_by_caller(), errc::peer_aborted, "the receiver cancelled the update");
+      });
+    });
+    self->give_bucket(*load);
+    self->pump();
+  });
+}
+
+void receiver_core::post_commit(std::shared_ptr<load_operation> load, std::unique_ptr<completion<load_report>> done,
+                                std::shared_ptr<stop_request> stop) {
+  asio::post(strand_, [self = shared_from_this(), load, shared = share(std::move(done)), stop] {
+    if (auto const error = self->not_usable(*load)) return (*shared)->complete(error, {});
+    if (load->how == load_operation::way::into || load->on_bucket || load->on_loaded)
+      return (*shared)->complete(failure(errc::busy, "this update is being loaded already"), {});
+    if (load->given != load->what.buckets || load->held != 0)
+      return (*shared)->complete(failure(errc::invalid_argument, "commit: " + std::to_string(load->what.buckets - load->given) +
+                                                                     " buckets were not taken and " + std::to_string(load->held) +
+                                                                     " not released"),
+                                 {});
+    load->on_loaded = std::move(*shared);
+    if (!load->accepted) self->accept(*load, load_operation::way::by_bucket);  // an update without buckets
+    stop->attach([weak = self->weak_from_this(), load] {
+      auto const alive = weak.lock();
+      if (!alive) return;
+      asio::post(alive->strand_, [alive, load] {
+        if (load->on_loaded)
+          alive->give_up(load, aborted_by_caller(), errc::peer_aborted, "the receiver cancelled the update");
+      });
+    });
+    if (load->commit_ordered) self->commit(load);
+    self->pump();
+  });
+}
+
+void receiver_core::post_refuse(std::shared_ptr<load_operation> load, std::string why) {
+  asio::post(strand_, [self = shared_from_this(), load, why = std::move(why)] {
+    if (load->over || load->aborting || self->load_ != load || !self->machine_) return;
+    if (load->accepted)
+      return self->give_up(load, make_error_code(errc::loader_failed), errc::loader_failed, why.substr(0, max_text));
+    load->over = true;
+    load->error = failure(errc::not_open, "this update was refused");
+    self->load_.reset();
+    self->machine_->refuse_update(errc::peer_refused, why.substr(0, max_text), clock::now());
+    self->pump();
+  });
+}
+
+void receiver_core::post_not_now(std::shared_ptr<load_operation> load, milliseconds retry, std::string why) {
+  asio::post(strand_, [self = shared_from_this(), load, retry, why = std::move(why)] {
+    if (load->over || load->accepted || load->aborting || self->load_ != load || !self->machine_) return;
+    load->over = true;
+    load->error = failure(errc::not_open, "this update was put off");
+    self->load_.reset();
+    self->machine_->not_now_update(retry, why.substr(0, max_text), clock::now());
+    self->pump();
+  });
+}
+
+void receiver_core::post_released(std::shared_ptr<load_operation> load, std::uint64_t seq, ready_after when) {
+  asio::post(strand_, [self = shared_from_this(), load, seq, when] {
+    auto const free = [weak = self->weak_from_this(), load, seq](std::error_code error) {
+      auto const alive = weak.lock();
+      if (!alive) return;
+      --load->held;
+      if (error)
+        alive->give_up(load, error, errc::device_failed, "the receiver's device failed: " + error.message());
+      else
+        alive->loaded(load, seq, 0);
+      alive->settle();
+    };
+    if (when.type() == ready_after::kind::nothing) return free({});
+    try {
+      self->stream().start_after(when);
+      self->stream().then(free);
+    } catch (std::exception const& error) {
+      --load->held;
+      self->give_up(load, make_error_code(errc::device_failed), errc::device_failed, error.what());
+      self->settle();
+    }
+  });
+}
+
+void receiver_core::abandon() noexcept {
+  std::shared_ptr<copy_stream> stream;
+  {
+    std::scoped_lock lock(shared_mutex_);
+    abandoned_ = true;
+    stream = stream_to_drain_;
+  }
+  if (stream) stream->shut();
+  asio::post(strand_, [self = shared_from_this()] {
+    if (self->on_connected_) {
+      self->stop_connecting_.emit(asio::cancellation_type::terminal);
+      self->connect_failed(failure(aborted_by_caller(), "the receiver was destroyed"));
+    }
+    if (self->load_) {
+      self->load_->because = aborted_by_caller();
+      self->load_->copies_in_flight = 0;  // the stream was drained
+    }
+    if (self->machine_) {
+      self->machine_->close("the receiver was destroyed", clock::now());
+      self->pump();
+    }
+    auto const load = self->load_;
+    self->end_session(failure(aborted_by_caller(), "the receiver was destroyed"), false);
+    if (load && !load->over) self->end_load(load, failure(aborted_by_caller(), "the receiver was destroyed"));
+    if (self->stream_) self->stream_->forget();
+  });
+}
+
+// ---- connecting --------------------------------------------------------------------------------------------------
+
+awaitable<void> receiver_core::run_connect(std::shared_ptr<receiver_core> self, std::string path) {
+  failure error;
+  std::optional<wire::connection> made;
+  try {
+    auto const limit = clock::now() + self->options_.connect_limit();
+    wire::trust const whom = trust_of(self->options_);
+    made = co_await wire::connect(std::move(path), limit, whom);
+  } catch (...) {
+    error = failure(session::as_transfer_error(std::current_exception(), errc::connect_timeout));
+  }
+  if (!self->on_connected_ || self->machine_) co_return;  // cancelled meanwhile
+  if (error) self->connect_failed(error);
+  else self->connected(std::move(*made));
+}
+
+void receiver_core::connected(wire::connection connection) {
+  ++session_;
+  link_ = std::make_shared<session::link>(strand_, std::move(connection));
+  receiver_settings settings;
+  settings.greeting.name = options_.name();
+  settings.greeting.group = options_.group();
+  settings.greeting.group_size = options_.group_size();
+  settings.greeting.last_sender = held_sender_;
+  settings.greeting.last_update = held_update_;
+  settings.greeting.version_held = held_version_;
+  for (auto const& device : devices_)
+    if (settings.greeting.devices.size() < max_devices) settings.greeting.devices.push_back(device);
+  settings.handshake = options_.handshake_limit();
+  settings.silence = options_.silence_limit();
+  machine_.emplace(std::move(settings));
+  machine_->connected(clock::now());
+  auto hearing = hear_sender(shared_from_this(), link_);
+  asio::co_spawn(strand_, std::move(hearing), asio::detached);
+  pump();
+}
+
+void receiver_core::connect_failed(failure error) {
+  connecting_ = false;
+  session_end_ = error;
+  if (link_) link_->close();
+  link_.reset();
+  if (machine_ && !pumping_) machine_.reset();
+  if (on_connected_) std::exchange(on_connected_, nullptr)->complete(std::move(error), {});
+}
+
+awaitable<void> receiver_core::hear_sender(std::shared_ptr<receiver_core> self, std::shared_ptr<session::link> link) {
+  errc code = errc::peer_gone;
+  std::string words;
+  try {
+    for (;;) {
+      session::link::incoming heard = co_await link->hear();
+      if (self->link_ != link || !self->machine_) co_return;
+      self->incoming_fd_ = std::move(heard.fd);
+      self->machine_->received(heard.what, clock::now());
+      self->pump();
+      self->incoming_fd_.reset();
+    }
+  } catch (std::system_error const& error) {
+    code = session::as_errc(error.code(), errc::peer_gone);
+    words = error.what();
+  } catch (std::exception const& error) {
+    words = error.what();
+  }
+  if (self->link_ != link || !self->machine_) co_return;
+  self->machine_->gone(code, words, clock::now());
+  self->pump();
+}
+
+// ---- one update --------------------------------------------------------------------------------------------------
+
+failure receiver_core::not_usable(load_operation const& load) const {
+  if (load.error) return load.error;
+  if (load.over) return failure(errc::not_open, "this update is over");
+  if (load.aborting) return failure(load.because ? load.because : make_error_code(errc::peer_aborted));
+  return {};
+}
+
+void receiver_core::accept(load_operation& load, load_operation::way how) {
+  load.how = how;
+  load.accepted = true;
+  load.accepted_at = clock::now();
+  if (options_.watched_by())
+    options_.watched_by()->update_began(load.what.version, load.what.total_bytes, load.what.buckets);
+  machine_->accept_update(clock::now());
+}
+
+/// Answers a waiting next_bucket if that is possible now.
+void receiver_core::give_bucket(load_operation& load) {
+  if (!load.on_bucket) return;
+  if (!load.arrived.empty()) {
+    auto held = std::move(load.arrived.front());
+    load.arrived.pop_front();
+    ++load.given;
+    std::exchange(load.on_bucket, nullptr)->complete({}, std::optional<bucket>(bucket(std::move(held))));
+  } else if (load.given == load.what.buckets) {
+    std::exchange(load.on_bucket, nullptr)->complete({}, {});
+  } else if (load.slots && load.held >= *load.slots) {
+    std::exchange(load.on_bucket, nullptr)
+        ->complete(failure(errc::slots_held, "all " + std::to_string(*load.slots) +
+                                                 " slots are held by buckets that were not released; release one first"),
+                   {});
+  }
+}
+
+void receiver_core::loaded(std::shared_ptr<load_operation> const& load, std::uint64_t seq, std::uint64_t bytes) {
+  load->bytes_loaded += bytes;
+  if (load->session != session_ || !machine_ || load->aborting || load->over) return;
+  if (options_.watched_by())
+    options_.watched_by()->bucket_moved(load->what.version, load->what.buckets, load->bytes_loaded);
+  machine_->loaded(seq, clock::now());
+  pump();
+}
+
+void receiver_core::commit(std::shared_ptr<load_operation> const& load) {
+  if (load->into) load->into->committed(*load->part, load->what.version);
+  held_sender_ = sender_;
+  held_update_ = load->what.update;
+  held_version_ = load->what.version;
+  {
+    std::scoped_lock lock(shared_mutex_);
+    version_ = load->what.version;
+  }
+  machine_->commit_done(clock::now());
+  pump();  // says committed, unless a pump is at it already
+  end_load(load, {});
+}
+
+void receiver_core::give_up(std::shared_ptr<load_operation> const& load, std::error_code code, errc on_wire,
+                            std::string text) {
+  if (load->over || load->aborting || load_ != load || !machine_) return;
+  load->because = code;
+  load->error = failure(code, text);
+  if (load->accepted) machine_->give_up(on_wire, std::move(text), clock::now());
+  else {
+    load->over = true;
+    load_.reset();
+    machine_->refuse_update(on_wire, std::move(text), clock::now());
+  }
+  pump();
+}
+
+/// Completes what waits for the load. Its copies have finished.
+void receiver_core::end_load(std::shared_ptr<load_operation> const& load, failure error) {
+  if (load->over) return;
+  load->over = true;
+  if (load_ == load) load_.reset();
+  if (load->into) load->into->end_load();
+  if (!load->error) load->error = error;
+  if (options_.watched_by() && load->accepted) options_.watched_by()->update_ended(load->what.version, !error);
+  load->arrived.clear();
+  load_report report;
+  report.version = load->what.version;
+  report.bytes = load->what.total_bytes;
+  report.tensors = load->what.tensors;
+  report.buckets = load->what.buckets;
+  report.total = clock::now() - load->accepted_at;
+  report.way = load->ring == 0 ? route::host : route::staged;
+  if (load->on_bucket) std::exchange(load->on_bucket, nullptr)->complete(load->error, {});
+  if (load->on_loaded) std::exchange(load->on_loaded, nullptr)->complete(load->error, report);
+}
+
+/// Ends an aborted load once its copies are done, and tells the machine once the embedder holds no view either.
+void receiver_core::settle() {
+  auto const load = load_;
+  if (!load || !load->aborting || load->copies_in_flight != 0) return;
+  auto const error = load->error;
+  if (!load->over) {
+    auto const keep = load_;
+    end_load(load, error);
+    load_ = keep;  // until its views are back
+  }
+  if (load->held != 0) return;
+  load_.reset();
+  if (load->session == session_ && machine_ && !machine_->over()) {
+    machine_->drained(clock::now());
+    pump();
+  }
+}
+
+copy_stream& receiver_core::stream() { return *stream_; }
+
+void receiver_core::end_session(failure error, bool graceful) {
+  connecting_ = greeted_ = false;
+  graceful_end_ = graceful;
+  session_end_ = error;
+  if (link_) link_->close_when_said();
+  link_.reset();
+  machine_.reset();
+  incoming_fd_.reset();
+  deadline_.cancel();
+  armed_.reset();
+  unclaimed_.reset();
+  for (auto& [number, ring] : rings_) offload_.dispose(std::move(ring));  // unmapping can take long
+  rings_.clear();
+  if (on_connected_) std::exchange(on_connected_, nullptr)->complete(error, {});
+  if (on_update_) {
+    if (graceful) std::exchange(on_update_, nullptr)->complete({}, {});
+    else std::exchange(on_update_, nullptr)->complete(error, {});
+  }
+  end_close();
+}
+
+void receiver_core::end_close() {
+  if (machine_) return;
+  closing_ = false;
+  for (auto& done : std::exchange(on_closed_, {})) done->complete({}, {});
+}
+
+// ---- carrying out what the machine decided -----------------------------------------------------------------------
+
+void receiver_core::pump() {
+  if (pumping_ || !machine_) return;
+  pumping_ = true;
+  std::optional<receive_action::closed> ended;
+  for (auto actions = machine_->take(); !actions.empty(); actions = machine_->take())
+    for (auto& action : actions) {
+      if (auto const* const last = std::get_if<receive_action::closed>(&action)) ended = *last;
+      else std::visit([this](auto& one) { act(one); }, action);
+    }
+  pumping_ = false;
+  if (ended) {
+    bool const graceful = ended->code == errc::ok;
+    failure error;
+    if (closing_) error = failure(aborted_by_caller(), "the receiver was closed");
+    else if (!graceful) error = failure(ended->code, ended->text);
+    else error = failure(errc::not_open, "the sender has closed");
+    end_session(error, graceful && !closing_);
+  } else {
+    arm_deadline();
+  }
+  settle();
+}
+
+void receiver_core::arm_deadline() {
+  auto const next = machine_->deadline();
+  // An earlier wake-up than needed is harmless, a later one is not.
+  if (!next || (armed_ && *armed_ <= *next)) return;
+  armed_ = next;
+  deadline_.expires_at(*next);
+  deadline_.async_wait([weak = weak_from_this()](std::error_code error) {
+    auto const self = weak.lock();
+    if (!self || error || !self->machine_) return;
+    self->armed_.reset();
+    self->machine_->tick(clock::now());
+    self->pump();
+  });
+}
+
+void receiver_core::act(receive_action::say& action) {
+  if (link_) link_->say(action.what);
+}
+
+void receiver_core::act(receive_action::greeted& action) {
+  sender_ = action.sender;
+  greeted_ = true;
+  connecting_ = false;
+  if (on_connected_) std::exchange(on_connected_, nullptr)->complete({}, {});
+}
+
+void receiver_core::act(receive_action::map_ring& action) {
+  struct job_input {
+    unique_fd fd;
+  };
+  auto const input = std::make_shared<job_input>();
+  input->fd = std::move(incoming_fd_);
+  auto map = [memory = memory_, where = options_.where(), what = action.what, input] {
+    auto result = std::make_shared<mapped_ring>();
+    result->slot_bytes = what.slot_bytes;
+    result->slots = what.slots;
+    std::uint64_t bytes = 0;
+    if (__builtin_mul_overflow(what.slot_bytes, std::uint64_t(what.slots), &bytes))
+      throw transfer_error(errc::overflow, "the sender's ring has an impossible size");
+    if (what.on_device) {
+      if (!where.is_cuda())
+        throw transfer_error(errc::not_reachable, "this receiver loads into host memory and can't map a CUDA device");
+      result->memory = memory->get(where)->import_region(std::move(input->fd), bytes, what.origin);
+    } else {
+      result->memory = memory->get(device::host())->import_region(std::move(input->fd), bytes, {});
+      if (where.is_cuda()) result->registration = memory->get(where)->register_host(result->memory);
+    }
+    return result;
+  };
+  auto then = [weak = weak_from_this(), session = session_, id = action.what.id](
+                  std::exception_ptr error, std::shared_ptr<mapped_ring> ring) {
+    auto const self = weak.lock();
+    if (!self || self->session_ != session || !self->machine_) return;
+    if (error) {
+      auto const what = session::as_transfer_error(error, errc::not_reachable);
+      self->machine_->ring_refused(id, session::as_errc(what.code(), errc::not_reachable), what.what(), clock::now());
+    } else {
+      self->rings_[id] = std::move(ring);
+      self->machine_->ring_mapped(id, clock::now());
+    }
+    self->pump();
+  };
+  offload_.run(strand_, std::move(map), std::move(then));
+}
+
+void receiver_core::act(receive_action::look_up_manifest& action) {
+  auto const found = std::find_if(manifests_.begin(), manifests_.end(), [&](auto const& known) {
+    return known->layout() == action.what.layout && known->tensors().size() == action.what.tensors &&
+           known->buckets().size() == action.what.buckets && known->total_bytes() == action.what.total_bytes;
+  });
+  if (found == manifests_.end()) return machine_->manifest_unknown(clock::now());
+  std::rotate(found, found + 1, manifests_.end());
+  machine_->manifest_known(manifests_.back()->bucket_sizes(), clock::now());
+}
+
+void receiver_core::act(receive_action::read_manifest& action) {
+  auto const fd = std::make_shared<unique_fd>(std::move(incoming_fd_));
+  auto read = [memory = memory_, fd, what = action.what, bytes = action.bytes] {
+    auto const host = memory->get(device::host());
+    return read_from(*host, std::move(*fd), bytes, what);
+  };
+  auto then = [weak = weak_from_this(), session = session_](std::exception_ptr error,
+                                                           std::shared_ptr<plan::manifest const> manifest) {
+    auto const self = weak.lock();
+    if (!self || self->session_ != session || !self->machine_) return;
+    if (error) {
+      auto const what = session::as_transfer_error(error, errc::protocol_error);
+      self->machine_->manifest_bad(session::as_errc(what.code(), errc::protocol_error), what.what(), clock::now());
+    } else {
+      if (self->manifests_.size() == manifests_kept) self->manifests_.erase(self->manifests_.begin());
+      auto sizes = manifest->bucket_sizes();
+      self->manifests_.push_back(std::move(manifest));
+      self->machine_->manifest_known(std::move(sizes), clock::now());
+    }
+    self->pump();
+  };
+  offload_.run(strand_, std::move(read), std::move(then));
+}
+
+void receiver_core::act(receive_action::offer& action) {
+  auto const load = std::make_shared<load_operation>();
+  load->core = shared_from_this();
+  load->session = session_;
+  load->what = action.what;
+  load->manifest = manifests_.back();  // the one that was just known
+  load_ = load;
+  update offered{load};
+  if (on_update_) std::exchange(on_update_, nullptr)->complete({}, std::optional<update>(std::move(offered)));
+  else unclaimed_ = std::move(offered);
+}
+
+void receiver_core::act(receive_action::bucket& action) {
+  auto const load = load_;
+  auto const ring = rings_.find(action.ring);
+  if (!load || load->aborting || ring == rings_.end()) return;
+  load->ring = action.ring;
+  load->slots = ring->second->slots;
+  auto const& memory = ring->second->memory;
+  std::byte const* const base = memory->data() + action.slot * ring->second->slot_bytes;
+  auto const pieces = load->manifest->pieces_of(action.bucket);
+  if (load->how == load_operation::way::by_bucket) {
+    auto held = std::make_shared<held_bucket>();
+    held->load = load;
+    held->ring = ring->second;
+    held->seq = action.seq;
+    held->number = action.bucket;
+    held->pieces.reserve(pieces.size());
+    for (plan::piece const& piece : pieces) {
+      bucket_piece view;
+      view.tensor = piece.tensor;
+      view.tensor_offset = piece.tensor_offset;
+      view.bytes = piece.bytes;
+      view.data = base + piece.bucket_offset;
+      view.where = memory->where();
+      held->pieces.push_back(view);
+    }
+    ++load->held;
+    load->arrived.push_back(std::move(held));
+    return give_bucket(*load);
+  }
+  try {
+    ops_.clear();
+    for (plan::piece const& piece : pieces)
+      load->part->scatter.ops_for_piece(piece, base, memory->where(), ops_);
+    if (!load->wrote) {
+      load->wrote = true;
+      load->into->writing(*load->part);
+      stream().start_after(load->when);
+    }
+    stream().copy(ops_);
+    ++load->copies_in_flight;
+    stream().then([weak = weak_from_this(), load, keep = ring->second, seq = action.seq,
+                   bytes = action.bytes](std::error_code error) {
+      auto const self = weak.lock();
+      if (!self) return;
+      if (load->copies_in_flight) --load->copies_in_flight;
+      if (error)
+        self->give_up(load, error, errc::device_failed, "the receiver's device failed: " + error.message());
+      else
+        self->loaded(load, seq, bytes);
+      self->settle();
+    });
+  } catch (...) {
+    auto const what = session::as_transfer_error(std::current_exception(), errc::device_failed);
+    give_up(load, what.code(), session::as_errc(what.code(), errc::device_failed), what.what());
+  }
+}
+
+void receiver_core::act(receive_action::commit&) {
+  auto const load = load_;
+  if (!load) return;
+  if (load->how == load_operation::way::into || load->on_loaded) commit(load);
+  else load->commit_ordered = true;
+}
+
+void receiver_core::act(receive_action::abort& action) {
+  auto const load = load_;
+  if (!load) {  // nobody has seen it yet, or it was just given back
+    machine_->drained(clock::now());
+    return;
+  }
+  load->aborting = true;
+  if (!load->error) load->error = failure(transfer_error(action.code, action.text).peer_words(action.text));
+  if (unclaimed_) {
+    load->over = true;
+    load_.reset();
+    unclaimed_.reset();
+    machine_->drained(clock::now());
+    return;
+  }
+  auto const waiting = std::exchange(load->arrived, {});  // never given: no views of the embedder's
+  // settle(), at the end of the pump, does the rest.
+}
+
+void receiver_core::act(receive_action::closed&) {}  // pump() keeps it for last
+
+}  // namespace ropeway::detail

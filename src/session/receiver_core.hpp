@@ -1,0 +1,180 @@
+// Drives the receiver's machine with a socket, mapped rings and a copy queue. Part of ropeway; Apache-2.0.
+//
+// Everything runs on one strand. The machine decides; pump() carries out. The only coroutines are the one that
+// connects and the one that listens.
+#pragma once
+#include <asio/cancellation_signal.hpp>
+#include <asio/steady_timer.hpp>
+#include <atomic>
+#include <deque>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "memory/memory.hpp"
+#include "plan/manifest.hpp"
+#include "protocol/receiver_machine.hpp"
+#include "ropeway/receiver.hpp"
+#include "session/copy_stream.hpp"
+#include "session/destination_set.hpp"
+#include "session/link.hpp"
+#include "session/offload.hpp"
+
+namespace ropeway::detail {
+
+using session::copy_stream;
+using session::strand;
+class load_operation;
+
+/// A sender's ring, mapped here.
+struct mapped_ring {
+  std::shared_ptr<memory::region> memory;
+  std::shared_ptr<void> registration;
+  std::uint64_t slot_bytes = 0;
+  std::uint32_t slots = 0;
+};
+
+/// A bucket in the embedder's hands; keeps the ring mapped.
+class held_bucket {
+ public:
+  ~held_bucket() { release({}); }
+  void release(ready_after when);
+
+  std::shared_ptr<load_operation> load;
+  std::shared_ptr<mapped_ring> ring;
+  std::uint64_t seq = 0;
+  std::uint32_t number = 0;
+  std::vector<bucket_piece> pieces;
+
+ private:
+  std::atomic<bool> released_ = false;
+};
+
+/// One update, from its announcement until its end. Shared by the core, the embedder's `update` and its buckets.
+class load_operation : public std::enable_shared_from_this<load_operation> {
+ public:
+  std::shared_ptr<receiver_core> core;
+  std::uint64_t session = 0;
+  protocol::begin what;
+  std::shared_ptr<plan::manifest const> manifest;
+
+  // From here on: the strand's.
+  enum class way { undecided, into, by_bucket } how = way::undecided;
+  bool accepted = false, over = false, aborting = false;
+  std::shared_ptr<destination_set> into;
+  destination_plan* part = nullptr;
+  ready_after when;
+  bool wrote = false;
+  std::chrono::steady_clock::time_point accepted_at{};
+  std::uint32_t copies_in_flight = 0, held = 0, given = 0;
+  std::uint64_t bytes_loaded = 0;
+  std::deque<std::shared_ptr<held_bucket>> arrived;   // by bucket: not taken yet
+  bool commit_ordered = false;                        // the sender said commit
+  std::optional<std::uint32_t> slots;                 // of the ring that buckets come from
+  std::uint32_t ring = 0;
+  std::error_code because;                            // why this side gave up, if not for an errc
+  failure error;
+  std::unique_ptr<completion<load_report>> on_loaded;               // load_into or commit
+  std::unique_ptr<completion<std::optional<bucket>>> on_bucket;
+};
+
+class receiver_core : public std::enable_shared_from_this<receiver_core> {
+ public:
+  receiver_core(asio::any_io_executor executor, receiver_options options, std::shared_ptr<memory::backends> memory);
+  ~receiver_core();
+
+  // Any thread.
+  asio::any_io_executor executor() const { return executor_; }
+  std::optional<std::uint64_t> version() const noexcept;
+  void post_connect(std::string path, std::unique_ptr<completion<nothing>> done, std::shared_ptr<stop_request> stop);
+  void post_next(std::unique_ptr<completion<std::optional<update>>> done, std::shared_ptr<stop_request> stop);
+  void post_close(std::unique_ptr<completion<nothing>> done);
+  void post_load(std::shared_ptr<load_operation> load, std::shared_ptr<destination_set> into, ready_after when,
+                 std::unique_ptr<completion<load_report>> done, std::shared_ptr<stop_request> stop);
+  void post_bucket(std::shared_ptr<load_operation> load, std::unique_ptr<completion<std::optional<bucket>>> done,
+                   std::shared_ptr<stop_request> stop);
+  void post_commit(std::shared_ptr<load_operation> load, std::unique_ptr<completion<load_report>> done,
+                   std::shared_ptr<stop_request> stop);
+  void post_refuse(std::shared_ptr<load_operation> load, std::string why);
+  void post_not_now(std::shared_ptr<load_operation> load, milliseconds retry, std::string why);
+  void post_released(std::shared_ptr<load_operation> load, std::uint64_t seq, ready_after when);
+  /// From the owner's destructor: no copy touches the embedder's memory any more when this returns.
+  void abandon() noexcept;
+
+ private:
+  using clock = std::chrono::steady_clock;
+
+  static awaitable<void> run_connect(std::shared_ptr<receiver_core> self, std::string path);
+  static awaitable<void> hear_sender(std::shared_ptr<receiver_core> self, std::shared_ptr<session::link> link);
+
+  void connected(wire::connection connection);
+  void connect_failed(failure error);
+  void give_up(std::shared_ptr<load_operation> const& load, std::error_code code, errc on_wire, std::string text);
+  void accept(load_operation& load, load_operation::way how);
+  void give_bucket(load_operation& load);
+  void loaded(std::shared_ptr<load_operation> const& load, std::uint64_t seq, std::uint64_t bytes);
+  void commit(std::shared_ptr<load_operation> const& load);
+  void settle();
+  void end_load(std::shared_ptr<load_operation> const& load, failure error);
+  void end_session(failure error, bool graceful);
+  void end_close();
+  failure not_usable(load_operation const& load) const;
+  copy_stream& stream();
+
+  void pump();
+  void arm_deadline();
+  void act(protocol::receive_action::say& action);
+  void act(protocol::receive_action::greeted& action);
+  void act(protocol::receive_action::map_ring& action);
+  void act(protocol::receive_action::read_manifest& action);
+  void act(protocol::receive_action::look_up_manifest& action);
+  void act(protocol::receive_action::offer& action);
+  void act(protocol::receive_action::bucket& action);
+  void act(protocol::receive_action::commit& action);
+  void act(protocol::receive_action::abort& action);
+  void act(protocol::receive_action::closed& action);
+
+  asio::any_io_executor executor_;
+  receiver_options options_;
+  std::shared_ptr<memory::backends> memory_;
+  strand strand_;
+
+  // The session, while there is one.
+  std::shared_ptr<session::link> link_;
+  std::optional<protocol::receiver_machine> machine_;
+  std::uint64_t session_ = 0;  // counts; answers of slow jobs for an older one are dropped
+  unique_fd incoming_fd_;      // came with the message that is being acted on
+  std::map<std::uint32_t, std::shared_ptr<mapped_ring>> rings_;
+  std::shared_ptr<load_operation> load_;
+  std::optional<update> unclaimed_;  // offered while nobody waited
+  bool connecting_ = false, greeted_ = false, closing_ = false, graceful_end_ = false;
+  failure session_end_{errc::not_open, "connect first"};
+  protocol::bytes16 sender_{};
+
+  // Kept over sessions.
+  std::vector<std::shared_ptr<plan::manifest const>> manifests_;  // the newest last; a handful
+  std::shared_ptr<copy_stream> stream_;
+  std::vector<memory::copy_op> ops_;
+  std::vector<memory::device_uuid> devices_;
+  protocol::bytes16 held_sender_{};
+  std::uint64_t held_update_ = 0, held_version_ = 0;
+
+  asio::cancellation_signal stop_connecting_;
+  asio::steady_timer deadline_;
+  std::optional<clock::time_point> armed_;
+  std::unique_ptr<completion<nothing>> on_connected_;
+  std::unique_ptr<completion<std::optional<update>>> on_update_;
+  std::vector<std::unique_ptr<completion<nothing>>> on_closed_;
+  bool pumping_ = false;
+
+  mutable std::mutex shared_mutex_;  // for version() and abandon()
+  std::optional<std::uint64_t> version_;
+  std::shared_ptr<copy_stream> stream_to_drain_;
+  bool abandoned_ = false;
+  session::offload offload_;  // last: its thread ends before what its jobs use
+};
+
+}  // namespace ropeway::detail

@@ -1,0 +1,791 @@
+#include "session/sender_core.hpp"
+
+#include <sys/random.h>
+
+#include <algorithm>
+#include <asio/bind_cancellation_slot.hpp>
+#include <asio/bind_executor.hpp>
+#include <asio/co_spawn.hpp>
+#include <asio/detached.hpp>
+#include <asio/dispatch.hpp>
+#include <asio/post.hpp>
+#include <cstring>
+
+namespace ropeway::detail {
+namespace {
+
+using namespace protocol;
+
+wire::trust trust_of(sender_options const& options) {
+  wire::trust whom;
+  for (auto const user : options.allowed_users()) whom.user(user);
+  whom.group_access(!options.allowed_users().empty());
+  whom.any_directory(options.allow_shared_directory());
+  return whom;
+}
+
+bytes16 random_instance() {
+  bytes16 id{};
+  if (::getrandom(id.data(), id.size(), 0) != static_cast<ssize_t>(id.size()))
+    throw transfer_error(std::error_code(errno, std::system_category()), "no random bytes for the sender's identity");
+  return id;
+}
+
+sender_settings settings_of(sender_options const& options, bytes16 const& instance) {
+  sender_settings settings;
+  settings.instance = instance;
+  settings.bucket_bytes = options.bucket_bytes();
+  settings.slots = options.slots();
+  settings.max_peers = options.max_receivers();
+  settings.handshake = options.handshake_limit();
+  settings.decide = options.decide_limit();
+  settings.silence = options.silence_limit();
+  settings.commit = options.commit_limit();
+  return settings;
+}
+
+sender_options checked(sender_options options) {
+  auto const refuse = [](char const* what) { throw transfer_error(errc::invalid_argument, what); };
+  if (options.bucket_bytes() < 4096) refuse("bucket_bytes must be at least 4096");
+  if (options.bucket_bytes() > std::uint64_t(1) << 40) refuse("bucket_bytes must be at most 1 TiB");
+  if (options.slots() < 1 || options.slots() > 64) refuse("slots must be 1 to 64");
+  if (options.max_receivers() < 1 || options.max_receivers() > 1000) refuse("max_receivers must be 1 to 1000");
+  for (auto const limit : {options.handshake_limit(), options.decide_limit(), options.silence_limit(),
+                           options.commit_limit(), options.source_limit()})
+    if (limit.count() <= 0) refuse("every limit must be positive");
+  // Whole pages and whole pieces, so that slots start aligned.
+  constexpr std::uint64_t unit = 4096;
+  options.bucket_bytes((options.bucket_bytes() + unit - 1) / unit * unit);
+  return options;
+}
+
+std::chrono::nanoseconds since(std::chrono::steady_clock::time_point start) {
+  return std::chrono::steady_clock::now() - start;
+}
+
+}  // namespace
+
+sender_core::sender_core(asio::any_io_executor executor, std::string path, sender_options options,
+                         std::shared_ptr<memory::backends> memory)
+    : executor_(executor),
+      path_(path),
+      options_(checked(std::move(options))),
+      memory_(std::move(memory)),
+      strand_(asio::make_strand(executor)),
+      listener_(strand_, std::move(path), trust_of(options_)),
+      machine_(settings_of(options_, instance_ = random_instance())),
+      packs_changed_(strand_),
+      deadline_(strand_),
+      close_limit_(strand_) {}
+
+sender_core::~sender_core() = default;
+
+void sender_core::start() {
+  auto acceptor = accept_peers(shared_from_this());
+  asio::co_spawn(strand_, std::move(acceptor), asio::detached);
+}
+
+// ---- initiating calls, any thread --------------------------------------------------------------------------------
+
+std::shared_ptr<session::layout> sender_core::last_layout() const {
+  std::scoped_lock lock(shared_mutex_);
+  return last_layout_;
+}
+
+void sender_core::keep_layout(std::shared_ptr<session::layout> layout) {
+  std::scoped_lock lock(shared_mutex_);
+  last_layout_ = std::move(layout);
+}
+
+void sender_core::post_begin(std::shared_ptr<send_operation> operation) {
+  asio::post(strand_, [self = shared_from_this(), operation = std::move(operation)] { self->begin(operation); });
+}
+
+void sender_core::post_stop(std::shared_ptr<send_operation> operation) {
+  asio::post(strand_, [self = shared_from_this(), operation = std::move(operation)] {
+    if (self->current_ != operation || operation->finished) return;
+    self->give_up(asio::error::make_error_code(asio::error::operation_aborted), errc::peer_aborted,
+                  "the sender cancelled the update");
+  });
+}
+
+void sender_core::post_source_free(std::shared_ptr<send_operation> operation, std::unique_ptr<completion<nothing>> done,
+                                   std::shared_ptr<stop_request> stop) {
+  auto const shared = std::make_shared<std::unique_ptr<completion<nothing>>>(std::move(done));
+  asio::post(strand_, [self = shared_from_this(), operation, shared, stop] {
+    if (operation->source_is_free) return (*shared)->complete({}, {});
+    if (operation->over) return (*shared)->complete(operation->error, {});
+    auto const key = shared->get();
+    operation->on_source_free.push_back(std::move(*shared));
+    stop->attach([self, operation, key] {
+      asio::post(self->strand_, [operation, key] {
+        auto& waiting = operation->on_source_free;
+        auto const found = std::find_if(waiting.begin(), waiting.end(), [&](auto& w) { return w.get() == key; });
+        if (found == waiting.end()) return;
+        auto const cancelled = std::move(*found);
+        waiting.erase(found);
+        cancelled->complete(failure(asio::error::make_error_code(asio::error::operation_aborted)), {});
+      });
+    });
+  });
+}
+
+void sender_core::post_done(std::shared_ptr<send_operation> operation, std::unique_ptr<completion<send_report>> done,
+                            std::shared_ptr<stop_request> stop) {
+  auto const shared = std::make_shared<std::unique_ptr<completion<send_report>>>(std::move(done));
+  asio::post(strand_, [self = shared_from_this(), operation, shared, stop] {
+    if (operation->on_done) {
+      failure const busy(errc::busy, "sending::done is awaited already");
+      return (*shared)->complete(busy, {});
+    }
+    if (operation->over) return (*shared)->complete(operation->error, operation->report);
+    operation->on_done = std::move(*shared);
+    stop->attach([self, operation] { self->post_stop(operation); });
+  });
+}
+
+void sender_core::post_wait(std::size_t count, milliseconds limit, std::unique_ptr<completion<std::size_t>> done,
+                            std::shared_ptr<stop_request> stop) {
+  auto const shared = std::make_shared<std::unique_ptr<completion<std::size_t>>>(std::move(done));
+  asio::post(strand_, [self = shared_from_this(), count, limit, shared, stop] {
+    if (self->closing_) return (*shared)->complete(failure(errc::not_open, "the sender is closed"), 0);
+    auto const key = shared->get();
+    auto timer = std::make_unique<asio::steady_timer>(self->strand_, limit);
+    auto const end = [weak = self->weak_from_this(), key](failure error) {
+      auto const alive = weak.lock();
+      if (!alive) return;
+      auto& waiting = alive->waiters_;
+      auto const found = std::find_if(waiting.begin(), waiting.end(), [&](auto& w) { return w.done.get() == key; });
+      if (found == waiting.end()) return;
+      auto const ended = std::move(found->done);
+      waiting.erase(found);
+      ended->complete(std::move(error), alive->machine_.greeted());
+    };
+    timer->async_wait([end, count](std::error_code error) {
+      if (error) return;
+      end(failure(errc::too_few_receivers,
+                  "fewer than " + std::to_string(count) + " receivers connected in time; start them or wait longer"));
+    });
+    self->waiters_.push_back({count, std::move(*shared), std::move(timer)});
+    stop->attach([self, end] {
+      asio::post(self->strand_,
+                 [end] { end(failure(asio::error::make_error_code(asio::error::operation_aborted))); });
+    });
+    self->wake_waiters();
+  });
+}
+
+void sender_core::post_receivers(std::unique_ptr<completion<std::vector<connected_receiver>>> done) {
+  auto const shared = std::make_shared<std::unique_ptr<completion<std::vector<connected_receiver>>>>(std::move(done));
+  asio::post(strand_, [self = shared_from_this(), shared] {
+    std::vector<connected_receiver> all;
+    for (auto const& state : self->machine_.peers()) {
+      connected_receiver one;
+      one.name = state.name;
+      one.holds_version = state.holds_version;
+      one.version = state.version_held;
+      all.push_back(std::move(one));
+    }
+    (*shared)->complete({}, std::move(all));
+  });
+}
+
+void sender_core::post_close(std::unique_ptr<completion<nothing>> done) {
+  auto const shared = std::make_shared<std::unique_ptr<completion<nothing>>>(std::move(done));
+  asio::post(strand_, [self = shared_from_this(), shared] {
+    self->on_closed_.push_back(std::move(*shared));
+    if (self->closed_) return self->end_close();
+    if (self->closing_) return;
+    self->closing_ = true;
+    self->close_limit_.expires_after(std::chrono::seconds(10));
+    self->close_limit_.async_wait([weak = self->weak_from_this()](std::error_code error) {
+      if (auto const alive = weak.lock(); alive && !error) alive->end_close();
+    });
+    if (self->current_ && !self->current_->because)
+      self->current_->because = asio::error::make_error_code(asio::error::operation_aborted);
+    self->machine_.close("the sender closed", clock::now());
+    self->pump();
+    self->settle();
+    if (!self->current_) self->end_close();
+  });
+}
+
+void sender_core::end_close() {
+  if (!closed_) {
+    closed_ = true;
+    close_limit_.cancel();
+    teardown();
+  }
+  for (auto& done : std::exchange(on_closed_, {})) done->complete({}, {});
+}
+
+void sender_core::teardown() {
+  listener_.close();
+  for (auto& [id, connected] : peers_) connected.link->close_when_said();
+  peers_.clear();
+  deadline_.cancel();
+  stop_packer_.emit(asio::cancellation_type::terminal);
+  if (current_) {
+    current_->stopping = true;
+    packs_changed_.notify();
+  }
+  for (auto& waiter : std::exchange(waiters_, {}))
+    waiter.done->complete(failure(errc::not_open, "the sender was closed"), 0);
+  for (auto& [number, ring] : rings_) {
+    if (ring.pack) ring.pack->forget();
+    if (ring.relay) ring.relay->forget();
+    // Unmapping and unregistering can take long.
+    for (auto& registration : ring.registrations) offload_.dispose(std::move(registration));
+    offload_.dispose(std::move(ring.shared.memory));
+  }
+  rings_.clear();
+}
+
+void sender_core::abandon() noexcept {
+  std::vector<std::shared_ptr<copy_stream>> streams;
+  {
+    std::scoped_lock lock(shared_mutex_);
+    abandoned_ = true;
+    streams = all_streams_;
+  }
+  for (auto const& stream : streams) stream->shut();
+  asio::post(strand_, [self = shared_from_this()] {
+    self->closing_ = true;
+    if (auto const operation = self->current_) {
+      operation->because = asio::error::make_error_code(asio::error::operation_aborted);
+      operation->error = failure(operation->because, "the sender was destroyed");
+      operation->finished = true;
+      self->end_close();
+      if (!operation->packer_runs) self->complete(operation);
+      return;
+    }
+    self->end_close();
+  });
+}
+
+// ---- one update --------------------------------------------------------------------------------------------------
+
+void sender_core::fail_begin(std::shared_ptr<send_operation> const& operation, failure error) {
+  operation->error = std::move(error);
+  operation->report.version = operation->version;
+  operation->report.total = since(operation->called);
+  operation->over = true;
+  if (operation->on_started) operation->on_started->complete(operation->error, sending());
+  if (operation->on_done) operation->on_done->complete(operation->error, operation->report);
+}
+
+void sender_core::begin(std::shared_ptr<send_operation> const& operation) {
+  if (closing_) return fail_begin(operation, failure(errc::not_open, "the sender is closed"));
+  if (current_)
+    return fail_begin(operation, failure(errc::busy, "a send runs already: await it before the next, or cancel it"));
+  if (operation->because) return fail_begin(operation, failure(operation->because));
+  auto set = operation->set;
+  if (set->error) return fail_begin(operation, set->error);
+  std::uint32_t ring = ring_of(set->where);
+  try {
+    if (set->source) {
+      auto stated = set->source->manifest();
+      auto known = last_layout();
+      auto const same = [&] {
+        if (!known || known->manifest.tensors().size() != stated.size()) return false;
+        return std::equal(stated.begin(), stated.end(), known->manifest.tensors().begin());
+      };
+      if (!same()) {
+        known = std::make_shared<session::layout>(plan::manifest::cut(std::move(stated), slot_bytes()));
+        keep_layout(known);
+      }
+      set->layout = known;
+      set->where = set->source->where();
+      ring = ring_of(set->where);
+    }
+    if (ring != host_ring) memory_->get(device_of(ring));  // so that a missing device fails the send, not a receiver
+  } catch (...) {
+    return fail_begin(operation, failure(session::as_transfer_error(std::current_exception(), errc::source_failed)));
+  }
+
+  auto const& manifest = set->layout->manifest;
+  current_ = operation;
+  packs_.clear();
+  copies_in_flight_ = 0;
+  drain_asked_ = false;
+  bytes_packed_ = 0;
+  auto& report = operation->report;
+  report.version = operation->version;
+  report.bytes = manifest.total_bytes();
+  report.tensors = static_cast<std::uint32_t>(manifest.tensors().size());
+  report.buckets = static_cast<std::uint32_t>(manifest.buckets().size());
+
+  update_facts facts;
+  facts.version = operation->version;
+  facts.layout = manifest.layout();
+  facts.total_bytes = manifest.total_bytes();
+  facts.tensors = report.tensors;
+  facts.bucket_bytes = set->layout->bucket_sizes;
+  facts.ring = ring;
+  operation->packer_runs = true;
+  auto packer = pack_buckets(shared_from_this(), operation);
+  auto ended = [self = shared_from_this(), operation](std::exception_ptr error) {
+    self->packer_ended(operation, error);
+  };
+  asio::co_spawn(strand_, std::move(packer), asio::bind_cancellation_slot(stop_packer_.slot(), std::move(ended)));
+
+  if (options_.watched_by()) options_.watched_by()->update_began(report.version, report.bytes, report.buckets);
+  machine_.begin_update(std::move(facts), clock::now());
+  if (operation->on_started) {
+    operation->on_started->complete({}, sending(operation));
+    operation->on_started.reset();
+  }
+  pump();
+}
+
+void sender_core::give_up(std::error_code code, errc on_wire, std::string text) {
+  if (!current_ || current_->finished) return;
+  if (!current_->because) {
+    current_->because = code;
+    current_->error = failure(code, text);
+  }
+  machine_.give_up(on_wire, std::move(text), clock::now());
+  pump();
+}
+
+awaitable<source_tensor> sender_core::next_tensor(std::shared_ptr<sender_core> self, tensor_source& source,
+                                                  std::uint32_t index) {
+  using namespace compat::awaitable_operators;
+  asio::steady_timer limit(self->strand_, self->options_.source_limit());
+  auto first = co_await (source.next(index) || limit.async_wait(use_awaitable));
+  if (first.index() == 1)
+    throw transfer_error(errc::source_failed,
+                         "the source did not deliver its next tensor within " +
+                             std::to_string(self->options_.source_limit().count()) + " ms");
+  co_return std::get<0>(std::move(first));
+}
+
+namespace {
+
+/// What a source delivered against what it announced.
+void check_delivery(tensor_info const& announced, source_tensor const& delivered) {
+  auto const& view = delivered.view;
+  auto const refuse = [&](std::string const& how) {
+    throw transfer_error(errc::source_failed, "the source announced tensor " + announced.name + " and delivered " + how)
+        .tensor(announced.name);
+  };
+  if (view.data() == nullptr) refuse("nothing");
+  if (view.name() != announced.name) refuse("tensor " + std::string(view.name()));
+  if (view.wire_type() != announced.type)
+    refuse("it as " + std::string(name(view.wire_type())) + " instead of " + std::string(name(announced.type)));
+  if (!(view.dims() == announced.dims)) refuse("it as " + to_string(view.dims()) + " instead of " + to_string(announced.dims));
+}
+
+}  // namespace
+
+awaitable<void> sender_core::pack_buckets(std::shared_ptr<sender_core> self, std::shared_ptr<send_operation> operation) {
+  auto const set = operation->set;
+  auto const& manifest = set->layout->manifest;
+  std::uint32_t const ring = ring_of(set->where);
+  std::uint32_t const buckets = static_cast<std::uint32_t>(manifest.buckets().size());
+  std::uint32_t packed = 0;
+  plan::gather gather(manifest);
+  bool waited_for_caller = false;
+  source_tensor current;                    // of a source: the tensor that the last piece came from
+  std::optional<std::uint32_t> current_index;
+  while (packed < buckets && !operation->stopping) {
+    if (self->packs_.empty()) {
+      co_await self->packs_changed_.wait();
+      continue;
+    }
+    send_action::pack const job = self->packs_.front();
+    self->packs_.pop_front();
+    auto const stream = self->rings_.at(ring).pack;
+    if (!waited_for_caller) stream->start_after(operation->when);
+    waited_for_caller = true;
+    std::byte* const base = self->slot(ring, job.slot);
+    std::vector<std::shared_ptr<void const>> owners;  // of a source's tensors, until this bucket's copies are done
+    self->ops_.clear();
+    for (plan::piece const& piece : manifest.pieces_of(job.bucket)) {
+      if (set->source && current_index != piece.tensor) {
+        current = co_await next_tensor(self, *set->source, piece.tensor);
+        // Another operation's step cannot come between: one packer runs at a time.
+        check_delivery(manifest.tensors()[piece.tensor], current);
+        current_index = piece.tensor;
+        stream->start_after(current.when);
+      }
+      if (set->source && current.keep_alive && (owners.empty() || owners.back() != current.keep_alive))
+        owners.push_back(current.keep_alive);
+      tensor_view const& view = set->source ? current.view : set->views[piece.tensor];
+      gather.ops_for_piece(piece, view, base, device_of(ring), self->ops_);
+    }
+    if (operation->stopping) break;
+    stream->copy(self->ops_);
+    ++packed;
+    ++self->copies_in_flight_;
+    std::uint64_t const bytes = manifest.buckets()[job.bucket].bytes;
+    auto seen = [weak = self->weak_from_this(), operation, seq = job.seq, bytes,
+                 owners = std::move(owners)](std::error_code error) {
+      auto const alive = weak.lock();
+      if (!alive || alive->current_ != operation) return;
+      --alive->copies_in_flight_;
+      if (error) {
+        alive->give_up(error, errc::device_failed, "the sender's device failed while packing: " + error.message());
+      } else {
+        alive->bytes_packed_ += bytes;
+        if (alive->options_.watched_by())
+          alive->options_.watched_by()->bucket_moved(operation->version, operation->report.buckets, alive->bytes_packed_);
+        alive->machine_.packed(seq, clock::now());
+        alive->pump();
+      }
+      alive->settle();
+    };
+    stream->then(std::move(seen));
+  }
+}
+
+void sender_core::packer_ended(std::shared_ptr<send_operation> const& operation, std::exception_ptr error) {
+  operation->packer_runs = false;
+  if (current_ != operation) return;
+  if (error && !operation->stopping) {
+    auto const what = session::as_transfer_error(error, errc::source_failed);
+    if (!operation->because) {
+      operation->because = operation->set->source && what.code() != errc::source_failed &&
+                                   what.code().category() != ropeway_category()
+                               ? make_error_code(errc::source_failed)
+                               : what.code();
+      operation->error = failure(transfer_error(operation->because, what.what()).tensor(what.tensor()));
+    }
+    machine_.give_up(session::as_errc(operation->because, errc::source_failed), what.what(), clock::now());
+    pump();
+  }
+  settle();
+}
+
+/// Tells the machine once what it asked to be drained is, and completes an operation that ended everywhere.
+void sender_core::settle() {
+  auto const operation = current_;
+  if (!operation) return;
+  if (drain_asked_ && !operation->packer_runs && copies_in_flight_ == 0) {
+    drain_asked_ = false;
+    machine_.drained(clock::now());
+    pump();
+  }
+  if (operation->finished && !operation->packer_runs && current_ == operation) complete(operation);
+}
+
+void sender_core::complete(std::shared_ptr<send_operation> const& operation) {
+  if (operation->over) return;
+  operation->over = true;
+  if (current_ == operation) current_.reset();
+  auto& report = operation->report;
+  report.total = since(operation->called);
+  auto const committed = report.count(outcome::committed);
+  if (!operation->error && committed < options_.min_receivers()) {
+    std::string text = std::to_string(committed) + " of " + std::to_string(report.receivers.size()) +
+                       " receivers committed version " + std::to_string(operation->version) + "; at least " +
+                       std::to_string(options_.min_receivers()) + " must";
+    transfer_error error(errc::too_few_receivers, text);
+    for (auto const& one : report.receivers)
+      if (one.what != outcome::committed) {
+        error.peer(one.name).peer_words(one.text);
+        error = transfer_error(errc::too_few_receivers, text + " (" + one.name + ": " + one.text + ")")
+                    .peer(one.name)
+                    .peer_words(one.text);
+        break;
+      }
+    operation->error = failure(error);
+  }
+  if (options_.watched_by()) options_.watched_by()->update_ended(operation->version, !operation->error);
+  for (auto& waiting : std::exchange(operation->on_source_free, {})) {
+    auto const error = operation->source_is_free ? failure() : operation->error;
+    waiting->complete(error, {});
+  }
+  if (operation->on_done) {
+    operation->on_done->complete(operation->error, report);
+    operation->on_done.reset();
+  }
+  if (closing_) end_close();
+}
+
+// ---- connections -------------------------------------------------------------------------------------------------
+
+awaitable<void> sender_core::accept_peers(std::shared_ptr<sender_core> self) {
+  std::weak_ptr<sender_core> const weak = self;
+  try {
+    for (;;) {
+      wire::connection connection = co_await self->listener_.accept();
+      protocol::peer_id const id = self->next_peer_++;
+      auto const link = std::make_shared<session::link>(self->strand_, std::move(connection));
+      peer entry;
+      entry.link = link;
+      entry.name = to_string(link->peer());
+      self->peers_.emplace(id, std::move(entry));
+      self->machine_.connected(id, to_string(link->peer()), clock::now());
+      auto hearing = hear_peer(self, id, link);
+      asio::co_spawn(self->strand_, std::move(hearing), asio::detached);
+      self->pump();
+    }
+  } catch (std::exception const&) {
+    // The listener was closed.
+  }
+}
+
+awaitable<void> sender_core::hear_peer(std::shared_ptr<sender_core> self, protocol::peer_id id,
+                                       std::shared_ptr<session::link> link) {
+  errc code = errc::peer_gone;
+  std::string words;
+  try {
+    for (;;) {
+      session::link::incoming heard = co_await link->hear();
+      if (!self->peers_.contains(id)) co_return;
+      self->machine_.received(id, heard.what, clock::now());
+      self->pump();
+      self->settle();
+    }
+  } catch (std::system_error const& error) {
+    code = session::as_errc(error.code(), errc::peer_gone);
+    words = error.what();
+  } catch (std::exception const& error) {
+    words = error.what();
+  }
+  if (!self->peers_.contains(id)) co_return;  // dropped by the machine
+  self->peers_.at(id).link->close();
+  self->peers_.erase(id);
+  self->machine_.gone(id, code, words, clock::now());
+  self->pump();
+  self->settle();
+}
+
+// ---- carrying out what the machine decided -----------------------------------------------------------------------
+
+void sender_core::pump() {
+  if (pumping_) return;
+  pumping_ = true;
+  for (auto actions = machine_.take(); !actions.empty(); actions = machine_.take())
+    for (auto& action : actions) std::visit([this](auto& one) { act(one); }, action);
+  pumping_ = false;
+  arm_deadline();
+  if (!waiters_.empty()) wake_waiters();
+  if (options_.watched_by()) tell_observer_of_peers();
+}
+
+void sender_core::arm_deadline() {
+  auto const next = machine_.deadline();
+  // An earlier wake-up than needed is harmless, a later one is not.
+  if (!next || closed_ || (armed_ && *armed_ <= *next)) return;
+  armed_ = next;
+  deadline_.expires_at(*next);
+  deadline_.async_wait([weak = weak_from_this()](std::error_code error) {
+    auto const self = weak.lock();
+    if (!self || error) return;
+    self->armed_.reset();
+    self->machine_.tick(clock::now());
+    self->pump();
+    self->settle();
+  });
+}
+
+void sender_core::wake_waiters() {
+  auto const here = machine_.greeted();
+  auto const ready = std::partition(waiters_.begin(), waiters_.end(), [&](auto& w) { return w.count > here; });
+  std::vector<count_waiter> woken;
+  std::move(ready, waiters_.end(), std::back_inserter(woken));
+  waiters_.erase(ready, waiters_.end());
+  for (auto& waiter : woken) waiter.done->complete({}, here);
+}
+
+void sender_core::tell_observer_of_peers() {
+  for (auto const& state : machine_.peers()) {
+    auto const found = peers_.find(state.peer);
+    if (found == peers_.end() || found->second.announced) continue;
+    found->second.announced = true;
+    found->second.name = state.name;
+    options_.watched_by()->receiver_joined(state.name);
+  }
+}
+
+std::byte* sender_core::slot(std::uint32_t ring, std::uint32_t number) const {
+  return rings_.at(ring).shared.memory->data() + number * slot_bytes();
+}
+
+void sender_core::act(send_action::say& action) {
+  auto const found = peers_.find(action.to);
+  if (found == peers_.end()) return;
+  auto& link = *found->second.link;
+  if (auto* const offer = std::get_if<ring>(&action.what)) {
+    auto const& memory = rings_.at(offer->id);
+    offer->on_device = offer->id == host_ring ? 0 : 1;
+    offer->origin = memory.backend->uuid();
+    offer->slot_bytes = slot_bytes();
+    offer->slots = options_.slots();
+    return link.say(action.what, memory.shared.handle.get(), memory.shared.memory);
+  }
+  if (auto* const follows = std::get_if<manifest_follows>(&action.what)) {
+    auto const layout = current_ ? current_->set->layout : nullptr;
+    if (!layout || !carry(*layout)) return;
+    follows->bytes = layout->carrier_bytes;
+    return link.say(action.what, layout->carrier.handle.get(), layout);
+  }
+  link.say(action.what);
+}
+
+/// Makes the sealed memory that carries a layout's manifest; gives the update up if there is no memory for it.
+bool sender_core::carry(session::layout& layout) {
+  if (layout.carrier.memory) return true;
+  try {
+    auto const bytes = layout.manifest.encode();
+    layout.carrier = memory_->get(device::host())->make_region(bytes.size());
+    layout.carrier_bytes = bytes.size();
+    std::memcpy(layout.carrier.memory->data(), bytes.data(), bytes.size());
+    return true;
+  } catch (...) {
+    give_up_later(session::as_transfer_error(std::current_exception(), errc::out_of_memory));
+    return false;
+  }
+}
+
+/// For failures in the middle of carrying out actions: the machine must not be called from there.
+void sender_core::give_up_later(transfer_error what) {
+  asio::post(strand_, [self = shared_from_this(), operation = current_, what = std::move(what)] {
+    if (self->current_ != operation) return;
+    self->give_up(what.code(), session::as_errc(what.code(), errc::device_failed), what.what());
+    self->settle();
+  });
+}
+
+void sender_core::act(send_action::make_ring& action) {
+  // With the device of the update that needs it: a host ring that a GPU relays to is registered with it.
+  auto const relayed_from = current_ && ring_of(current_->set->where) != action.ring ? current_->set->where : device_of(action.ring);
+  struct made {
+    std::shared_ptr<memory::backend> backend;
+    memory::backend::shared_region shared;
+    std::shared_ptr<void> registration;
+  };
+  auto make = [memory = memory_, ring = action.ring, relayed_from, bytes = slot_bytes() * options_.slots()] {
+    made result;
+    result.backend = memory->get(device_of(ring));
+    result.shared = result.backend->make_region(bytes);
+    if (relayed_from.is_cuda() && ring == host_ring)
+      result.registration = memory->get(relayed_from)->register_host(result.shared.memory);
+    return result;
+  };
+  auto then = [weak = weak_from_this(), ring = action.ring](std::exception_ptr error, made result) {
+    auto const self = weak.lock();
+    if (!self || self->closed_) return;
+    if (!error) {
+      try {
+        ring_memory entry;
+        entry.backend = result.backend;
+        entry.shared = std::move(result.shared);
+        entry.registrations.push_back(std::move(result.registration));
+        entry.pack = std::make_shared<copy_stream>(self->strand_, entry.backend->make_queue());
+        std::scoped_lock lock(self->shared_mutex_);
+        if (self->abandoned_) return;
+        self->all_streams_.push_back(entry.pack);
+        self->rings_.insert_or_assign(ring, std::move(entry));
+      } catch (...) {
+        error = std::current_exception();
+      }
+    }
+    if (error) {
+      auto const what = session::as_transfer_error(error, errc::out_of_memory);
+      if (self->current_ && !self->current_->because && ring == ring_of(self->current_->set->where)) {
+        self->current_->because = what.code();
+        self->current_->error = failure(what);
+      }
+      self->machine_.ring_failed(ring, session::as_errc(what.code(), errc::out_of_memory), what.what(), clock::now());
+    } else {
+      self->machine_.ring_ready(ring, clock::now());
+    }
+    self->pump();
+    self->settle();
+  };
+  offload_.run(strand_, std::move(make), std::move(then));
+}
+
+void sender_core::act(send_action::pack& action) {
+  packs_.push_back(action);
+  packs_changed_.notify();
+}
+
+void sender_core::act(send_action::relay& action) {
+  auto const operation = current_;
+  if (!operation) return;
+  auto const ring = ring_of(operation->set->where);
+  auto& from = rings_.at(ring);
+  try {
+    if (!from.relay) {
+      from.relay = std::make_shared<copy_stream>(strand_, from.backend->make_queue());
+      std::scoped_lock lock(shared_mutex_);
+      all_streams_.push_back(from.relay);
+    }
+    memory::copy_op op;
+    op.from = slot(ring, action.from);
+    op.from_where = device_of(ring);
+    op.to = slot(host_ring, action.to);
+    op.bytes = action.bytes;
+    from.relay->copy({&op, 1});
+  } catch (std::exception const&) {
+    give_up_later(session::as_transfer_error(std::current_exception(), errc::device_failed));
+    return;
+  }
+  ++copies_in_flight_;
+  from.relay->then([weak = weak_from_this(), operation, seq = action.seq](std::error_code error) {
+    auto const self = weak.lock();
+    if (!self || self->current_ != operation) return;
+    --self->copies_in_flight_;
+    if (error) {
+      self->give_up(error, errc::device_failed, "the sender's device failed while relaying: " + error.message());
+    } else {
+      self->machine_.relayed(seq, clock::now());
+      self->pump();
+    }
+    self->settle();
+  });
+}
+
+void sender_core::act(send_action::drop& action) {
+  auto const found = peers_.find(action.peer);
+  if (found == peers_.end()) return;
+  if (options_.watched_by() && found->second.announced)
+    options_.watched_by()->receiver_left(found->second.name, action.text);
+  found->second.link->close();
+  peers_.erase(found);
+}
+
+void sender_core::act(send_action::source_free&) {
+  auto const operation = current_;
+  if (!operation || operation->because) return;  // given up: that is no freedom to report
+  operation->source_is_free = true;
+  operation->report.source_free = since(operation->called);
+  for (auto& waiting : std::exchange(operation->on_source_free, {})) waiting->complete({}, {});
+}
+
+void sender_core::act(send_action::drain&) {
+  if (!current_) return;
+  current_->stopping = true;
+  packs_.clear();
+  drain_asked_ = true;
+  packs_changed_.notify();
+  stop_packer_.emit(asio::cancellation_type::terminal);
+  // Not from here: the machine is in the middle of its actions.
+  asio::post(strand_, [self = shared_from_this()] { self->settle(); });
+}
+
+void sender_core::act(send_action::finished& action) {
+  auto const operation = current_;
+  if (!operation) return;
+  operation->finished = true;
+  operation->stopping = true;
+  packs_changed_.notify();
+  if (action.code != errc::ok && !operation->error) operation->error = failure(action.code, action.text);
+  for (auto const& result : action.results) {
+    receiver_report one;
+    one.name = result.name;
+    one.what = result.what;
+    if (result.what != outcome::committed) one.error = make_error_code(static_cast<errc>(result.code));
+    one.text = result.text;
+    one.way = result.ring == host_ring ? route::host : route::staged;
+    one.after = result.decided - operation->called;
+    operation->report.receivers.push_back(std::move(one));
+  }
+  asio::post(strand_, [self = shared_from_this()] { self->settle(); });
+}
+
+}  // namespace ropeway::detail

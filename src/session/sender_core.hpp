@@ -1,0 +1,173 @@
+// Drives the sender's machine with a socket, rings and copy queues. Part of ropeway; Apache-2.0.
+//
+// Everything runs on one strand. The machine decides; pump() carries out. The only coroutines are the acceptor, one
+// listener a connection, and one packer an update.
+#pragma once
+#include <asio/cancellation_signal.hpp>
+#include <asio/steady_timer.hpp>
+#include <atomic>
+#include <deque>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "memory/memory.hpp"
+#include "plan/copies.hpp"
+#include "protocol/sender_machine.hpp"
+#include "ropeway/sender.hpp"
+#include "session/copy_stream.hpp"
+#include "session/link.hpp"
+#include "session/notifier.hpp"
+#include "session/offload.hpp"
+#include "session/tensor_set.hpp"
+#include "wire/listener.hpp"
+
+namespace ropeway::detail {
+
+using session::copy_stream;
+using session::strand;
+
+/// One `send_weights` or `start`, from its call until its last completion.
+class send_operation {
+ public:
+  std::weak_ptr<sender_core> owner;
+  asio::any_io_executor executor;
+  std::uint64_t version = 0;
+  std::shared_ptr<tensor_set> set;
+  ready_after when;
+  std::chrono::steady_clock::time_point called;
+
+  // From here on: the strand's.
+  std::unique_ptr<completion<sending>> on_started;
+  std::vector<std::unique_ptr<completion<nothing>>> on_source_free;
+  std::unique_ptr<completion<send_report>> on_done;
+  bool stopping = false;      // given up: nothing more is packed
+  bool packer_runs = false;
+  bool finished = false;      // the machine said so
+  bool over = false;          // every completion was or can be given
+  bool source_is_free = false;
+  std::error_code because;    // why this side gave up, if not for an errc
+  failure error;
+  send_report report;
+};
+
+class sender_core : public std::enable_shared_from_this<sender_core> {
+ public:
+  sender_core(asio::any_io_executor executor, std::string path, sender_options options,
+              std::shared_ptr<memory::backends> memory);
+  ~sender_core();
+  /// Starts to accept; after construction, since it needs shared_from_this.
+  void start();
+
+  // Any thread.
+  asio::any_io_executor executor() const { return executor_; }
+  std::string const& path() const noexcept { return path_; }
+  std::shared_ptr<session::layout> last_layout() const;
+  void keep_layout(std::shared_ptr<session::layout> layout);
+  sender_options const& options() const noexcept { return options_; }
+  void post_begin(std::shared_ptr<send_operation> operation);
+  void post_stop(std::shared_ptr<send_operation> operation);
+  void post_source_free(std::shared_ptr<send_operation> operation, std::unique_ptr<completion<nothing>> done,
+                        std::shared_ptr<stop_request> stop);
+  void post_done(std::shared_ptr<send_operation> operation, std::unique_ptr<completion<send_report>> done,
+                 std::shared_ptr<stop_request> stop);
+  void post_wait(std::size_t count, milliseconds limit, std::unique_ptr<completion<std::size_t>> done,
+                 std::shared_ptr<stop_request> stop);
+  void post_receivers(std::unique_ptr<completion<std::vector<connected_receiver>>> done);
+  void post_close(std::unique_ptr<completion<nothing>> done);
+  /// From the owner's destructor: no copy reads the caller's memory any more when this returns.
+  void abandon() noexcept;
+
+ private:
+  using clock = std::chrono::steady_clock;
+  /// The ring in one device's memory, with the streams that fill it and relay from it.
+  struct ring_memory {
+    std::shared_ptr<memory::backend> backend;
+    memory::backend::shared_region shared;
+    std::shared_ptr<copy_stream> pack, relay;
+    std::vector<std::shared_ptr<void>> registrations;  // of the host ring, with devices that relay to it
+  };
+  struct peer {
+    std::shared_ptr<session::link> link;
+    std::string name;
+    bool announced = false;  // to the observer
+  };
+  struct count_waiter {
+    std::size_t count;
+    std::unique_ptr<completion<std::size_t>> done;
+    std::unique_ptr<asio::steady_timer> limit;
+  };
+
+  static awaitable<void> accept_peers(std::shared_ptr<sender_core> self);
+  static awaitable<void> hear_peer(std::shared_ptr<sender_core> self, protocol::peer_id id,
+                                   std::shared_ptr<session::link> link);
+  static awaitable<void> pack_buckets(std::shared_ptr<sender_core> self, std::shared_ptr<send_operation> operation);
+  static awaitable<source_tensor> next_tensor(std::shared_ptr<sender_core> self, tensor_source& source,
+                                              std::uint32_t index);
+
+  void begin(std::shared_ptr<send_operation> const& operation);
+  void give_up(std::error_code code, errc on_wire, std::string text);
+  void give_up_later(transfer_error what);
+  bool carry(session::layout& layout);
+  void packer_ended(std::shared_ptr<send_operation> const& operation, std::exception_ptr error);
+  void settle();
+  void finish(std::shared_ptr<send_operation> const& operation);
+  void fail_begin(std::shared_ptr<send_operation> const& operation, failure error);
+  void complete(std::shared_ptr<send_operation> const& operation);
+
+  void pump();
+  void arm_deadline();
+  void wake_waiters();
+  void end_close();
+  void teardown();
+  void act(protocol::send_action::say& action);
+  void act(protocol::send_action::make_ring& action);
+  void act(protocol::send_action::pack& action);
+  void act(protocol::send_action::relay& action);
+  void act(protocol::send_action::drop& action);
+  void act(protocol::send_action::source_free& action);
+  void act(protocol::send_action::drain& action);
+  void act(protocol::send_action::finished& action);
+  std::byte* slot(std::uint32_t ring, std::uint32_t number) const;
+  static std::uint32_t ring_of(device where) { return where.is_cuda() ? 1 + std::uint32_t(where.ordinal()) : 0; }
+  static device device_of(std::uint32_t ring) { return ring == 0 ? device::host() : device::cuda(int(ring) - 1); }
+  std::uint64_t slot_bytes() const noexcept { return options_.bucket_bytes(); }
+  void tell_observer_of_peers();
+
+  asio::any_io_executor executor_;
+  std::string path_;
+  sender_options options_;
+  std::shared_ptr<memory::backends> memory_;
+  strand strand_;
+  wire::listener listener_;
+  protocol::sender_machine machine_;
+  protocol::bytes16 instance_{};
+  std::map<protocol::peer_id, peer> peers_;
+  protocol::peer_id next_peer_ = 1;
+  std::map<std::uint32_t, ring_memory> rings_;
+  std::shared_ptr<send_operation> current_;
+  std::deque<protocol::send_action::pack> packs_;
+  session::notifier packs_changed_;
+  asio::cancellation_signal stop_packer_;
+  std::vector<memory::copy_op> ops_;
+  std::uint32_t copies_in_flight_ = 0;  // of the current update: packs and relays
+  bool drain_asked_ = false;
+  std::uint64_t bytes_packed_ = 0;
+  asio::steady_timer deadline_;
+  std::optional<clock::time_point> armed_;
+  std::vector<count_waiter> waiters_;
+  std::vector<std::unique_ptr<completion<nothing>>> on_closed_;
+  asio::steady_timer close_limit_;
+  bool pumping_ = false, closing_ = false, closed_ = false;
+
+  mutable std::mutex shared_mutex_;  // for what initiating calls read on any thread, and abandon()
+  std::shared_ptr<session::layout> last_layout_;
+  std::vector<std::shared_ptr<copy_stream>> all_streams_;
+  bool abandoned_ = false;
+  session::offload offload_;  // last: its thread ends before what its jobs use
+};
+
+}  // namespace ropeway::detail
