@@ -12,6 +12,8 @@ class trust {
  public:
   /// Lets processes of another user connect (or be connected to).
   trust& user(uid_t uid);
+  /// Trusts processes of these users alone, of this one only if it is among them.
+  static trust only(std::vector<uid_t> users);
   /// Lets the directory be entered by its group (0750 or 0710), and makes the socket 0660. Use it with
   /// `user()`.
   trust& group_access(bool on = true);
@@ -25,6 +27,7 @@ class trust {
 
  private:
   std::vector<uid_t> users_;
+  bool self_ = true;
   bool group_ = false, any_directory_ = false;
 };
 

@@ -1,0 +1,229 @@
+#include "wire/listener.hpp"
+
+#include <asio/posix/stream_descriptor.hpp>
+#include <asio/steady_timer.hpp>
+#include <cerrno>
+#include <cstring>
+#include <optional>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+#include <utility>
+
+#include "ropeway/error.hpp"
+#include "wire/path_lock.hpp"
+#include "wire/socket.hpp"
+
+namespace ropeway::wire {
+namespace {
+
+// How long to wait for a descriptor to become free before accepting is tried again.
+constexpr std::chrono::milliseconds shortage_pause{50};
+
+[[noreturn]] void fail(int error, std::string const& text) {
+  if (error == EACCES || error == EPERM || error == EROFS) {
+    throw transfer_error(errc::not_permitted, text + ": " + std::strerror(error));
+  }
+  throw transfer_error(std::error_code(error, std::system_category()), text);
+}
+
+// Throws if a living process listens at the path; otherwise nothing that lies there is of use to anybody.
+void check_stale(std::string const& path) {
+  unique_fd const probe = make_socket();
+  int const error = connect_now(probe.get(), path);
+  switch (error) {
+  case ENOENT:
+  case ECONNREFUSED:
+    return;
+  case EPROTOTYPE:
+    throw transfer_error(errc::bad_path, "socket path " + path + ": another program's socket");
+  case EAGAIN: // its queue is full
+    throw transfer_error(errc::address_in_use,
+                         "a living sender listens at " + path + "; choose another path or end it");
+  case 0:
+    break;
+  default:
+    fail(error, "can't find out who listens at " + path);
+  }
+  peer_process const owner = look_at_peer(probe.get());
+  // Children of a killed listener keep its socket open, but nobody accepts any more.
+  if (owner.ended) return;
+  throw transfer_error(errc::address_in_use,
+                       to_string(owner.who) + " listens at " + path + "; choose another path or end it");
+}
+
+struct inode {
+  dev_t device;
+  ino_t number;
+  friend bool operator==(inode const&, inode const&) = default;
+};
+
+std::optional<inode> inode_of(std::string const& path) noexcept {
+  struct stat about {};
+  if (::lstat(path.c_str(), &about) != 0) return std::nullopt;
+  return inode{about.st_dev, about.st_ino};
+}
+
+// Removes the file again if listening fails half way.
+class bound_socket {
+ public:
+  bound_socket(std::string const& path, trust const& whom) : path_(path), socket_(make_socket()) {
+    sockaddr_un address{};
+    address.sun_family = AF_UNIX;
+    std::memcpy(address.sun_path, path.data(), path.size());
+    if (::bind(socket_.get(), reinterpret_cast<sockaddr const*>(&address), sizeof address) != 0) {
+      int const error = errno;
+      if (error == EADDRINUSE) throw transfer_error(errc::address_in_use, path + " has just been taken");
+      fail(error, "can't make the socket " + path);
+    }
+    bound_ = true;
+    // Nobody can connect before it listens.
+    try {
+      if (::chmod(path.c_str(), whom.group_access() ? 0660 : 0600) != 0)
+        fail(errno, "can't set the mode of " + path);
+      if (::listen(socket_.get(), SOMAXCONN) != 0) fail(errno, "can't listen at " + path);
+    } catch (...) {
+      ::unlink(path.c_str());
+      throw;
+    }
+  }
+  bound_socket(bound_socket const&) = delete;
+  bound_socket& operator=(bound_socket const&) = delete;
+  ~bound_socket() {
+    if (bound_) ::unlink(path_.c_str());
+  }
+  int get() const noexcept { return socket_.get(); }
+  unique_fd release() noexcept {
+    bound_ = false;
+    return std::move(socket_);
+  }
+
+ private:
+  std::string path_;
+  unique_fd socket_;
+  bool bound_ = false;
+};
+
+} // namespace
+
+struct listener::state {
+  any_io_executor executor;
+  std::string path;
+  trust whom;
+  asio::posix::stream_descriptor socket;
+  inode own{};
+  pid_t owner = ::getpid();
+  bool accepting = false;
+  asio::steady_timer pause;
+  std::uint64_t refused = 0;
+
+  state(any_io_executor const& on, std::string at, trust who)
+      : executor(on), path(std::move(at)), whom(std::move(who)), socket(on), pause(on) {
+    prepare_directory(path, whom);
+    path_lock const lock(path);
+    prepare_directory(path, whom);
+    check_stale(path);
+    if (::unlink(path.c_str()) != 0 && errno != ENOENT) fail(errno, "can't replace the stale socket " + path);
+    bound_socket bound(path, whom);
+    own = inode_of(path).value_or(inode{});
+    socket.assign(bound.get());
+    (void)bound.release().release();
+  }
+  ~state() { close(); }
+  state(state const&) = delete;
+  state& operator=(state const&) = delete;
+
+  void close() noexcept {
+    if (!socket.is_open()) return;
+    // A child that was forked has the descriptor too, but the listener is its parent's.
+    if (::getpid() == owner) {
+      ::shutdown(socket.native_handle(), SHUT_RDWR);
+      try {
+        path_lock const lock(path);
+        if (inode_of(path) == own) ::unlink(path.c_str());
+      } catch (std::exception const&) {
+        // The directory is gone or not ours any more; whoever has the path now replaces a stale socket.
+      }
+    }
+    asio::error_code ignored;
+    socket.close(ignored);
+    pause.cancel();
+  }
+};
+
+listener::listener(any_io_executor executor, std::string path, trust whom)
+    : state_(std::make_shared<state>(executor, std::move(path), std::move(whom))) {}
+
+listener& listener::operator=(listener&& other) noexcept {
+  if (this != &other) {
+    close();
+    state_ = std::move(other.state_);
+  }
+  return *this;
+}
+
+listener::~listener() { close(); }
+
+void listener::close() noexcept {
+  if (state_) state_->close();
+}
+
+std::string const& listener::path() const noexcept { return state_->path; }
+std::uint64_t listener::refused() const noexcept { return state_->refused; }
+
+awaitable<connection> listener::accept() { return accept_on(state_); }
+
+awaitable<connection> listener::accept_on(std::shared_ptr<state> self) {
+  if (!self || !self->socket.is_open()) throw transfer_error(errc::not_open, "the listener is closed");
+  if (self->accepting) throw transfer_error(errc::busy, "the listener is already accepting");
+  self->accepting = true;
+  struct done {
+    state& of;
+    ~done() { of.accepting = false; }
+  } const when_done{*self};
+  for (;;) {
+    auto const cancelled = co_await asio::this_coro::cancellation_state;
+    if (cancelled.cancelled() != asio::cancellation_type::none || !self->socket.is_open()) {
+      throw asio::system_error(asio::error::operation_aborted);
+    }
+    bool shortage = false;
+    unique_fd accepted(
+        ::accept4(self->socket.native_handle(), nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC));
+    int const error = accepted ? 0 : errno;
+    if (accepted) {
+      try {
+        connection peer(self->executor, std::move(accepted), self->whom);
+        co_return peer;
+      } catch (transfer_error const& refusal) {
+        if (refusal.code() == errc::not_permitted) ++self->refused;
+        shortage = refusal.code() == std::errc::too_many_files_open;
+      }
+    }
+    switch (error) {
+    case 0:
+    case EAGAIN:
+    case EINTR:
+    case ECONNABORTED:
+    case EPROTO:
+      break;
+    case EMFILE:
+    case ENFILE:
+    case ENOBUFS:
+    case ENOMEM:
+      shortage = true;
+      break;
+    default:
+      throw transfer_error(std::error_code(error, std::system_category()), "accepting at " + self->path);
+    }
+    if (shortage) {
+      // The socket stays readable: waiting for it would spin.
+      self->pause.expires_after(shortage_pause);
+      co_await self->pause.async_wait(use_awaitable);
+    } else {
+      co_await self->socket.async_wait(asio::posix::stream_descriptor::wait_read, use_awaitable);
+    }
+  }
+}
+
+} // namespace ropeway::wire
