@@ -129,16 +129,16 @@ TEST_CASE("the encoding of hello is frozen") {
     hex += digits[std::to_integer<unsigned>(b) >> 4];
     hex += digits[std::to_integer<unsigned>(b) & 15];
   }
-  CHECK(hex == "00"                               // tag
-               "726f706577617931"                 // "ropeway1"
-               "01000200"                         // versions
-               "8877665544332211"                 // schema
-               "09000000000000000000000000000000" // last_sender
-               "0300000000000000"                 // last_update
-               "0400000000000000"                 // version_held
-               "05000000"                         // group_size
-               "0100000067"                       // group
-               "020000006e6d"                     // name
+  CHECK(hex == "00"                                         // tag
+               "726f706577617931"                           // "ropeway1"
+               "01000200"                                   // versions
+               "8877665544332211"                           // schema
+               "09000000000000000000000000000000"           // last_sender
+               "0300000000000000"                           // last_update
+               "0400000000000000"                           // version_held
+               "05000000"                                   // group_size
+               "0100000067"                                 // group
+               "020000006e6d"                               // name
                "0100000000000000000000000000000000000000"); // devices
 }
 
@@ -195,7 +195,9 @@ TEST_CASE("random and flipped datagrams never crash, and what is read can be wri
       for (unsigned n = 1 + random() % 4; n > 0; --n)
         bytes[random() % bytes.size()] ^= std::byte(1u << (random() % 8));
       break;
-    case 1: bytes.resize(random() % (bytes.size() + 8)); break;
+    case 1:
+      bytes.resize(random() % (bytes.size() + 8));
+      break;
     default:
       bytes.resize(random() % 120);
       for (auto& b : bytes) b = std::byte(random() % 256);

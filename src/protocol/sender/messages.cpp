@@ -129,14 +129,15 @@ void sender_machine::impl::on(peer_id id, peer& p, failed const& m) {
 }
 
 void sender_machine::impl::on(peer_id id, peer& p, abort_update const& m) {
-  participant* part = current(id, p, m.update, m);
-  if (!part) return;
-  if (part->at == stage::committing)
-    return violated(id, words("abort_update for update ", m.update, " after it was told to commit"));
+  // It may have said so before our commit came to it: then it ignores the commit.
+  if (p.owes != debt::commit_answer || p.owes_for != m.update) {
+    participant* part = current(id, p, m.update, m);
+    if (!part) return;
+    conclude(*part, outcome::failed, m.code, m.text);
+  }
   p.owes = debt::aborted;
   p.owes_for = m.update;
   p.owes_since = now;
-  conclude(*part, outcome::failed, m.code, m.text);
 }
 
 void sender_machine::impl::on(peer_id id, peer& p, aborted const& m) {
