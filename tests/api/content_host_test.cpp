@@ -1,0 +1,15 @@
+// Everything that must arrive, from host memory to host memory. Part of ropeway; Apache-2.0.
+#include "content_suite.hpp"
+
+#include <doctest/doctest.h>
+
+using namespace ropeway::testing;
+
+#define ROPEWAY_HOST_TEST(function, sentence)                                                                \
+  TEST_CASE("host: " sentence) { run_at_every_depth(function, host_setting(1).how); }
+ROPEWAY_CONTENT_SUITE(ROPEWAY_HOST_TEST)
+
+TEST_CASE("host, three receivers: tensors larger than the bucket, shards and strides") {
+  for (auto what : {larger_than_the_bucket, strided_and_large, shards_of_large, from_a_source, mismatches})
+    run_at_every_depth(what, host_setting(3).how);
+}

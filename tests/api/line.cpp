@@ -1,0 +1,154 @@
+#include "line.hpp"
+
+#include <cstring>
+#include <sstream>
+#include <stdexcept>
+
+#include "api/with_backends.hpp"
+#include "support/co_test.hpp"
+
+namespace ropeway::testing {
+
+setting host_setting(std::size_t receivers, std::uint32_t slots) {
+  pairing how{"host to host", host_memory(), {}, {}};
+  for (std::size_t i = 0; i < receivers; ++i) how.into.push_back({host_memory(), {}});
+  return {std::move(how), slots};
+}
+
+sender_options quick_sender(std::uint64_t bucket_bytes) {
+  sender_options options;
+  options.bucket_bytes(bucket_bytes).decide_limit(patient(milliseconds(5000)));
+  options.silence_limit(patient(milliseconds(5000))).commit_limit(patient(milliseconds(5000)));
+  return options;
+}
+
+receiver_options quick_receiver(std::string name) {
+  receiver_options options;
+  options.name(std::move(name)).connect_limit(patient(milliseconds(5000)));
+  options.silence_limit(patient(milliseconds(5000)));
+  return options;
+}
+
+line::line(any_io_executor executor, setting const& how, sender_options options, receiver_options server)
+    : how_(how), executor_(std::move(executor)) {
+  options.slots(how_.slots);
+  auto devices = how_.how.devices ? how_.how.devices : memory::system_backends();
+  sender_.emplace(detail::make_sender(executor_, path(), std::move(options), std::move(devices)));
+  for (std::size_t i = 0; i < how_.how.into.size(); ++i) {
+    receiver_options mine = server;
+    if (how_.how.into.size() > 1) mine.name(server.name() + "-" + std::to_string(i));
+    add_receiver(std::move(mine), how_.how.into[i]);
+  }
+}
+
+receiver& line::add_receiver(receiver_options options, lane const& where) {
+  if (where.memory) options.where(where.memory->where());
+  auto devices = where.devices ? where.devices : memory::system_backends();
+  receivers_.push_back(detail::make_receiver(executor_, std::move(options), std::move(devices)));
+  return receivers_.back();
+}
+
+awaitable<void> line::connect() {
+  for (; connected_ < receivers_.size(); ++connected_) co_await receivers_[connected_].connect(path());
+  co_await sender_->wait_for_receivers(connected_, patient(milliseconds(5000)));
+}
+
+awaitable<void> line::close() {
+  for (auto& each : receivers_) co_await each.close();
+  co_await sender_->close();
+  if (auto left = directory_.entries(); !left.empty())
+    throw std::runtime_error("close() left " + left.front() + " in the socket's directory");
+}
+
+awaitable<update> announced(receiver& from) {
+  auto next = co_await from.next_update();
+  if (!next) throw std::runtime_error("the sender closed where an update was expected");
+  co_return std::move(*next);
+}
+
+awaitable<load_report> load_next(receiver& from, destinations& into) {
+  auto next = co_await announced(from);
+  load_report report = co_await next.load_into(into);
+  co_return report;
+}
+
+assembly::assembly(update const& from) {
+  for (auto const& info : from.tensors()) {
+    image one{info.name, info.type, info.dims, {}};
+    one.bytes.resize(byte_size(info.type, info.dims).value());
+    tensors_.push_back(std::move(one));
+  }
+  filled_.resize(tensors_.size());
+}
+
+void assembly::add(bucket const& next, memory_kind& memory) {
+  if (next.number() != buckets_++) throw std::runtime_error("buckets came out of order");
+  for (auto const& piece : next.pieces()) {
+    if (piece.tensor >= tensors_.size() || piece.tensor < last_tensor_)
+      throw std::runtime_error("pieces came out of order");
+    last_tensor_ = piece.tensor;
+    auto& bytes = tensors_[piece.tensor].bytes;
+    if (piece.tensor_offset != filled_[piece.tensor] || piece.bytes > bytes.size() - piece.tensor_offset)
+      throw std::runtime_error("the pieces of " + tensors_[piece.tensor].name + " don't follow each other");
+    if (reinterpret_cast<std::uintptr_t>(piece.data) % 256 != 0)
+      throw std::runtime_error("a piece of " + tensors_[piece.tensor].name + " is not aligned");
+    std::span const to(bytes.data() + piece.tensor_offset, piece.bytes);
+    if (piece.where.is_cuda()) {
+      memory.read(to, piece.data);
+    } else {
+      std::memcpy(to.data(), piece.data, to.size());
+    }
+    filled_[piece.tensor] += piece.bytes;
+  }
+}
+
+std::vector<image> assembly::finish() {
+  for (std::size_t i = 0; i < tensors_.size(); ++i)
+    if (filled_[i] != tensors_[i].bytes.size())
+      throw std::runtime_error(tensors_[i].name + " came incomplete");
+  return std::move(tensors_);
+}
+
+awaitable<std::vector<image>> take_next(receiver& from, memory_kind& memory) {
+  auto next = co_await announced(from);
+  assembly parts(next);
+  while (auto taken = co_await next.next_bucket()) {
+    parts.add(*taken, memory);
+    taken->release();
+  }
+  auto tensors = parts.finish();
+  co_await next.commit();
+  co_return tensors;
+}
+
+awaitable<send_report> deliver(line& over, std::uint64_t version, std::vector<tensor_view> const& tensors,
+                               std::vector<destinations>& into) {
+  std::vector<task<load_report>> loads;
+  for (std::size_t i = 0; i < into.size(); ++i)
+    loads.push_back(beside(over.executor(), load_next(over.receiver(i), into[i])));
+  auto sent = co_await try_to(over.sender().send_weights(version, tensors));
+  for (auto& load : loads) {
+    auto const loaded = co_await load.join();
+    if (!loaded.ok()) throw std::runtime_error("a receiver failed: " + loaded.said());
+    if (loaded.value->version != version) throw std::runtime_error("a receiver loaded another version");
+  }
+  if (!sent.ok()) throw std::runtime_error("the send failed: " + sent.said());
+  co_return std::move(*sent.value);
+}
+
+std::string outcomes(send_report const& report) {
+  std::string text;
+  for (auto const& each : report.receivers) {
+    if (!text.empty()) text += " ";
+    text += name(each.what);
+  }
+  return text;
+}
+
+receiver_report const& of(send_report const& report, std::string_view name) {
+  for (auto const& each : report.receivers)
+    if (each.name.starts_with(name)) return each;
+  throw std::out_of_range("no receiver " + std::string(name) + " in the report");
+}
+
+} // namespace ropeway::testing

@@ -1,0 +1,401 @@
+// Versions one after the other, receivers that come, go, are slow or are busy, and who is told what.
+// Part of ropeway; Apache-2.0.
+#include "line.hpp"
+#include "support/co_test.hpp"
+
+using namespace ropeway;
+using namespace ropeway::testing;
+
+namespace {
+
+std::vector<tensor_info> some_layers(std::size_t count = 20) {
+  std::vector<tensor_info> specs;
+  for (std::size_t i = 0; i < count; ++i) specs.push_back({"layer." + std::to_string(i), dtype::f32, {500}});
+  return specs;
+}
+constexpr std::uint64_t small_bucket = 4 * kib; // two layers each
+
+/// Takes an update bucket by bucket, and lets go of bucket k only when the other receiver can't come further
+/// without this one: when it has let go of bucket k + slots - 1.
+awaitable<std::vector<image>> take_late(receiver& from, memory_kind& memory, std::uint32_t slots,
+                                        std::uint32_t const& others, event moved) {
+  auto next = co_await announced(from);
+  assembly parts(next);
+  while (auto taken = co_await next.next_bucket()) {
+    auto const reachable = std::min(taken->number() + slots, next.buckets());
+    while (others < reachable) {
+      moved.reset();
+      co_await moved.wait();
+    }
+    // Everything that could overwrite this slot has happened.
+    co_await settle();
+    parts.add(*taken, memory);
+    taken->release();
+  }
+  auto tensors = parts.finish();
+  co_await next.commit();
+  co_return tensors;
+}
+
+awaitable<std::vector<image>> take_eagerly(receiver& from, memory_kind& memory, std::uint32_t& released,
+                                           event moved) {
+  auto next = co_await announced(from);
+  assembly parts(next);
+  while (auto taken = co_await next.next_bucket()) {
+    parts.add(*taken, memory);
+    taken->release();
+    ++released;
+    moved.set();
+  }
+  auto tensors = parts.finish();
+  co_await next.commit();
+  co_return tensors;
+}
+
+awaitable<void> one_is_delayed(setting const& how) {
+  model source(host_memory(), some_layers(), 1);
+  line over(co_await asio::this_coro::executor, how, quick_sender(small_bucket));
+  co_await over.connect();
+  auto const wanted = source.images();
+  std::uint32_t released = 0;
+  event const moved(over.executor());
+  auto late = beside(over.executor(), take_late(over.receiver(0), source.kind(), how.slots, released, moved));
+  auto eager = beside(over.executor(), take_eagerly(over.receiver(1), source.kind(), released, moved));
+  send_report const report = co_await over.sender().send_weights(1, source.views());
+  CHECK(outcomes(report) == "committed committed");
+  auto const late_got = co_await late.join();
+  auto const eager_got = co_await eager.join();
+  CHECK_MESSAGE(late_got.ok(), late_got.said());
+  CHECK_MESSAGE(eager_got.ok(), eager_got.said());
+  if (late_got.ok()) CHECK(difference(wanted, *late_got.value) == "");
+  if (eager_got.ok()) CHECK(difference(wanted, *eager_got.value) == "");
+  co_await over.close();
+}
+
+} // namespace
+
+CO_TEST("the same source is sent twice, and the versions arrive in order") {
+  auto const how = host_setting(2);
+  model source(host_memory(), some_layers(), 1);
+  line over(co_await asio::this_coro::executor, how, quick_sender(small_bucket));
+  co_await over.connect();
+  std::deque<model> held;
+  for (int i = 0; i < 2; ++i) held.emplace_back(host_memory(), source.specs(), 0);
+  std::vector<destinations> into;
+  for (auto& each : held) into.push_back(each.into());
+  for (std::uint64_t version : {1u, 2u}) {
+    source.fill(version);
+    send_report const report = co_await deliver(over, version, source.views(), into);
+    CHECK(outcomes(report) == "committed committed");
+    for (auto& each : held) CHECK(difference(source.images(), each) == "");
+    CHECK(over.receiver(1).version() == version);
+  }
+  // A version is a label: lower and equal ones are valid.
+  for (std::uint64_t version : {1u, 1u, 0u}) {
+    source.fill(version + 10);
+    send_report const report = co_await deliver(over, version, source.views(), into);
+    CHECK(outcomes(report) == "committed committed");
+    for (auto& each : held) CHECK(difference(source.images(), each) == "");
+  }
+  co_await over.close();
+}
+
+TEST_CASE("a slot is overwritten only when the slowest receiver has let go of it") {
+  for (std::uint32_t slots : {1u, 2u, 3u}) {
+    INFO("a ring of " << slots);
+    auto const how = host_setting(2, slots);
+    run_to_end([&] { return one_is_delayed(how); });
+  }
+}
+
+CO_TEST("who joins while an update runs waits for the next one") {
+  auto const how = host_setting(1);
+  model source(host_memory(), some_layers(), 1);
+  line over(co_await asio::this_coro::executor, how, quick_sender(small_bucket));
+  co_await over.connect();
+  auto sending = beside(over.executor(), over.sender().send_weights(1, source.views()));
+  auto first = co_await announced(over.receiver());
+  over.add_receiver(quick_receiver("late"));
+  co_await over.connect();
+  model held(host_memory(), source.specs(), 0), late(host_memory(), source.specs(), 0);
+  std::vector<destinations> into;
+  into.push_back(held.into());
+  into.push_back(late.into());
+  co_await first.load_into(into[0]);
+  auto const sent = co_await sending.join();
+  CHECK_MESSAGE(sent.ok(), sent.said());
+  if (sent.ok()) CHECK(outcomes(*sent.value) == "committed");
+  CHECK(late.untouched());
+  send_report const second = co_await deliver(over, 2, source.views(), into);
+  CHECK(outcomes(second) == "committed committed");
+  CHECK(difference(source.images(), late) == "");
+  co_await over.close();
+}
+
+CO_TEST("a receiver leaves and comes back under the same name") {
+  auto const how = host_setting(1);
+  model source(host_memory(), some_layers(), 1), held(host_memory(), source.specs(), 0);
+  line over(co_await asio::this_coro::executor, how, quick_sender(small_bucket));
+  co_await over.connect();
+  std::vector<destinations> into;
+  into.push_back(held.into());
+  co_await deliver(over, 1, source.views(), into);
+  co_await over.receiver().close();
+  // Nobody is there now: told at once.
+  auto const nobody = co_await try_to(over.sender().send_weights(2, source.views()));
+  CHECK(nobody.error == make_error_code(errc::too_few_receivers));
+  CHECK(nobody.report.has_value());
+
+  co_await over.receiver().connect(over.path());
+  co_await over.sender().wait_for_receivers(1, milliseconds(5000));
+  auto const there = co_await over.sender().receivers();
+  CHECK(there.size() == 1);
+  if (there.size() == 1) {
+    CHECK(there[0].name.starts_with("server"));
+    CHECK(there[0].holds_version);
+    CHECK(there[0].version == 1);
+  }
+  source.fill(3);
+  send_report const third = co_await deliver(over, 3, source.views(), into);
+  CHECK(outcomes(third) == "committed");
+  CHECK(difference(source.images(), held) == "");
+  co_await over.close();
+}
+
+CO_TEST("a second receiver with the same name is another receiver") {
+  auto const how = host_setting(1);
+  model source(host_memory(), some_layers(2), 1);
+  line over(co_await asio::this_coro::executor, how, quick_sender(small_bucket));
+  over.add_receiver(quick_receiver());
+  co_await over.connect();
+  model one(host_memory(), source.specs(), 0), two(host_memory(), source.specs(), 0);
+  std::vector<destinations> into;
+  into.push_back(one.into());
+  into.push_back(two.into());
+  send_report const report = co_await deliver(over, 1, source.views(), into);
+  CHECK(outcomes(report) == "committed committed");
+  co_await over.close();
+}
+
+CO_TEST("two jobs on one host don't hear each other") {
+  auto const how = host_setting(1);
+  auto const executor = co_await asio::this_coro::executor;
+  model first_source(host_memory(), some_layers(7), 1), second_source(host_memory(), some_layers(11), 2);
+  model first_held(host_memory(), first_source.specs(), 0),
+      second_held(host_memory(), second_source.specs(), 0);
+  line first(executor, how, quick_sender(small_bucket)),
+      second(executor, how, quick_sender(2 * small_bucket));
+  co_await first.connect();
+  co_await second.connect();
+  auto first_into = first_held.into(), second_into = second_held.into();
+  auto first_load = beside(executor, load_next(first.receiver(), first_into));
+  auto second_load = beside(executor, load_next(second.receiver(), second_into));
+  auto first_send = beside(executor, first.sender().send_weights(7, first_source.views()));
+  auto second_send = beside(executor, second.sender().send_weights(8, second_source.views()));
+  auto const first_sent = co_await first_send.join();
+  auto const second_sent = co_await second_send.join();
+  CHECK_MESSAGE(first_sent.ok(), first_sent.said());
+  CHECK_MESSAGE(second_sent.ok(), second_sent.said());
+  co_await first_load.join();
+  co_await second_load.join();
+  CHECK(first.receiver().version() == 7);
+  CHECK(second.receiver().version() == 8);
+  CHECK(difference(first_source.images(), first_held) == "");
+  CHECK(difference(second_source.images(), second_held) == "");
+  co_await first.close();
+  co_await second.close();
+}
+
+CO_TEST("one send at a time, one wait at a time, one load at a time") {
+  auto const how = host_setting(1);
+  model source(host_memory(), some_layers(), 1), held(host_memory(), source.specs(), 0);
+  line over(co_await asio::this_coro::executor, how, quick_sender(small_bucket));
+  co_await over.connect();
+  auto waiting = beside(over.executor(), announced(over.receiver()));
+  co_await settle();
+  auto const second_wait = co_await try_to(over.receiver().next_update());
+  CHECK(second_wait.error == make_error_code(errc::busy));
+  auto const second_connect = co_await try_to(over.receiver().connect(over.path()));
+  CHECK(second_connect.error == make_error_code(errc::busy));
+
+  auto first_send = beside(over.executor(), over.sender().send_weights(1, source.views()));
+  auto taken = co_await waiting.join();
+  CHECK_MESSAGE(taken.ok(), taken.said());
+  auto const second_send = co_await try_to(over.sender().send_weights(2, source.views()));
+  CHECK(second_send.error == make_error_code(errc::busy));
+
+  auto bucket = co_await taken.value->next_bucket();
+  auto into = held.into();
+  auto const load_too = co_await try_to(taken.value->load_into(into));
+  CHECK_FALSE(load_too.ok());
+  CHECK(held.untouched());
+  bucket->release();
+  while (auto more = co_await taken.value->next_bucket()) more->release();
+  co_await taken.value->commit();
+  auto const sent = co_await first_send.join();
+  CHECK_MESSAGE(sent.ok(), sent.said());
+  CHECK(over.receiver().version() == 1);
+  co_await over.close();
+}
+
+CO_TEST("too few receivers: the send fails, and the report says who committed") {
+  auto const how = host_setting(2);
+  auto options = quick_sender(small_bucket);
+  options.min_receivers(2);
+  model source(host_memory(), some_layers(), 1), held(host_memory(), source.specs(), 0);
+  line over(co_await asio::this_coro::executor, how, options);
+  co_await over.connect();
+  auto into = held.into();
+  auto load = beside(over.executor(), load_next(over.receiver(0), into));
+  auto other = beside(over.executor(), announced(over.receiver(1)));
+  auto send = beside(over.executor(), over.sender().send_weights(1, source.views()));
+  auto no = co_await other.join();
+  CHECK_MESSAGE(no.ok(), no.said());
+  no.value->refuse("weights are unmapped (asleep)");
+  auto const sent = co_await send.join();
+  CHECK(sent.error == make_error_code(errc::too_few_receivers));
+  CHECK(sent.report.has_value());
+  if (sent.report) {
+    CHECK(sent.report->count(outcome::committed) == 1);
+    CHECK(of(*sent.report, "server-1").what == outcome::refused);
+    CHECK(of(*sent.report, "server-1").text.find("weights are unmapped (asleep)") != std::string::npos);
+    CHECK(bool(of(*sent.report, "server-1").error));
+  }
+  auto const loaded = co_await load.join();
+  CHECK_MESSAGE(loaded.ok(), loaded.said());
+  co_await over.close();
+}
+
+CO_TEST("no receiver is needed: the send succeeds with an empty report") {
+  auto const how = host_setting(0);
+  auto options = quick_sender(small_bucket);
+  options.min_receivers(0);
+  model source(host_memory(), some_layers(), 1);
+  line over(co_await asio::this_coro::executor, how, options);
+  send_report const report = co_await over.sender().send_weights(1, source.views());
+  CHECK(report.receivers.empty());
+  CHECK(report.version == 1);
+  auto const nobody = co_await try_to(over.sender().wait_for_receivers(1, milliseconds(20)));
+  CHECK(nobody.error == make_error_code(errc::too_few_receivers));
+  co_await over.close();
+}
+
+CO_TEST("start: the source is free before the slowest receiver is done") {
+  auto const how = host_setting(1, 3);
+  model source(host_memory(), some_layers(4), 1); // two buckets: both fit into the ring
+  line over(co_await asio::this_coro::executor, how, quick_sender(small_bucket));
+  co_await over.connect();
+  sending started = co_await over.sender().start(5, source.views());
+  CHECK(started.version() == 5);
+  auto update = co_await announced(over.receiver());
+  auto first = co_await update.next_bucket();
+  co_await started.source_free();
+  auto const wanted = source.images();
+  source.fill(99); // the trainer goes on
+  assembly parts(update);
+  parts.add(*first, source.kind());
+  first->release();
+  while (auto more = co_await update.next_bucket()) parts.add(*more, source.kind());
+  auto done = beside(over.executor(), started.done());
+  co_await settle();
+  CHECK_FALSE(done.done());
+  co_await update.commit();
+  auto const report = co_await done.join();
+  CHECK_MESSAGE(report.ok(), report.said());
+  if (report.ok()) {
+    CHECK(outcomes(*report.value) == "committed");
+    CHECK(report.value->source_free < report.value->total);
+  }
+  CHECK(difference(wanted, parts.finish()) == "");
+  co_await over.close();
+}
+
+CO_TEST("a started version that is dropped is given up") {
+  auto const how = host_setting(1);
+  model source(host_memory(), some_layers(), 1), held(host_memory(), source.specs(), 0);
+  line over(co_await asio::this_coro::executor, how, quick_sender(small_bucket));
+  co_await over.connect();
+  auto load = beside(over.executor(), announced(over.receiver()));
+  {
+    sending const dropped = co_await over.sender().start(1, source.views());
+    CHECK(dropped.version() == 1);
+  }
+  auto told = co_await load.join();
+  auto into = held.into();
+  if (told.ok()) {
+    auto const loaded = co_await try_to(told.value->load_into(into));
+    CHECK(loaded.error == make_error_code(errc::peer_aborted));
+  }
+  // The version may be winding down still; then the sender says so.
+  std::vector<destinations> again;
+  again.push_back(held.into());
+  for (;;) {
+    auto next_load = beside(over.executor(), load_next(over.receiver(), again[0]));
+    auto const sent = co_await try_to(over.sender().send_weights(2, source.views()));
+    if (sent.error == make_error_code(errc::busy) || sent.error == make_error_code(errc::too_few_receivers)) {
+      next_load.cancel();
+      co_await next_load.join();
+      continue;
+    }
+    CHECK_MESSAGE(sent.ok(), sent.said());
+    auto const loaded = co_await next_load.join();
+    CHECK_MESSAGE(loaded.ok(), loaded.said());
+    break;
+  }
+  CHECK(difference(source.images(), held) == "");
+  co_await over.close();
+}
+
+CO_TEST("closing tells the receivers, and ends what runs") {
+  auto const how = host_setting(2);
+  model source(host_memory(), some_layers(), 1);
+  line over(co_await asio::this_coro::executor, how, quick_sender(small_bucket));
+  co_await over.connect();
+  auto idle = beside(over.executor(), over.receiver(0).next_update());
+  auto send = beside(over.executor(), over.sender().send_weights(1, source.views()));
+  auto asked = co_await idle.join();
+  CHECK(asked.ok());
+  auto bucket_wait = beside(over.executor(), asked.value->value().next_bucket());
+  co_await settle();
+  co_await over.sender().close();
+  auto const sent = co_await send.join();
+  CHECK_FALSE(sent.ok());
+  auto const bucket = co_await bucket_wait.join();
+  CHECK_FALSE((bucket.ok() && !bucket.value->has_value()));
+  auto const gone = co_await try_to(over.receiver(1).next_update());
+  if (gone.ok() && gone.value->has_value()) { // the update that was announced first
+    auto const after = co_await try_to(over.receiver(1).next_update());
+    CHECK_FALSE((after.ok() && after.value->has_value()));
+  }
+  auto const late = co_await try_to(over.sender().send_weights(2, source.views()));
+  CHECK(late.error == make_error_code(errc::not_open));
+  CHECK(over.directory().entries().empty());
+}
+
+CO_TEST("an idle receiver hears that the sender has closed, and may wait for the next sender at the path") {
+  auto const how = host_setting(1);
+  auto const executor = co_await asio::this_coro::executor;
+  model source(host_memory(), some_layers(3), 1), held(host_memory(), source.specs(), 0);
+  line over(executor, how, quick_sender(small_bucket));
+  co_await over.connect();
+  auto idle = beside(executor, over.receiver().next_update());
+  co_await settle();
+  co_await over.sender().close();
+  auto const end = co_await idle.join();
+  CHECK_MESSAGE(end.ok(), end.said());
+  if (end.ok()) CHECK_FALSE(end.value->has_value());
+
+  auto connecting = beside(executor, over.receiver().connect(over.path()));
+  co_await settle();
+  sender next(executor, over.path(), quick_sender(small_bucket));
+  auto const connected = co_await connecting.join();
+  CHECK_MESSAGE(connected.ok(), connected.said());
+  co_await next.wait_for_receivers(1, milliseconds(5000));
+  auto into = held.into();
+  auto load = beside(executor, load_next(over.receiver(), into));
+  send_report const report = co_await next.send_weights(1, source.views());
+  CHECK(outcomes(report) == "committed");
+  co_await load.join();
+  co_await over.receiver().close();
+  co_await next.close();
+}
