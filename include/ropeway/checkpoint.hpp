@@ -38,15 +38,18 @@ class checkpoint {
   static checkpoint open(std::filesystem::path const& path);
 
   /// In the order in which their bytes lie, file by file.
-  std::span<stored_tensor const> tensors() const noexcept;
+  std::span<stored_tensor const> tensors() const& noexcept;
+  std::span<stored_tensor const> tensors() const&& = delete; ///< would dangle: name the checkpoint
   /// The index into `tensors()`, or nothing.
   std::optional<std::size_t> find(std::string_view name) const;
   /// The bytes of all tensors, and of the largest.
   std::uint64_t total_bytes() const noexcept;
   std::uint64_t largest_tensor() const noexcept;
   /// Of a sharded checkpoint: that of all shards; the first shard wins.
-  checkpoint_metadata const& metadata() const noexcept;
-  std::span<std::filesystem::path const> files() const noexcept;
+  checkpoint_metadata const& metadata() const& noexcept;
+  checkpoint_metadata const& metadata() const&& = delete;
+  std::span<std::filesystem::path const> files() const& noexcept;
+  std::span<std::filesystem::path const> files() const&& = delete;
   /// How many tensors the shards hold that the index does not list.
   std::size_t unlisted() const noexcept;
 
@@ -141,4 +144,4 @@ class checkpoint_reader {
 void read_into(checkpoint const& from, std::span<mutable_tensor_view const> into,
                read_options const& options = {});
 
-}  // namespace ropeway
+} // namespace ropeway

@@ -36,4 +36,4 @@ class async_checkpoint_reader {
   std::shared_ptr<state> state_;
 };
 
-}  // namespace ropeway
+} // namespace ropeway

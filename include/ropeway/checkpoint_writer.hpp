@@ -37,4 +37,4 @@ class checkpoint_writer {
   std::unique_ptr<state> state_;
 };
 
-}  // namespace ropeway
+} // namespace ropeway

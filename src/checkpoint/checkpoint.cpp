@@ -107,11 +107,11 @@ checkpoint checkpoint::open(fs::path const& path) {
   return checkpoint(std::move(result));
 }
 
-std::span<stored_tensor const> checkpoint::tensors() const noexcept { return state_->tensors; }
+std::span<stored_tensor const> checkpoint::tensors() const& noexcept { return state_->tensors; }
 std::uint64_t checkpoint::total_bytes() const noexcept { return state_->total; }
 std::uint64_t checkpoint::largest_tensor() const noexcept { return state_->largest; }
-checkpoint_metadata const& checkpoint::metadata() const noexcept { return state_->metadata; }
-std::span<fs::path const> checkpoint::files() const noexcept { return state_->files; }
+checkpoint_metadata const& checkpoint::metadata() const& noexcept { return state_->metadata; }
+std::span<fs::path const> checkpoint::files() const& noexcept { return state_->files; }
 std::size_t checkpoint::unlisted() const noexcept { return state_->unlisted; }
 
 std::optional<std::size_t> checkpoint::find(std::string_view name) const {

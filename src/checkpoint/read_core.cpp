@@ -1,7 +1,9 @@
 #include "checkpoint/read_core.hpp"
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <sys/stat.h>
 #include <utility>
 
 #include "checkpoint/state.hpp"
@@ -161,9 +163,15 @@ transfer_error read_core::failure(read const& which, std::uint64_t at, int numbe
     error.tensor(tensor.info.name);
     return error;
   }
-  return transfer_error(errc::bad_checkpoint, label(path) + ": ends at byte " + std::to_string(at) +
-                                                  ", inside tensor " + in_quotes(tensor.info.name) +
-                                                  "; it shrank after it was opened")
+  // Parts beyond the end fail in any order: what counts is where the file ends now.
+  struct stat status {};
+  std::uint64_t const end = ::fstat(from_.internals().inputs[tensor.file].fd(), &status) == 0
+                                ? static_cast<std::uint64_t>(status.st_size)
+                                : at;
+  return transfer_error(errc::bad_checkpoint, label(path) + ": ends at byte " +
+                                                  std::to_string(std::min(at, end)) + ", before tensor " +
+                                                  in_quotes(tensor.info.name) +
+                                                  " does; it shrank after it was opened")
       .tensor(tensor.info.name);
 }
 
