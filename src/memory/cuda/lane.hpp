@@ -31,6 +31,8 @@ class lane {
   void record(event const& on);
   /// CUDA_SUCCESS, CUDA_ERROR_NOT_READY, or what went wrong on the device.
   CUresult query() const noexcept { return owner_->call().cuStreamQuery(work_.get()); }
+  /// The same of the notices about marks.
+  CUresult query_notices() const noexcept { return owner_->call().cuStreamQuery(notices_.get()); }
 
  private:
   struct engine_copy {

@@ -39,6 +39,8 @@ class core : public std::enable_shared_from_this<core> {
   void copy(std::span<copy_op const> ops);
   void mark();
   CUresult query() noexcept;
+  /// Whether anything is under way on the device, notices of it included.
+  bool busy() noexcept;
   void fail(std::error_code code, char const* what) noexcept;
   void fail(std::exception const& error) noexcept;
   std::error_code failure() noexcept;
@@ -111,6 +113,12 @@ void core::mark() {
 CUresult core::query() noexcept {
   scope here(*owner_, std::nothrow);
   return here.entered() ? lane_.query() : CUDA_ERROR_CONTEXT_IS_DESTROYED;
+}
+
+bool core::busy() noexcept {
+  scope here(*owner_, std::nothrow);
+  return here.entered() &&
+         (lane_.query() == CUDA_ERROR_NOT_READY || lane_.query_notices() == CUDA_ERROR_NOT_READY);
 }
 
 void core::fail(std::error_code code, char const* what) noexcept {
@@ -270,7 +278,7 @@ class device_queue final : public queue {
     if (!core_->wait_idle(until)) return false;
     auto pause = std::chrono::microseconds(20);
     // A context that failed runs nothing any more: drained, too.
-    while (core_->query() == CUDA_ERROR_NOT_READY) {
+    while (core_->busy()) {
       if (std::chrono::steady_clock::now() >= until) return false;
       std::this_thread::sleep_for(pause);
       pause = std::min(2 * pause, std::chrono::microseconds(1000));

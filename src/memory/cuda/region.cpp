@@ -111,17 +111,17 @@ class device_region final : public region {
   bool of_peer_;
 };
 
-std::string megabytes(std::uint64_t bytes) { return std::to_string(bytes >> 20) + " MiB"; }
-
 [[noreturn]] void fail_allocation(gpu const& owner, CUresult result, std::uint64_t bytes) {
   driver const& d = owner.call();
-  if (result != CUDA_ERROR_OUT_OF_MEMORY)
-    d.fail(result, ("a shared region of " + megabytes(bytes) + " can't be made").c_str(), errc::device_failed);
   std::size_t free = 0, total = 0;
   (void)d.cuMemGetInfo(&free, &total);
-  throw transfer_error(errc::out_of_memory, to_string(owner.where()) + " has no " + megabytes(bytes) +
-                                                " for a shared region: " + megabytes(free) + " of " +
-                                                megabytes(total) + " are free; use fewer or smaller slots");
+  // Sizes that no device has get other errors from some drivers.
+  if (result != CUDA_ERROR_OUT_OF_MEMORY && bytes <= total)
+    d.fail(result, ("a shared region of " + std::to_string(bytes) + " bytes can't be made").c_str(),
+           errc::device_failed);
+  throw transfer_error(errc::out_of_memory, to_string(owner.where()) + " has no " + std::to_string(bytes) +
+                                                " bytes for a shared region: " + std::to_string(free) + " of " +
+                                                std::to_string(total) + " are free; use fewer or smaller slots");
 }
 
 [[noreturn]] void refuse(std::string const& why) {
@@ -157,12 +157,12 @@ backend::shared_region make_region(std::shared_ptr<gpu> owner, std::uint64_t byt
   CUmemAllocationProp const wanted = properties(*owner);
   CUmemGenericAllocationHandle handle = 0;
   if (CUresult result = d.cuMemCreate(&handle, size, &wanted, 0); result != CUDA_SUCCESS)
-    fail_allocation(*owner, result, size);
+    fail_allocation(*owner, result, bytes);
   allocation memory(*owner, handle);
   mapping place(owner, size);
-  if (CUresult result = place.map(memory.get()); result != CUDA_SUCCESS) fail_allocation(*owner, result, size);
+  if (CUresult result = place.map(memory.get()); result != CUDA_SUCCESS) fail_allocation(*owner, result, bytes);
   if (CUresult result = place.allow(CU_MEM_ACCESS_FLAGS_PROT_READWRITE); result != CUDA_SUCCESS)
-    fail_allocation(*owner, result, size);
+    fail_allocation(*owner, result, bytes);
   int fd = -1;
   d.check(d.cuMemExportToShareableHandle(&fd, memory.get(), CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, 0),
           "device memory can't be exported");

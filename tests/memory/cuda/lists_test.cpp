@@ -1,6 +1,7 @@
 // The lists that kernels get, carried out here as the kernels carry them out. Needs no device.
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cstring>
 #include <random>
 #include <vector>
