@@ -80,7 +80,7 @@ struct connection::state {
     peer.pidfd.reset();
   }
   void check_open() const {
-    if (!socket) throw transfer_error(errc::not_open, "the connection is closed");
+    if (!socket) throw transfer_error(errc::not_open, "the connection");
   }
   // True once the peer's process has ended.
   bool peer_ended() noexcept {
@@ -113,23 +113,20 @@ struct connection::state {
   bool send(std::span<std::byte const> message, std::span<int const> fds) {
     int const error = send_now(socket.get(), message, fds);
     switch (error) {
-    case 0:
-      return true;
+    case 0: return true;
     case EAGAIN:
       if (peer_ended()) gone();
       return false;
     case EPIPE:
     case ECONNRESET:
-    case ENOTCONN:
-      gone();
+    case ENOTCONN: gone();
     case EMSGSIZE:
       throw transfer_error(errc::overflow, "the system refuses a message of " +
                                                std::to_string(message.size()) +
                                                " bytes; raise net.core.wmem_max");
     case ETOOMANYREFS:
       throw transfer_error(system_code(error), "too many descriptors are on their way; raise RLIMIT_NOFILE");
-    default:
-      throw transfer_error(system_code(error), "sending to " + to_string(peer.who) + " failed");
+    default: throw transfer_error(system_code(error), "sending to " + to_string(peer.who) + " failed");
     }
   }
   // False if there is no message.
@@ -208,7 +205,7 @@ awaitable<void> connection::send(std::span<std::byte const> message, std::span<i
 }
 
 bool connection::try_send(std::span<std::byte const> message, std::span<int const> fds) {
-  if (!state_) throw transfer_error(errc::not_open, "the connection is closed");
+  if (!state_) throw transfer_error(errc::not_open, "the connection");
   state_->check_open();
   state::check_sizes(message, fds);
   // A message must not overtake one that waits.
@@ -217,7 +214,7 @@ bool connection::try_send(std::span<std::byte const> message, std::span<int cons
 
 awaitable<received> connection::receive_on(std::shared_ptr<state> self, std::span<std::byte> buffer,
                                            std::size_t most_fds) {
-  if (!self) throw transfer_error(errc::not_open, "the connection is closed");
+  if (!self) throw transfer_error(errc::not_open, "the connection");
   self->check_open();
   only_one const running(self->receiving, "receive");
   received message;
@@ -237,7 +234,7 @@ awaitable<received> connection::receive_on(std::shared_ptr<state> self, std::spa
 
 awaitable<void> connection::send_on(std::shared_ptr<state> self, std::span<std::byte const> message,
                                     std::span<int const> fds) {
-  if (!self) throw transfer_error(errc::not_open, "the connection is closed");
+  if (!self) throw transfer_error(errc::not_open, "the connection");
   self->check_open();
   state::check_sizes(message, fds);
   only_one const running(self->sending, "send");
@@ -268,10 +265,8 @@ namespace {
 // Why a connect failed, if it may work later; throws if it can't.
 std::string passing_reason(int error, std::string const& path) {
   switch (error) {
-  case ENOENT:
-    return "there is no socket yet";
-  case EAGAIN:
-    return "its queue of connections is full";
+  case ENOENT: return "there is no socket yet";
+  case EAGAIN: return "its queue of connections is full";
   case ECONNREFUSED: {
     struct stat about {};
     if (::stat(path.c_str(), &about) == 0 && !S_ISSOCK(about.st_mode)) {
@@ -285,14 +280,12 @@ std::string passing_reason(int error, std::string const& path) {
     throw transfer_error(errc::not_permitted, "socket path " + path +
                                                   ": this user may not connect; the sender must " +
                                                   "allow it, or run both as the same user");
-  case EPROTOTYPE:
-    throw transfer_error(errc::bad_path, "socket path " + path + ": another program's socket");
+  case EPROTOTYPE: throw transfer_error(errc::bad_path, "socket path " + path + ": another program's socket");
   case ENOTDIR:
   case ELOOP:
   case ENAMETOOLONG:
     throw transfer_error(errc::bad_path, "socket path " + path + ": " + std::strerror(error));
-  default:
-    throw transfer_error(system_code(error), "connecting to " + path + " failed");
+  default: throw transfer_error(system_code(error), "connecting to " + path + " failed");
   }
 }
 
@@ -317,10 +310,7 @@ awaitable<connection> connect(std::string path, std::chrono::steady_clock::time_
       co_return connected;
     }
     auto const now = std::chrono::steady_clock::now();
-    if (now >= deadline) {
-      throw transfer_error(errc::connect_timeout, "no sender at " + path + " in time: " + reason +
-                                                      "; start the sender or raise the connect limit");
-    }
+    if (now >= deadline) { throw transfer_error(errc::connect_timeout, path + ": " + reason); }
     pause.expires_at(std::min(now + step, deadline));
     co_await pause.async_wait(use_awaitable);
     step = std::min(step * 2, std::chrono::milliseconds(50));

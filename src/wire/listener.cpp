@@ -34,23 +34,17 @@ void check_stale(std::string const& path) {
   int const error = connect_now(probe.get(), path);
   switch (error) {
   case ENOENT:
-  case ECONNREFUSED:
-    return;
-  case EPROTOTYPE:
-    throw transfer_error(errc::bad_path, "socket path " + path + ": another program's socket");
+  case ECONNREFUSED: return;
+  case EPROTOTYPE: throw transfer_error(errc::bad_path, "socket path " + path + ": another program's socket");
   case EAGAIN: // its queue is full
-    throw transfer_error(errc::address_in_use,
-                         "a living sender listens at " + path + "; choose another path or end it");
-  case 0:
-    break;
-  default:
-    fail(error, "can't find out who listens at " + path);
+    throw transfer_error(errc::address_in_use, path);
+  case 0: break;
+  default: fail(error, "can't find out who listens at " + path);
   }
   peer_process const owner = look_at_peer(probe.get());
   // Children of a killed listener keep its socket open, but nobody accepts any more.
   if (owner.ended) return;
-  throw transfer_error(errc::address_in_use,
-                       to_string(owner.who) + " listens at " + path + "; choose another path or end it");
+  throw transfer_error(errc::address_in_use, to_string(owner.who) + " listens at " + path);
 }
 
 struct inode {
@@ -175,7 +169,7 @@ std::uint64_t listener::refused() const noexcept { return state_->refused; }
 awaitable<connection> listener::accept() { return accept_on(state_); }
 
 awaitable<connection> listener::accept_on(std::shared_ptr<state> self) {
-  if (!self || !self->socket.is_open()) throw transfer_error(errc::not_open, "the listener is closed");
+  if (!self || !self->socket.is_open()) throw transfer_error(errc::not_open, "the listener");
   if (self->accepting) throw transfer_error(errc::busy, "the listener is already accepting");
   self->accepting = true;
   struct done {
@@ -205,14 +199,11 @@ awaitable<connection> listener::accept_on(std::shared_ptr<state> self) {
     case EAGAIN:
     case EINTR:
     case ECONNABORTED:
-    case EPROTO:
-      break;
+    case EPROTO: break;
     case EMFILE:
     case ENFILE:
     case ENOBUFS:
-    case ENOMEM:
-      shortage = true;
-      break;
+    case ENOMEM: shortage = true; break;
     default:
       throw transfer_error(std::error_code(error, std::system_category()), "accepting at " + self->path);
     }

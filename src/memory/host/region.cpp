@@ -41,7 +41,7 @@ std::string reason() { return std::string(": ") + std::strerror(errno); }
 }
 
 [[noreturn]] void bad(std::string const& what) {
-  throw transfer_error(errc::bad_region, "the descriptor is not a shared host region: " + what);
+  throw transfer_error(errc::bad_region, "can't import a region: " + what);
 }
 
 // The file itself is reserved in steps: one large request would start over whenever a signal comes.
