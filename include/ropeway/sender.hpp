@@ -177,8 +177,23 @@ class sender {
   auto start(std::uint64_t version, R const& tensors, Token&& token) {
     return initiate_start(version, collect(tensors), ready_after(), std::forward<Token>(token));
   }
+  awaitable<sending> start(std::uint64_t version, prepared_tensors const& tensors, ready_after when = {}) {
+    return await_start(core_, version, tensors.set_, when);
+  }
+  template <detail::token Token>
+  auto start(std::uint64_t version, prepared_tensors const& tensors, ready_after when, Token&& token) {
+    return initiate_start(version, tensors.set_, when, std::forward<Token>(token));
+  }
+  template <detail::token Token>
+  auto start(std::uint64_t version, prepared_tensors const& tensors, Token&& token) {
+    return initiate_start(version, tensors.set_, ready_after(), std::forward<Token>(token));
+  }
   awaitable<sending> start(std::uint64_t version, tensor_source& source) {
     return await_start(core_, version, collect(source), ready_after());
+  }
+  template <detail::token Token>
+  auto start(std::uint64_t version, tensor_source& source, Token&& token) {
+    return initiate_start(version, collect(source), ready_after(), std::forward<Token>(token));
   }
 
   /// Compares names and shapes once, for sends that skip even that. The views' memory and strides are kept as they

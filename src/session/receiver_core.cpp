@@ -67,6 +67,7 @@ receiver_core::receiver_core(asio::any_io_executor executor, receiver_options op
       options_(checked(std::move(options))),
       memory_(std::move(memory)),
       strand_(asio::make_strand(executor)),
+      close_limit_(strand_),
       deadline_(strand_) {}
 
 receiver_core::~receiver_core() = default;
@@ -82,7 +83,7 @@ void receiver_core::post_connect(std::string path, std::unique_ptr<completion<no
                                  std::shared_ptr<stop_request> stop) {
   asio::post(strand_, [self = shared_from_this(), path = std::move(path), shared = share(std::move(done)), stop] {
     if (self->closing_) return (*shared)->complete(failure(errc::not_open, "the receiver is being closed"), {});
-    if (self->connecting_ || self->machine_)
+    if (self->connecting_ || self->connector_runs_ || self->machine_)
       return (*shared)->complete(failure(errc::busy, "there is a session already; close it first"), {});
     if (stop->requested()) return (*shared)->complete(failure(aborted_by_caller()), {});
     self->on_connected_ = std::move(*shared);
@@ -93,7 +94,7 @@ void receiver_core::post_connect(std::string path, std::unique_ptr<completion<no
       if (!alive) return;
       asio::post(alive->strand_, [alive] {
         if (!alive->on_connected_) return;
-        alive->stop_connecting_.emit(asio::cancellation_type::terminal);
+        alive->stop_connecting();
         alive->connect_failed(failure(aborted_by_caller(), "the connect was cancelled"));
       });
     });
@@ -123,8 +124,10 @@ void receiver_core::post_connect(std::string path, std::unique_ptr<completion<no
         return alive->connect_failed(failure(session::as_transfer_error(std::current_exception(), errc::no_device)));
       }
       auto run = run_connect(alive, path);
+      alive->connector_runs_ = true;
+      auto ended = [alive](std::exception_ptr) { alive->connector_runs_ = false; };
       asio::co_spawn(alive->strand_, std::move(run),
-                     asio::bind_cancellation_slot(alive->stop_connecting_.slot(), asio::detached));
+                     asio::bind_cancellation_slot(alive->stop_connecting_.slot(), std::move(ended)));
     };
     self->offload_.run(self->strand_, std::move(look), std::move(then));
   });
@@ -161,11 +164,20 @@ void receiver_core::post_close(std::unique_ptr<completion<nothing>> done) {
   asio::post(strand_, [self = shared_from_this(), shared = share(std::move(done))] {
     self->on_closed_.push_back(std::move(*shared));
     if (self->on_connected_) {
-      self->stop_connecting_.emit(asio::cancellation_type::terminal);
+      self->stop_connecting();
       self->connect_failed(failure(aborted_by_caller(), "the receiver was closed"));
     }
     if (!self->machine_) return self->end_close();
-    self->closing_ = true;
+    if (!std::exchange(self->closing_, true)) {
+      // Views that the embedder holds would keep an aborted update from ending.
+      self->close_limit_.expires_after(std::chrono::seconds(10));
+      self->close_limit_.async_wait([weak = self->weak_from_this()](std::error_code error) {
+        auto const alive = weak.lock();
+        if (alive && !error) alive->end_session(failure(aborted_by_caller(), "the receiver was closed"), false);
+      });
+    }
+    if (self->load_ && !self->load_->error)
+      self->load_->error = failure(aborted_by_caller(), "the receiver was closed");
     self->machine_->close("the receiver closed", clock::now());
     self->pump();
   });
@@ -325,11 +337,11 @@ void receiver_core::abandon() noexcept {
   if (stream) stream->shut();
   asio::post(strand_, [self = shared_from_this()] {
     if (self->on_connected_) {
-      self->stop_connecting_.emit(asio::cancellation_type::terminal);
+      self->stop_connecting();
       self->connect_failed(failure(aborted_by_caller(), "the receiver was destroyed"));
     }
     if (self->load_) {
-      self->load_->because = aborted_by_caller();
+      self->load_->error = failure(aborted_by_caller(), "the receiver was destroyed");
       self->load_->copies_in_flight = 0;  // the stream was drained
     }
     if (self->machine_) {
@@ -355,7 +367,7 @@ awaitable<void> receiver_core::run_connect(std::shared_ptr<receiver_core> self, 
   } catch (...) {
     error = failure(session::as_transfer_error(std::current_exception(), errc::connect_timeout));
   }
-  if (!self->on_connected_ || self->machine_) co_return;  // cancelled meanwhile
+  if (!self->on_connected_ || self->machine_ || !self->connecting_) co_return;  // cancelled meanwhile
   if (error) self->connect_failed(error);
   else self->connected(std::move(*made));
 }
@@ -379,6 +391,11 @@ void receiver_core::connected(wire::connection connection) {
   auto hearing = hear_sender(shared_from_this(), link_);
   asio::co_spawn(strand_, std::move(hearing), asio::detached);
   pump();
+}
+
+/// A signal must not be emitted to a coroutine that has ended (Asio before 1.28).
+void receiver_core::stop_connecting() {
+  if (connector_runs_) stop_connecting_.emit(asio::cancellation_type::terminal);
 }
 
 void receiver_core::connect_failed(failure error) {
@@ -550,6 +567,7 @@ void receiver_core::end_session(failure error, bool graceful) {
 void receiver_core::end_close() {
   if (machine_) return;
   closing_ = false;
+  close_limit_.cancel();
   for (auto& done : std::exchange(on_closed_, {})) done->complete({}, {});
 }
 

@@ -112,6 +112,7 @@ class receiver_core : public std::enable_shared_from_this<receiver_core> {
 
   void connected(wire::connection connection);
   void connect_failed(failure error);
+  void stop_connecting();
   void give_up(std::shared_ptr<load_operation> const& load, std::error_code code, errc on_wire, std::string text);
   void accept(load_operation& load, load_operation::way how);
   void give_bucket(load_operation& load);
@@ -163,6 +164,8 @@ class receiver_core : public std::enable_shared_from_this<receiver_core> {
   std::uint64_t held_update_ = 0, held_version_ = 0;
 
   asio::cancellation_signal stop_connecting_;
+  bool connector_runs_ = false;
+  asio::steady_timer close_limit_;
   asio::steady_timer deadline_;
   std::optional<clock::time_point> armed_;
   std::unique_ptr<completion<nothing>> on_connected_;

@@ -224,11 +224,7 @@ void sender_core::teardown() {
   for (auto& [id, connected] : peers_) connected.link->close_when_said();
   peers_.clear();
   deadline_.cancel();
-  stop_packer_.emit(asio::cancellation_type::terminal);
-  if (current_) {
-    current_->stopping = true;
-    packs_changed_.notify();
-  }
+  stop_packer();
   for (auto& waiter : std::exchange(waiters_, {}))
     waiter.done->complete(failure(errc::not_open, "the sender was closed"), 0);
   for (auto& [number, ring] : rings_) {
@@ -239,6 +235,14 @@ void sender_core::teardown() {
     offload_.dispose(std::move(ring.shared.memory));
   }
   rings_.clear();
+}
+
+void sender_core::stop_packer() {
+  if (!current_) return;
+  current_->stopping = true;
+  packs_changed_.notify();
+  // A signal must not be emitted to a coroutine that has ended (Asio before 1.28).
+  if (current_->packer_runs) stop_packer_.emit(asio::cancellation_type::terminal);
 }
 
 void sender_core::abandon() noexcept {
@@ -545,8 +549,10 @@ awaitable<void> sender_core::hear_peer(std::shared_ptr<sender_core> self, protoc
     words = error.what();
   }
   if (!self->peers_.contains(id)) co_return;  // dropped by the machine
-  self->peers_.at(id).link->close();
-  self->peers_.erase(id);
+  auto const leaving = self->peers_.extract(id);
+  leaving.mapped().link->close();
+  if (self->options_.watched_by() && leaving.mapped().announced)
+    self->options_.watched_by()->receiver_left(leaving.mapped().name, words);
   self->machine_.gone(id, code, words, clock::now());
   self->pump();
   self->settle();
@@ -759,11 +765,9 @@ void sender_core::act(send_action::source_free&) {
 
 void sender_core::act(send_action::drain&) {
   if (!current_) return;
-  current_->stopping = true;
   packs_.clear();
   drain_asked_ = true;
-  packs_changed_.notify();
-  stop_packer_.emit(asio::cancellation_type::terminal);
+  stop_packer();
   // Not from here: the machine is in the middle of its actions.
   asio::post(strand_, [self = shared_from_this()] { self->settle(); });
 }

@@ -123,6 +123,7 @@ class sender_core : public std::enable_shared_from_this<sender_core> {
   void wake_waiters();
   void end_close();
   void teardown();
+  void stop_packer();
   void act(protocol::send_action::say& action);
   void act(protocol::send_action::make_ring& action);
   void act(protocol::send_action::pack& action);

@@ -79,7 +79,8 @@ class completion {
   virtual void complete(failure error, T result) = 0;
 };
 
-template <class T, class Handler>
+/// `Error` is what the handler takes: std::error_code, or failure (the throwing forms).
+template <class T, class Error, class Handler>
 class handler_completion final : public completion<T> {
   using executor = asio::associated_executor_t<Handler, asio::any_io_executor>;
 
@@ -92,14 +93,12 @@ class handler_completion final : public completion<T> {
     auto deliver = [handler = std::move(handler_), error = std::move(error), result = std::move(result)]() mutable {
       // The slot must forget the operation before the handler can reuse or destroy it.
       if (auto slot = asio::get_associated_cancellation_slot(handler); slot.is_connected()) slot.clear();
-      if constexpr (std::is_same_v<T, nothing> && std::is_invocable_v<Handler&&, failure>)
-        std::move(handler)(std::move(error));
-      else if constexpr (std::is_same_v<T, nothing>)
-        std::move(handler)(error.code());
-      else if constexpr (std::is_invocable_v<Handler&&, failure, T>)
-        std::move(handler)(std::move(error), std::move(result));
-      else
-        std::move(handler)(error.code(), std::move(result));
+      auto take = [](failure taken) {
+        if constexpr (std::is_same_v<Error, failure>) return taken;
+        else return taken.code();
+      };
+      if constexpr (std::is_same_v<T, nothing>) std::move(handler)(take(std::move(error)));
+      else std::move(handler)(take(std::move(error)), std::move(result));
     };
     asio::post(target, std::move(deliver));
     work_.reset();
@@ -128,7 +127,7 @@ auto initiate(asio::any_io_executor executor, Start start, Token&& token) {
           slot.assign([stop](asio::cancellation_type) { stop->request(); });
         using handler_type = std::decay_t<decltype(handler)>;
         std::unique_ptr<completion<T>> done =
-            std::make_unique<handler_completion<T, handler_type>>(std::move(handler), fallback);
+            std::make_unique<handler_completion<T, Error, handler_type>>(std::move(handler), fallback);
         std::move(begin)(std::move(done), std::move(stop));
       },
       token, std::move(executor), std::move(start));
