@@ -195,9 +195,7 @@ TEST_CASE("random and flipped datagrams never crash, and what is read can be wri
       for (unsigned n = 1 + random() % 4; n > 0; --n)
         bytes[random() % bytes.size()] ^= std::byte(1u << (random() % 8));
       break;
-    case 1:
-      bytes.resize(random() % (bytes.size() + 8));
-      break;
+    case 1: bytes.resize(random() % (bytes.size() + 8)); break;
     default:
       bytes.resize(random() % 120);
       for (auto& b : bytes) b = std::byte(random() % 256);

@@ -1,0 +1,80 @@
+#include "bench.hpp"
+
+namespace ropeway::test {
+namespace {
+
+template <class... F>
+struct overloaded : F... {
+  using F::operator()...;
+};
+template <class... F>
+overloaded(F...) -> overloaded<F...>;
+
+std::string reason(errc e, std::string const& text) {
+  return "(" + std::to_string(static_cast<unsigned>(e)) + ") " + text;
+}
+
+char const* word(outcome o) {
+  switch (o) {
+  case outcome::committed: return "committed";
+  case outcome::refused: return "refused";
+  case outcome::skipped: return "skipped";
+  case outcome::failed: return "failed";
+  case outcome::dropped: return "dropped";
+  case outcome::unconfirmed: return "unconfirmed";
+  }
+  return "?";
+}
+
+} // namespace
+
+std::string show(sender_action const& what) {
+  using namespace send_action;
+  return std::visit(
+      overloaded{
+          [](send_action::say const& a) { return to(a.to, a.what); },
+          [](make_ring const& a) { return words("make ring ", a.ring); },
+          [](pack const& a) { return words("pack seq ", a.seq, " bucket ", a.bucket, " slot ", a.slot); },
+          [](relay const& a) {
+            return words("relay seq ", a.seq, " from ", a.from, " to ", a.to, " bytes ", a.bytes);
+          },
+          [](drop const& a) { return words("drop ", a.peer, " ", reason(a.code, a.text)); },
+          [](source_free const&) { return std::string("source free"); },
+          [](drain const&) { return std::string("drain"); },
+          [](finished const& a) {
+            std::string line = "finished " + reason(a.code, a.text);
+            for (auto const& r : a.results)
+              line +=
+                  words("[", r.peer, " ", word(r.what), " (", r.code, ") ", r.text, " ring ", r.ring, "]");
+            return line;
+          },
+      },
+      what);
+}
+
+std::string show(receiver_action const& what) {
+  using namespace receive_action;
+  return std::visit(
+      overloaded{
+          [](receive_action::say const& a) { return test::say(a.what); },
+          [](greeted const& a) { return words("greeted ", a.bucket_bytes); },
+          [](map_ring const& a) { return words("map ring ", a.what.id); },
+          [](read_manifest const& a) {
+            return words("read manifest of ", a.what.update, " bytes ", a.bytes);
+          },
+          [](look_up_manifest const& a) { return words("look up manifest of ", a.what.update); },
+          [](offer const& a) { return words("offer ", a.what.update); },
+          [](bucket const& a) {
+            return words("bucket ", a.bucket, " of ", a.update, " seq ", a.seq, " ring ", a.ring, " slot ",
+                         a.slot, " bytes ", a.bytes);
+          },
+          [](receive_action::commit const& a) { return words("commit ", a.update); },
+          [](receive_action::abort const& a) {
+            return words("abort ", a.update, a.by_peer ? " by sender " : " ", reason(a.code, a.text));
+          },
+          [](closed const& a) { return "closed " + reason(a.code, a.text); },
+      },
+      what);
+}
+
+} // namespace ropeway::test

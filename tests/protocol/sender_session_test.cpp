@@ -1,0 +1,230 @@
+// The sender's sessions: handshake, groups, leaving.
+#include <doctest/doctest.h>
+
+#include "bench.hpp"
+
+using namespace ropeway;
+using namespace ropeway::test;
+
+namespace {
+
+/// What a sender answers to this hello.
+std::string answer_to(hello const& hi) {
+  sender_bench b;
+  b.connect(1);
+  b.from(1, hi);
+  return b.done();
+}
+
+std::string turned_away_with(errc e, std::string const& text) {
+  return lines(to(1, turned_away{code(e), text}), words("drop 1 (", code(e), ") ", text));
+}
+
+} // namespace
+
+TEST_CASE("a receiver that says hello is welcomed with the sender's bucket size and silence limit") {
+  sender_bench b;
+  b.connect(1);
+  CHECK(b.done().empty());
+  CHECK(b.machine.greeted() == 0);
+  b.from(1, b.hello_of(1));
+  CHECK(b.done() == lines(to(1, b.welcome_of())));
+  CHECK(b.machine.greeted() == 1);
+  REQUIRE(b.machine.peers().size() == 1);
+  CHECK(b.machine.peers()[0].name == "r1 (pid 101)");
+  CHECK_FALSE(b.machine.peers()[0].holds_version);
+}
+
+TEST_CASE("the newest protocol version that both speak is chosen") {
+  auto hi = sender_bench::hello_of(1);
+  hi.oldest = 0;
+  hi.newest = 900;
+  CHECK(answer_to(hi) == lines(to(1, sender_bench().welcome_of())));
+}
+
+TEST_CASE("a receiver without a protocol version in common is turned away with both ranges") {
+  auto hi = sender_bench::hello_of(1);
+  hi.oldest = 2;
+  hi.newest = 3;
+  CHECK(answer_to(hi) ==
+        turned_away_with(errc::version_mismatch,
+                         "the receiver speaks protocol versions 2 to 3, this sender 1 to 1; use "
+                         "builds with a version in common"));
+  hi.oldest = 1;
+  hi.newest = 0;
+  CHECK(answer_to(hi).find("drop 1 (25)") != std::string::npos);
+}
+
+TEST_CASE("a receiver built from other messages is turned away") {
+  auto hi = sender_bench::hello_of(1);
+  hi.schema ^= 1;
+  CHECK(answer_to(hi) ==
+        turned_away_with(errc::version_mismatch,
+                         "receiver and sender both speak protocol version 1 but were built from "
+                         "different messages; use the same build"));
+}
+
+TEST_CASE("who does not know the magic number is turned away") {
+  auto hi = sender_bench::hello_of(1);
+  hi.magic = 1;
+  CHECK(answer_to(hi) ==
+        turned_away_with(errc::protocol_error, "hello does not start with ropeway's magic number"));
+}
+
+TEST_CASE("a hello with more devices than allowed is turned away") {
+  auto hi = sender_bench::hello_of(1);
+  hi.devices.resize(max_devices + 1);
+  CHECK(answer_to(hi) == turned_away_with(errc::invalid_argument, "hello names 65 devices, more than 64"));
+}
+
+TEST_CASE("a group needs both a name and a size") {
+  CHECK(answer_to(sender_bench::hello_of(1, {"tp", 0})).find("drop 1 (1)") != std::string::npos);
+  CHECK(answer_to(sender_bench::hello_of(1, {"", 2})).find("drop 1 (1)") != std::string::npos);
+}
+
+TEST_CASE("members of a group must agree on its size") {
+  sender_bench b;
+  b.greet(1, {"tp", 2});
+  b.connect(2);
+  b.from(2, b.hello_of(2, {"tp", 3}));
+  std::string const text = "hello says that group tp has 3 members, r1 (pid 101) says 2";
+  CHECK(b.done() == lines(to(2, turned_away{1, text}), "drop 2 (1) " + text));
+}
+
+TEST_CASE("a group takes no more members than its size, but a place that became free") {
+  sender_bench b;
+  b.greet(1, {"tp", 2});
+  b.greet(2, {"tp", 2});
+  b.connect(3);
+  b.from(3, b.hello_of(3, {"tp", 2}));
+  std::string const text = "all 2 members of group tp are connected already";
+  CHECK(b.done() == lines(to(3, turned_away{2, text}), "drop 3 (2) " + text));
+  b.machine.gone(1, errc::peer_gone, "EOF", b.now);
+  b.greet(4, {"tp", 2});
+  CHECK(b.machine.greeted() == 2);
+}
+
+TEST_CASE("connections beyond the limit are turned away at once and harm nobody") {
+  sender_bench b;
+  for (peer_id id = 1; id <= 5; ++id) b.greet(id);
+  b.connect(6);
+  std::string const text = "the sender has its limit of 5 connections; try again later";
+  CHECK(b.done() == lines(to(6, turned_away{2, text}), "drop 6 (2) " + text));
+  b.from(6, b.hello_of(6));
+  CHECK(b.done().empty());
+  CHECK(b.machine.greeted() == 5);
+}
+
+TEST_CASE("a connection that says nothing is dropped after the handshake limit") {
+  sender_bench b;
+  b.connect(1);
+  CHECK(b.machine.deadline() == b.now + 5s);
+  b.pass(4999ms);
+  CHECK(b.done().empty());
+  b.pass(1ms);
+  std::string const text = "no hello within 5000 ms";
+  CHECK(b.done() == turned_away_with(errc::handshake_timeout, text));
+  CHECK_FALSE(b.machine.deadline());
+}
+
+TEST_CASE("an idle session has no deadline") {
+  sender_bench b;
+  b.greet(1);
+  CHECK_FALSE(b.machine.deadline());
+  b.pass(24h);
+  CHECK(b.done().empty());
+}
+
+TEST_CASE("a first message other than hello ends the connection") {
+  sender_bench b;
+  b.connect(1);
+  b.from(1, accept{1});
+  CHECK(b.done() == turned_away_with(errc::protocol_error, "its first message was accept, not hello"));
+}
+
+TEST_CASE("hello twice, and what only a sender says, end the session") {
+  sender_bench b;
+  for (message const& m : {message(b.hello_of(1)), message(welcome{}), message(begin{}), message(published{}),
+                           message(protocol::commit{}), message(manifest_follows{}), message(ring{})}) {
+    b.greet(1);
+    b.from(1, m);
+    std::string const text = words(name_of(m), ", which a receiver never says to a greeted sender");
+    CHECK(b.done() == lines(to(1, goodbye{24, text}), "drop 1 (24) " + text));
+    CHECK(b.machine.greeted() == 0);
+  }
+}
+
+TEST_CASE("what a dropped peer had under way is ignored") {
+  sender_bench b;
+  b.greet(1);
+  b.from(1, accept{1});
+  b.machine.take();
+  b.from(1, accept{1});
+  b.from(1, b.hello_of(1));
+  b.machine.gone(1, errc::peer_gone, "EOF", b.now);
+  CHECK(b.done().empty());
+}
+
+TEST_CASE("a receiver that says goodbye is let go") {
+  sender_bench b;
+  b.greet(1);
+  b.from(1, goodbye{0, "done\nhere"});
+  CHECK(b.done() == lines("drop 1 (0) it said goodbye: done here"));
+  CHECK(b.machine.greeted() == 0);
+}
+
+TEST_CASE("the version that a receiver brings along is known, and whether it is ours") {
+  sender_bench b;
+  auto hi = b.hello_of(1);
+  hi.version_held = 11;
+  hi.last_update = 5;
+  hi.last_sender = b.settings(2).instance;
+  b.connect(1);
+  b.from(1, hi);
+  hi.last_sender[0] = 99;
+  b.connect(2);
+  b.from(2, hi);
+  auto const peers = b.machine.peers();
+  REQUIRE(peers.size() == 2);
+  CHECK(peers[0].version_held == 11);
+  CHECK(peers[0].holds_version);
+  CHECK_FALSE(peers[1].holds_version);
+}
+
+TEST_CASE("names of peers are one line, whatever they send") {
+  sender_bench b;
+  auto hi = b.hello_of(1);
+  hi.name = "evil\n\x1b[31m";
+  b.connect(1);
+  b.from(1, hi);
+  CHECK(b.machine.peers()[0].name == "evil  [31m (pid 101)");
+  hi.name.clear();
+  b.connect(2);
+  b.from(2, hi);
+  CHECK(b.machine.peers()[1].name == "receiver (pid 102)");
+}
+
+TEST_CASE("close says goodbye to everybody, and who comes later is turned away") {
+  sender_bench b;
+  b.greet(1);
+  b.connect(2);
+  b.machine.close("trainer ends", b.now);
+  CHECK(b.done() == lines(to(1, goodbye{0, "trainer ends"}), "drop 1 (0) trainer ends",
+                          to(2, turned_away{3, "trainer ends"}), "drop 2 (3) trainer ends"));
+  b.connect(3);
+  CHECK(b.done() ==
+        lines(to(3, turned_away{3, "the sender is closing"}), "drop 3 (3) the sender is closing"));
+}
+
+TEST_CASE("close gives a running update up first and finishes it when it is drained") {
+  sender_bench b;
+  b.greet(1);
+  b.start_accepted(3, 1);
+  b.machine.close("trainer ends", b.now);
+  CHECK(b.done() == lines(to(1, abort_update{1, 3, "trainer ends"}), "drain",
+                          to(1, goodbye{0, "trainer ends"}), "drop 1 (0) trainer ends"));
+  b.machine.drained(b.now);
+  CHECK(b.done() == lines("source free",
+                          "finished (3) trainer ends[1 skipped (3) the sender gave the update up: "
+                          "trainer ends ring 0]"));
+}
