@@ -1,6 +1,7 @@
 // Compares what is sent with where it should go: the half of scatter that runs before any byte moves.
 #include <algorithm>
 #include <string>
+#include <tuple>
 #include <utility>
 
 #include "base/codec.hpp"
@@ -116,8 +117,8 @@ void scatter::find_unexpected(manifest const& sent) {
                       quoted(sent.tensors()[t].name) + " is sent but has no destination");
 }
 
-/// Strided destinations may interleave (the columns of a fused array), so only two kinds are sure: contiguous
-/// ones that share a byte, and ones that are exactly alike.
+/// Strided destinations may interleave (the columns of a fused array), so only two cases are sure: one that
+/// begins within a contiguous one, and two that are exactly alike.
 void scatter::find_overlaps(manifest const& sent) {
   std::vector<hull> hulls;
   hulls.reserve(targets_.size());
@@ -136,9 +137,7 @@ void scatter::find_overlaps(manifest const& sent) {
     }
     hulls.push_back({low, high, i, one.element == 0 || is_dense(one.array)});
   }
-  std::ranges::sort(hulls, [](hull const& a, hull const& b) {
-    return std::pair(a.low, b.high) < std::pair(b.low, a.high);
-  });
+  std::ranges::sort(hulls, {}, [](hull const& h) { return std::tuple(h.low, !h.dense, h.high); });
   auto const clash = [&](hull const& a, hull const& b) {
     auto const& one = sent.tensors()[targets_[a.target].tensor].name;
     auto const& other = sent.tensors()[targets_[b.target].tensor].name;
@@ -149,7 +148,7 @@ void scatter::find_overlaps(manifest const& sent) {
   hull const* reaches_furthest = nullptr; // of the contiguous ones so far
   hull const* previous = nullptr;
   for (hull const& now : hulls) {
-    if (now.dense && reaches_furthest && now.low < reaches_furthest->high)
+    if (reaches_furthest && now.low < reaches_furthest->high)
       clash(*reaches_furthest, now);
     else if (!now.dense && previous && previous->low == now.low && previous->high == now.high) {
       auto const &a = targets_[previous->target], &b = targets_[now.target];

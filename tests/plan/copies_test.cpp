@@ -473,6 +473,8 @@ TEST_CASE("destinations that share memory are noticed; columns of one array are 
   CHECK(count(0, 0, 16, 4) == 1);
   CHECK(count(0, 7, 16, 4) == 1);
   CHECK(count(0, 8, 4, 4) == 2);
+  CHECK(count(0, 16, 7, 16) == 1); // rows apart, the first within a
+  CHECK(count(0, 16, 8, 16) == 0); // rows apart, and none within a or b
   std::vector<destination> halves;
   for (std::uint64_t half = 0; half < 2; ++half) {
     mutable_tensor_view view("", dtype::u8, {4, 2}, memory.data() + 2 * half);
@@ -485,9 +487,19 @@ TEST_CASE("destinations that share memory are noticed; columns of one array are 
   // A backwards array lies before its first element.
   mutable_tensor_view backwards("", dtype::u8, {8}, memory.data() + 15);
   backwards.strides({-1});
-  std::vector<destination> const apart{{"a", {}, mutable_tensor_view("", dtype::u8, {8}, memory.data() + 16)},
-                                       {"b", {}, backwards}};
-  CHECK(scatter(m, apart, true).check().none());
+  auto const beside = [&](std::size_t a) {
+    return scatter(
+               m,
+               std::vector{destination{"a", {}, mutable_tensor_view("", dtype::u8, {8}, memory.data() + a)},
+                           destination{"b", {}, backwards}},
+               true)
+        .check()
+        .count;
+  };
+  CHECK(beside(0) == 0);
+  CHECK(beside(16) == 0);
+  CHECK(beside(4) == 1);
+  CHECK(beside(8) == 1);
 }
 
 TEST_CASE("once grown, neither side allocates, however many pieces there are") {

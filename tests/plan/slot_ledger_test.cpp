@@ -138,9 +138,7 @@ TEST_CASE("any order of steps agrees with a plain model") {
           found->second.readers.insert(reader);
         }
         break;
-      case 3:
-        REQUIRE(ledger.release(slot, reader) == release_in_model(slot, reader));
-        break;
+      case 3: REQUIRE(ledger.release(slot, reader) == release_in_model(slot, reader)); break;
       case 4:
         if (dice.one_in(4)) {
           std::uint32_t ended = 0;
