@@ -1,0 +1,89 @@
+// An async trainer: changes its weights every step, and sends every step's weights to the servers on this
+// host.
+//
+//   trainer SOCKET VERSIONS RECEIVERS [CHECKPOINT]
+//
+// Starts from a safetensors checkpoint, or from a small model of its own. It waits for so many receivers, and
+// prints `version N digest D` for every version: what the servers must hold. A sample of ropeway; Apache-2.0.
+#include <asio/io_context.hpp>
+#include <asio/thread_pool.hpp>
+#include <iostream>
+#include <ropeway/ropeway.hpp>
+
+#include "model.hpp"
+
+namespace {
+
+using ropeway::awaitable;
+using std::chrono::seconds;
+
+model load(char const* path) {
+  if (!path) {
+    std::vector<ropeway::tensor_info> infos;
+    for (int layer = 0; layer < 8; ++layer)
+      infos.push_back({"layers." + std::to_string(layer) + ".weight", ropeway::dtype::f32, {512, 1024}});
+    model fresh(infos);
+    for (auto const& view : fresh.mutable_views())
+      std::fill_n(view.data(), 512 * 1024 * sizeof(float), std::byte());
+    return fresh;
+  }
+  auto const stored = ropeway::checkpoint::open(path);
+  std::vector<ropeway::tensor_info> infos;
+  for (auto const& tensor : stored.tensors()) infos.push_back(tensor.info);
+  model loaded(infos);
+  ropeway::read_into(stored, loaded.mutable_views());
+  return loaded;
+}
+
+// These two run on a pool: a real trainer's step runs on a GPU, and its loop is free meanwhile as well.
+awaitable<void> step(model& trained, std::uint64_t number) {
+  trained.step(number);
+  co_return;
+}
+awaitable<std::string> digest(model const& trained) { co_return trained.digest(); }
+
+awaitable<void> train(ropeway::sender& sender, asio::thread_pool& pool, model trained, std::uint64_t versions,
+                      std::size_t receivers) {
+  // Looked at once: every later send only reads the memory.
+  auto const tensors = sender.prepare(trained.views());
+  co_await sender.wait_for_receivers(receivers, seconds(60));
+
+  for (std::uint64_t version = 1; version <= versions; ++version) {
+    ropeway::sending sending = co_await sender.start(version, tensors);
+    auto const hash = co_await asio::co_spawn(pool, digest(trained), ropeway::use_awaitable);
+    std::cout << "version " << version << " digest " << hash << std::endl;
+
+    // From here on nobody reads the weights: the next step may change them while the servers still load.
+    co_await sending.source_free();
+    co_await asio::co_spawn(pool, step(trained, version), ropeway::use_awaitable);
+
+    // By now the servers may have finished long ago; what came of each stands in the report.
+    ropeway::send_report const report = co_await sending.done();
+    std::cerr << "trainer: version " << version << " to " << report.count(ropeway::outcome::committed)
+              << " of " << report.receivers.size() << " servers, " << static_cast<double>(report.bytes) / 1e6
+              << " MB in " << std::chrono::duration<double, std::milli>(report.total).count() << " ms"
+              << std::endl;
+  }
+  co_await sender.close();
+}
+
+} // namespace
+
+int main(int argc, char** argv) try {
+  if (argc < 4 || argc > 5)
+    throw std::invalid_argument("usage: trainer SOCKET VERSIONS RECEIVERS [CHECKPOINT]");
+  auto const versions = std::stoull(argv[2]), receivers = std::stoull(argv[3]);
+  asio::io_context loop;
+  asio::thread_pool pool(1); // after the loop, so that it ends before: what runs on it completes on the loop
+  ropeway::sender_options options;
+  options.min_receivers(static_cast<std::uint32_t>(receivers)); // a version that not all took is an error
+  ropeway::sender sender(loop.get_executor(), argv[1], options);
+  asio::co_spawn(loop, train(sender, pool, load(argc == 5 ? argv[4] : nullptr), versions, receivers),
+                 [](std::exception_ptr error) {
+                   if (error) std::rethrow_exception(error);
+                 });
+  loop.run();
+} catch (std::exception const& error) {
+  std::cerr << "trainer: " << error.what() << '\n';
+  return 1;
+}
