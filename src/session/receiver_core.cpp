@@ -137,7 +137,6 @@ void receiver_core::post_next(std::unique_ptr<completion<std::optional<update>>>
                               std::shared_ptr<stop_request> stop) {
   asio::post(strand_, [self = shared_from_this(), shared = share(std::move(done)), stop] {
     if (self->on_update_) return (*shared)->complete(failure(errc::busy, "next_update is awaited already"), {});
-    if (stop->requested()) return (*shared)->complete(failure(aborted_by_caller()), {});
     if (self->unclaimed_) {
       auto given = std::move(self->unclaimed_);
       self->unclaimed_.reset();
@@ -147,6 +146,7 @@ void receiver_core::post_next(std::unique_ptr<completion<std::optional<update>>>
       if (self->graceful_end_) return (*shared)->complete({}, {});
       return (*shared)->complete(self->session_end_, {});
     }
+    if (stop->requested()) return (*shared)->complete(failure(aborted_by_caller()), {});
     self->on_update_ = std::move(*shared);
     auto const key = self->on_update_.get();
     stop->attach([weak = self->weak_from_this(), key] {

@@ -46,15 +46,15 @@ sender_settings settings_of(sender_options const& options, bytes16 const& instan
 
 sender_options checked(sender_options options) {
   auto const refuse = [](char const* what) { throw transfer_error(errc::invalid_argument, what); };
-  if (options.bucket_bytes() < 4096) refuse("bucket_bytes must be at least 4096");
+  constexpr std::uint64_t unit = plan::piece_alignment;
+  if (options.bucket_bytes() < unit) refuse("bucket_bytes must be at least 256");
   if (options.bucket_bytes() > std::uint64_t(1) << 40) refuse("bucket_bytes must be at most 1 TiB");
   if (options.slots() < 1 || options.slots() > 64) refuse("slots must be 1 to 64");
   if (options.max_receivers() < 1 || options.max_receivers() > 1000) refuse("max_receivers must be 1 to 1000");
   for (auto const limit : {options.handshake_limit(), options.decide_limit(), options.silence_limit(),
                            options.commit_limit(), options.source_limit()})
     if (limit.count() <= 0) refuse("every limit must be positive");
-  // Whole pages and whole pieces, so that slots start aligned.
-  constexpr std::uint64_t unit = 4096;
+  // Slots start aligned as pieces do.
   options.bucket_bytes((options.bucket_bytes() + unit - 1) / unit * unit);
   return options;
 }
