@@ -1,9 +1,10 @@
-// How fast a CUDA queue copies, against cuMemcpyDtoD of the same bytes in the same run. Part of ropeway; Apache-2.0.
+// How fast a CUDA queue copies, against cuMemcpyDtoD of the same bytes in the same run. Part of ropeway;
+// Apache-2.0.
 //
 //   copy-kernel [ordinal] [GiB]
 //
-// Each line is the median of several runs; "ratio" is the plain copy's time over this one's. Source and target are
-// filled with random bytes before, and the first and last bytes are compared after.
+// Each line is the median of several runs; "ratio" is the plain copy's time over this one's. Source and
+// target are filled with random bytes before, and the first and last bytes are compared after.
 #include <dlfcn.h>
 
 #include <algorithm>
@@ -82,7 +83,8 @@ int main(int count, char** arguments) try {
   table->check(table->cuCtxPushCurrent(context), "context");
   void* host = nullptr;
   std::uint64_t const host_bytes = std::uint64_t{1} << 30;
-  table->check(table->cuMemHostAlloc(&host, host_bytes, CU_MEMHOSTALLOC_PORTABLE | CU_MEMHOSTALLOC_DEVICEMAP), "host");
+  table->check(table->cuMemHostAlloc(&host, host_bytes, CU_MEMHOSTALLOC_PORTABLE | CU_MEMHOSTALLOC_DEVICEMAP),
+               "host");
   auto* const pinned = static_cast<std::byte*>(host);
   std::vector<std::byte> pageable(host_bytes / 4, std::byte{7});
   std::uint64_t state = 1;
@@ -106,9 +108,7 @@ int main(int count, char** arguments) try {
     for (std::uint64_t i = 0; i < n; ++i) ops.push_back(op(i * 7919 % n * size + skew, i * size, size));
     return ops;
   };
-  auto list = [&](std::vector<copy_op> ops) {
-    return [&queue, ops = std::move(ops)] { queue->copy(ops); };
-  };
+  auto list = [&](std::vector<copy_op> ops) { return [&queue, ops = std::move(ops)] { queue->copy(ops); }; };
   auto box = [&](std::uint64_t rows, std::uint64_t columns, std::int64_t row, std::int64_t column,
                  std::uint16_t from_element, std::uint16_t to_element, memory::conversion convert) {
     copy_op one = op(0, 0, 0);
@@ -130,7 +130,9 @@ int main(int count, char** arguments) try {
   bench run{*queue};
   double const all = static_cast<double>(bytes);
   run.line("cuMemcpyDtoD", all, [&] {
-    table->check(table->cuMemcpyAsync(reinterpret_cast<CUdeviceptr>(b), reinterpret_cast<CUdeviceptr>(a), bytes, stream), "copy");
+    table->check(table->cuMemcpyAsync(reinterpret_cast<CUdeviceptr>(b), reinterpret_cast<CUdeviceptr>(a),
+                                      bytes, stream),
+                 "copy");
     while (table->cuStreamQuery(stream) == CUDA_ERROR_NOT_READY) {}
   });
   run.line("one piece", all, list({op(0, 0, bytes)}));
@@ -145,7 +147,8 @@ int main(int count, char** arguments) try {
   std::vector<std::vector<copy_op>> buckets;
   for (std::uint64_t at = 0; at + (64 << 20) <= bytes; at += 64 << 20) {
     buckets.emplace_back();
-    for (std::uint64_t i = 0; i < 64; ++i) buckets.back().push_back(op(at + (i << 20), at + (i << 20), 1 << 20));
+    for (std::uint64_t i = 0; i < 64; ++i)
+      buckets.back().push_back(op(at + (i << 20), at + (i << 20), 1 << 20));
   }
   run.line("buckets of 64 MiB, each marked", all, [&] {
     for (auto const& bucket : buckets) {
@@ -154,13 +157,18 @@ int main(int count, char** arguments) try {
     }
   });
   using memory::conversion;
-  run.line("every second 8 KiB row", all / 2, list(box(bytes / 16384, 4096, 16384, 2, 2, 2, conversion::none)));
-  run.line("every second 512 byte row", all / 2, list(box(bytes / 1024, 256, 1024, 2, 2, 2, conversion::none)));
+  run.line("every second 8 KiB row", all / 2,
+           list(box(bytes / 16384, 4096, 16384, 2, 2, 2, conversion::none)));
+  run.line("every second 512 byte row", all / 2,
+           list(box(bytes / 1024, 256, 1024, 2, 2, 2, conversion::none)));
   run.line("transposed bf16, 32768 columns (1 GiB)", 1 << 30,
            list(box(16384, 32768, 2, 16384 * 2, 2, 2, conversion::none)));
-  run.line("f32 to bf16 (bytes read)", all, list(box(bytes / 16384, 4096, 16384, 4, 4, 2, conversion::f32_to_bf16)));
-  run.line("f32 to f16 (bytes read)", all, list(box(bytes / 16384, 4096, 16384, 4, 4, 2, conversion::f32_to_f16)));
-  run.line("bf16 to f32 (bytes written)", all, list(box(bytes / 16384, 4096, 8192, 2, 2, 4, conversion::bf16_to_f32)));
+  run.line("f32 to bf16 (bytes read)", all,
+           list(box(bytes / 16384, 4096, 16384, 4, 4, 2, conversion::f32_to_bf16)));
+  run.line("f32 to f16 (bytes read)", all,
+           list(box(bytes / 16384, 4096, 16384, 4, 4, 2, conversion::f32_to_f16)));
+  run.line("bf16 to f32 (bytes written)", all,
+           list(box(bytes / 16384, 4096, 8192, 2, 2, 4, conversion::bf16_to_f32)));
   auto from_host = [&](std::byte const* source, std::uint64_t size, std::uint64_t total) {
     auto ops = pieces(size, total);
     for (auto& one : ops) {
@@ -173,8 +181,10 @@ int main(int count, char** arguments) try {
   run.line("from pinned memory, pieces of 1 MiB", host_all, list(from_host(pinned, 1 << 20, host_bytes)));
   run.line("from pinned memory, pieces of 64 KiB", host_all, list(from_host(pinned, 64 << 10, host_bytes)));
   run.line("from pinned memory, pieces of 16 KiB", host_all, list(from_host(pinned, 16 << 10, host_bytes)));
-  run.line("from pinned memory, pieces of 2 KiB", host_all / 8, list(from_host(pinned, 2 << 10, host_bytes / 8)));
-  run.line("from pageable memory, pieces of 1 MiB", host_all / 4, list(from_host(pageable.data(), 1 << 20, host_bytes / 4)));
+  run.line("from pinned memory, pieces of 2 KiB", host_all / 8,
+           list(from_host(pinned, 2 << 10, host_bytes / 8)));
+  run.line("from pageable memory, pieces of 1 MiB", host_all / 4,
+           list(from_host(pageable.data(), 1 << 20, host_bytes / 4)));
 
   std::vector<double> calls, whole;
   auto const small = pieces(1 << 20, 64 << 20);
@@ -186,7 +196,8 @@ int main(int count, char** arguments) try {
     until_done(*queue);
     whole.push_back(now() - begin);
   }
-  std::printf("a list of 64 pieces: %.1f us in copy and mark, %.1f us until seen done\n", median(calls) * 1e6, median(whole) * 1e6);
+  std::printf("a list of 64 pieces: %.1f us in copy and mark, %.1f us until seen done\n", median(calls) * 1e6,
+              median(whole) * 1e6);
   return 0;
 } catch (std::exception const& error) {
   std::printf("%s\n", error.what());

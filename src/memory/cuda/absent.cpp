@@ -12,4 +12,4 @@ std::shared_ptr<backend> make_backend(int ordinal) {
 
 std::vector<device_uuid> visible_devices() noexcept { return {}; }
 
-}  // namespace ropeway::memory::cuda
+} // namespace ropeway::memory::cuda

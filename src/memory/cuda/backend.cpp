@@ -16,7 +16,8 @@ class cuda_backend final : public backend {
   device where() const noexcept override { return gpu_->where(); }
   device_uuid uuid() const noexcept override { return gpu_->uuid(); }
   shared_region make_region(std::uint64_t bytes) override { return cuda::make_region(gpu_, bytes); }
-  std::shared_ptr<region> import_region(unique_fd handle, std::uint64_t bytes, device_uuid const& origin) override {
+  std::shared_ptr<region> import_region(unique_fd handle, std::uint64_t bytes,
+                                        device_uuid const& origin) override {
     return cuda::import_region(gpu_, std::move(handle), bytes, origin);
   }
   bool can_reach(device_uuid const& origin) const noexcept override { return cuda::can_reach(*gpu_, origin); }
@@ -29,7 +30,7 @@ class cuda_backend final : public backend {
   std::shared_ptr<gpu> gpu_;
 };
 
-}  // namespace
+} // namespace
 
 std::shared_ptr<backend> make_backend(std::shared_ptr<driver const> table, int ordinal) {
   return std::make_shared<cuda_backend>(std::move(table), ordinal);
@@ -43,4 +44,4 @@ std::vector<device_uuid> visible_devices() noexcept {
   } catch (...) { return {}; }
 }
 
-}  // namespace ropeway::memory::cuda
+} // namespace ropeway::memory::cuda

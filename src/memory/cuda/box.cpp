@@ -42,8 +42,8 @@ void prepend(box& area, std::uint64_t extent, std::int64_t from_stride, std::int
   ++area.rank;
 }
 
-address_range range(std::uintptr_t base, box const& area, std::array<std::int64_t, max_rank + 1> const& strides,
-                    std::uint32_t element) {
+address_range range(std::uintptr_t base, box const& area,
+                    std::array<std::int64_t, max_rank + 1> const& strides, std::uint32_t element) {
   address_range out{base, base + element};
   for (std::size_t d = 0; d < area.rank; ++d) {
     // Unsigned arithmetic wraps, and so comes out right for negative strides.
@@ -53,7 +53,7 @@ address_range range(std::uintptr_t base, box const& area, std::array<std::int64_
   return out;
 }
 
-}  // namespace
+} // namespace
 
 box simplify(copy_op const& op) {
   constexpr std::uint64_t most = std::uint64_t{1} << 62;
@@ -73,7 +73,8 @@ box simplify(copy_op const& op) {
   }
   if (op.rank > max_rank) throw transfer_error(errc::invalid_argument, "a copy has too many dimensions");
   if (!elements_fit(op))
-    throw transfer_error(errc::invalid_argument, "a copy's element sizes do not fit each other or its conversion");
+    throw transfer_error(errc::invalid_argument,
+                         "a copy's element sizes do not fit each other or its conversion");
   std::uint64_t bytes = std::max(op.from_element, op.to_element);
   for (std::size_t d = 0; d < op.rank; ++d) {
     if (op.extent[d] == 0) return area;
@@ -86,8 +87,9 @@ box simplify(copy_op const& op) {
     area.from_element = op.from_element;
     area.to_element = op.to_element;
   }
-  for (std::size_t d = op.rank; d > 0; --d) prepend(area, op.extent[d - 1], op.from_stride[d - 1], op.to_stride[d - 1]);
-  if (area.rank == 0) {  // a single element
+  for (std::size_t d = op.rank; d > 0; --d)
+    prepend(area, op.extent[d - 1], op.from_stride[d - 1], op.to_stride[d - 1]);
+  if (area.rank == 0) { // a single element
     area.rank = 1;
     area.extent[0] = 1;
     area.from_stride[0] = area.from_element;
@@ -110,4 +112,4 @@ address_range to_range(box const& area) noexcept {
   return range(reinterpret_cast<std::uintptr_t>(area.to), area, area.to_stride, area.to_element);
 }
 
-}  // namespace ropeway::memory::cuda
+} // namespace ropeway::memory::cuda

@@ -43,4 +43,4 @@ void completion::reached(CUstream, CUresult status, void* self) {
   that->release();
 }
 
-}  // namespace ropeway::memory::cuda
+} // namespace ropeway::memory::cuda

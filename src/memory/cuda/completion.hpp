@@ -7,12 +7,12 @@
 
 namespace ropeway::memory::cuda {
 
-/// Counts marks in the order in which they were put on one stream. The driver calls back from a thread of its own,
-/// also after a queue is gone: each pending call holds a reference, so nothing is freed too early, and what a dead
-/// context never calls back is one small object that stays.
+/// Counts marks in the order in which they were put on one stream. The driver calls back from a thread of its
+/// own, also after a queue is gone: each pending call holds a reference, so nothing is freed too early, and
+/// what a dead context never calls back is one small object that stays.
 ///
-/// A stream *callback* (cuStreamAddCallback) rather than a host function (cuLaunchHostFunc): it is called after a
-/// context error, too, with that error, so that the loop hears of it.
+/// A stream *callback* (cuStreamAddCallback) rather than a host function (cuLaunchHostFunc): it is called
+/// after a context error, too, with that error, so that the loop hears of it.
 class completion {
  public:
   /// Throws std::system_error. The caller holds the first reference.
@@ -38,4 +38,4 @@ class completion {
   std::atomic<int> references_{1};
 };
 
-}  // namespace ropeway::memory::cuda
+} // namespace ropeway::memory::cuda

@@ -12,11 +12,12 @@ constexpr char const* what_to_do = "; install the NVIDIA driver, or use host mem
 #define ROPEWAY_STRING(name) #name
 #define ROPEWAY_SYMBOL(name) ROPEWAY_STRING(name)
 
-}  // namespace
+} // namespace
 
 std::string driver::text(CUresult result) const {
   char const* words = nullptr;
-  if (!cuGetErrorString || cuGetErrorString(result, &words) != CUDA_SUCCESS || !words) words = "unknown error";
+  if (!cuGetErrorString || cuGetErrorString(result, &words) != CUDA_SUCCESS || !words)
+    words = "unknown error";
   return std::string(words) + " (CUDA error " + std::to_string(static_cast<int>(result)) + ")";
 }
 
@@ -46,8 +47,9 @@ std::shared_ptr<driver const> load_driver() {
     throw transfer_error(errc::no_device, std::string("the CUDA driver is too old: it has no ") + missing +
                                               "; install a newer one, or use host memory");
   if (CUresult result = table->cuInit(0); result != CUDA_SUCCESS)
-    throw transfer_error(errc::no_device, "the CUDA driver does not start: " + table->text(result) + what_to_do);
+    throw transfer_error(errc::no_device,
+                         "the CUDA driver does not start: " + table->text(result) + what_to_do);
   return table;
 }
 
-}  // namespace ropeway::memory::cuda
+} // namespace ropeway::memory::cuda

@@ -9,21 +9,24 @@
 #include "memory/memory.hpp"
 #include "ropeway/error.hpp"
 
-// Every driver function that this library calls. cuda.h maps names to versions (cuMemAlloc to cuMemAlloc_v2), and
-// because the list is expanded, so are the symbols that are looked up.
-#define ROPEWAY_CUDA_FUNCTIONS(X)                                                                                 \
-  X(cuInit) X(cuGetErrorString) X(cuDriverGetVersion)                                                             \
-  X(cuDeviceGetCount) X(cuDeviceGet) X(cuDeviceGetName) X(cuDeviceGetUuid) X(cuDeviceGetAttribute)                \
-  X(cuDeviceCanAccessPeer) X(cuDevicePrimaryCtxRetain) X(cuDevicePrimaryCtxRelease) X(cuCtxPushCurrent)           \
-  X(cuCtxPopCurrent) X(cuThreadExchangeStreamCaptureMode)                                                         \
-  X(cuModuleLoadData) X(cuModuleUnload) X(cuModuleGetFunction) X(cuFuncGetAttribute) X(cuLaunchKernel)            \
-  X(cuStreamCreateWithPriority) X(cuStreamDestroy) X(cuStreamQuery) X(cuStreamWaitEvent) X(cuStreamGetCtx)        \
-  X(cuStreamIsCapturing) X(cuStreamAddCallback)                                                                   \
-  X(cuEventCreate) X(cuEventDestroy) X(cuEventRecord) X(cuEventSynchronize)                                       \
-  X(cuMemcpyAsync) X(cuPointerGetAttributes) X(cuMemGetInfo) X(cuMemHostAlloc) X(cuMemFreeHost)                   \
-  X(cuMemHostRegister) X(cuMemHostUnregister) X(cuMemHostGetDevicePointer)                                        \
-  X(cuMemGetAllocationGranularity) X(cuMemCreate) X(cuMemRelease) X(cuMemAddressReserve) X(cuMemAddressFree)      \
-  X(cuMemMap) X(cuMemUnmap) X(cuMemSetAccess) X(cuMemExportToShareableHandle) X(cuMemImportFromShareableHandle)
+// Every driver function that this library calls. cuda.h maps names to versions (cuMemAlloc to cuMemAlloc_v2),
+// and because the list is expanded, so are the symbols that are looked up.
+// clang-format off
+#define ROPEWAY_CUDA_FUNCTIONS(X)                                                                            \
+  X(cuInit) X(cuGetErrorString)                                                                              \
+  X(cuDeviceGetCount) X(cuDeviceGet) X(cuDeviceGetUuid) X(cuDeviceGetAttribute) X(cuDeviceCanAccessPeer)     \
+  X(cuDevicePrimaryCtxRetain) X(cuDevicePrimaryCtxRelease)                                                   \
+  X(cuCtxPushCurrent) X(cuCtxPopCurrent) X(cuCtxGetId) X(cuThreadExchangeStreamCaptureMode)                  \
+  X(cuModuleLoadData) X(cuModuleUnload) X(cuModuleGetFunction) X(cuFuncGetAttribute) X(cuLaunchKernel)       \
+  X(cuStreamCreateWithPriority) X(cuStreamDestroy) X(cuStreamQuery) X(cuStreamWaitEvent) X(cuStreamGetCtx)   \
+  X(cuStreamIsCapturing) X(cuStreamAddCallback)                                                              \
+  X(cuEventCreate) X(cuEventDestroy) X(cuEventRecord) X(cuEventSynchronize)                                  \
+  X(cuMemcpyAsync) X(cuPointerGetAttributes) X(cuMemGetInfo) X(cuMemHostAlloc) X(cuMemFreeHost)              \
+  X(cuMemHostRegister) X(cuMemHostUnregister)                                                                \
+  X(cuMemGetAllocationGranularity) X(cuMemCreate) X(cuMemRelease)                                            \
+  X(cuMemAddressReserve) X(cuMemAddressFree) X(cuMemMap) X(cuMemUnmap) X(cuMemSetAccess)                     \
+  X(cuMemExportToShareableHandle) X(cuMemImportFromShareableHandle)
+// clang-format on
 
 namespace ropeway::memory::cuda {
 
@@ -40,13 +43,20 @@ struct driver {
     if (result != CUDA_SUCCESS) fail(result, what, code);
   }
   [[noreturn]] void fail(CUresult result, char const* what, errc code) const;
+
+  /// A number that no other context has; 0 for what is no context any more. An application may reset or
+  /// destroy a context under our feet, and handles that belonged to it must then not even be destroyed.
+  unsigned long long id_of(CUcontext context) const noexcept {
+    unsigned long long id = 0;
+    return cuCtxGetId(context, &id) == CUDA_SUCCESS ? id : 0;
+  }
 };
 
-/// Loads and initialises the driver. Throws `transfer_error(errc::no_device)` with the reason. The library stays
-/// loaded for good: unloading it is not safe.
+/// Loads and initialises the driver. Throws `transfer_error(errc::no_device)` with the reason. The library
+/// stays loaded for good: unloading it is not safe.
 std::shared_ptr<driver const> load_driver();
 
 /// The backend of a device with a given driver table: what `make_backend` does after `load_driver`.
 std::shared_ptr<backend> make_backend(std::shared_ptr<driver const> table, int ordinal);
 
-}  // namespace ropeway::memory::cuda
+} // namespace ropeway::memory::cuda

@@ -1,7 +1,6 @@
 // Part of ropeway; Apache-2.0.
 #include "memory/cuda/gates.hpp"
 
-#include <algorithm>
 #include <string>
 
 #include "ropeway/error.hpp"
@@ -35,19 +34,22 @@ void refuse_capture(driver const& d, CUstream on) {
   CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
   CUresult const result = d.cuStreamIsCapturing(on, &status);
   if (result == CUDA_ERROR_STREAM_CAPTURE_IMPLICIT)
-    throw transfer_error(errc::invalid_argument, "the default stream can't be waited for while another stream is being "
-                                                 "captured; give the stream or event that the tensors depend on");
+    throw transfer_error(errc::invalid_argument,
+                         "the default stream can't be waited for while another stream is being "
+                         "captured; give the stream or event that the tensors depend on");
   d.check(result, "the stream to wait for is none", errc::invalid_argument);
   if (status != CU_STREAM_CAPTURE_STATUS_NONE)
-    throw transfer_error(errc::invalid_argument, "the stream to wait for is being captured in a graph; copies can't "
-                                                 "wait for what does not run; end the capture first");
+    throw transfer_error(errc::invalid_argument,
+                         "the stream to wait for is being captured in a graph; copies can't "
+                         "wait for what does not run; end the capture first");
 }
 
-}  // namespace
+} // namespace
 
 CUevent gates::behind(CUstream_st* on, device where) {
   driver const& d = owner_->call();
-  if (!where.is_cuda()) throw transfer_error(errc::invalid_argument, "a CUDA stream belongs to a CUDA device");
+  if (!where.is_cuda())
+    throw transfer_error(errc::invalid_argument, "a CUDA stream belongs to a CUDA device");
   std::unique_ptr<primary> other;
   CUcontext context = owner_->context();
   if (!is_default(on)) {
@@ -56,39 +58,39 @@ CUevent gates::behind(CUstream_st* on, device where) {
     other = std::make_unique<primary>(d, where.ordinal());
     context = other->get();
   }
-  scope there(d, context);
+  scope there(d, context, d.id_of(context));
   refuse_capture(d, on);
-  for (bool again : {true, false}) {
-    CUevent const event = take(context);
-    CUresult const result = d.cuEventRecord(event, on);
-    if (result == CUDA_SUCCESS) return event;
-    // An event kept from a context that was destroyed, and another one has its address now.
-    drop(event);
-    if (!again) d.fail(result, "the stream to wait for can't be followed", errc::device_failed);
+  CUevent const event = take(context);
+  if (CUresult result = d.cuEventRecord(event, on); result != CUDA_SUCCESS) {
+    give_back(event);
+    d.fail(result, "the stream to wait for can't be followed", errc::device_failed);
   }
-  return nullptr;
+  return event;
 }
 
 CUevent gates::behind(CUevent_st* recorded) {
   driver const& d = owner_->call();
   if (!relay_) relay_ = std::make_unique<stream>(owner_);
-  d.check(d.cuStreamWaitEvent(relay_->get(), recorded, 0), "the event to wait for is none", errc::invalid_argument);
+  d.check(d.cuStreamWaitEvent(relay_->get(), recorded, 0), "the event to wait for is none",
+          errc::invalid_argument);
   CUevent const event = take(owner_->context());
   if (CUresult result = d.cuEventRecord(event, relay_->get()); result != CUDA_SUCCESS) {
-    drop(event);
+    give_back(event);
     d.fail(result, "the event to wait for can't be followed", errc::device_failed);
   }
   return event;
 }
 
 CUevent gates::take(CUcontext context) {
+  driver const& d = owner_->call();
+  unsigned long long const id = d.id_of(context);
   std::lock_guard lock(mutex_);
   for (entry& one : events_) {
-    if (one.in_use || one.what.context() != context) continue;
+    if (one.in_use || one.what.context_id() != id) continue;
     one.in_use = true;
     return one.what.get();
   }
-  events_.push_back({event(owner_, context), true});
+  events_.push_back({event(owner_, context, id), true});
   return events_.back().what.get();
 }
 
@@ -98,9 +100,4 @@ void gates::give_back(CUevent used) noexcept {
     if (one.what.get() == used) one.in_use = false;
 }
 
-void gates::drop(CUevent broken) noexcept {
-  std::lock_guard lock(mutex_);
-  std::erase_if(events_, [&](entry const& one) { return one.what.get() == broken; });
-}
-
-}  // namespace ropeway::memory::cuda
+} // namespace ropeway::memory::cuda

@@ -13,8 +13,9 @@ class gates {
  public:
   explicit gates(std::shared_ptr<gpu> owner) : owner_(std::move(owner)) {}
 
-  /// An event behind everything that is on the caller's stream now. Throws `transfer_error(errc::invalid_argument)`
-  /// for a stream that is being captured: the capture goes on unharmed.
+  /// An event behind everything that is on the caller's stream now. Throws
+  /// `transfer_error(errc::invalid_argument)` for a stream that is being captured: the capture goes on
+  /// unharmed.
   CUevent behind(CUstream_st* on, device where);
   /// An event behind a recorded event of the caller, who may then record that again.
   CUevent behind(CUevent_st* recorded);
@@ -27,11 +28,10 @@ class gates {
     bool in_use;
   };
   CUevent take(CUcontext context);
-  void drop(CUevent broken) noexcept;
   std::shared_ptr<gpu> owner_;
-  std::unique_ptr<stream> relay_;  // where foreign events are followed by our own
+  std::unique_ptr<stream> relay_; // where foreign events are followed by our own
   std::mutex mutex_;
   std::vector<entry> events_;
 };
 
-}  // namespace ropeway::memory::cuda
+} // namespace ropeway::memory::cuda

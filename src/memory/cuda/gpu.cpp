@@ -5,21 +5,25 @@
 #include <cstring>
 #include <string>
 
-#include "kernels_image.h"  // made of kernels.cu by the build
+#include "kernels_image.h" // made of kernels.cu by the build
 
 namespace ropeway::memory::cuda {
 
-scope::scope(driver const& table, CUcontext context) : driver_(table) {
-  driver_.check(enter(context), "the CUDA context can't be used any more");
+scope::scope(driver const& table, CUcontext context, unsigned long long id) : driver_(table) {
+  driver_.check(enter(context, id), "the CUDA context can't be used any more");
 }
 
-scope::scope(gpu const& owner, std::nothrow_t) noexcept : driver_(owner.call()) { (void)enter(owner.context()); }
+scope::scope(gpu const& owner, std::nothrow_t) noexcept : driver_(owner.call()) {
+  (void)enter(owner.context(), owner.context_id());
+}
 
-CUresult scope::enter(CUcontext context) noexcept {
+CUresult scope::enter(CUcontext context, unsigned long long id) noexcept {
+  if (id == 0 || driver_.id_of(context) != id) return CUDA_ERROR_CONTEXT_IS_DESTROYED;
   CUresult const result = driver_.cuCtxPushCurrent(context);
   if (result != CUDA_SUCCESS) return result;
   entered_ = true;
-  if (driver_.cuThreadExchangeStreamCaptureMode(&mode_) != CUDA_SUCCESS) mode_ = CU_STREAM_CAPTURE_MODE_GLOBAL;
+  if (driver_.cuThreadExchangeStreamCaptureMode(&mode_) != CUDA_SUCCESS)
+    mode_ = CU_STREAM_CAPTURE_MODE_GLOBAL;
   return CUDA_SUCCESS;
 }
 
@@ -42,8 +46,10 @@ gpu::gpu(std::shared_ptr<driver const> table, int ordinal) : driver_(std::move(t
   CUuuid name{};
   d.check(d.cuDeviceGetUuid(&name, device_), "the CUDA device has no UUID", errc::no_device);
   std::memcpy(uuid_.data(), name.bytes, uuid_.size());
-  multiprocessors_ = static_cast<std::uint32_t>(std::max(1, attribute(CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)));
+  multiprocessors_ =
+      static_cast<std::uint32_t>(std::max(1, attribute(CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)));
   d.check(d.cuDevicePrimaryCtxRetain(&context_, device_), "the CUDA device can't be used", errc::no_device);
+  context_id_ = d.id_of(context_);
   try {
     load_kernels();
   } catch (...) {
@@ -54,6 +60,7 @@ gpu::gpu(std::shared_ptr<driver const> table, int ordinal) : driver_(std::move(t
 
 gpu::~gpu() {
   if (scope here(*this, std::nothrow); here.entered()) (void)driver_->cuModuleUnload(module_);
+  // Also when the application has reset the context: that keeps the count of those who retain it.
   (void)driver_->cuDevicePrimaryCtxRelease(device_);
 }
 
@@ -67,10 +74,11 @@ void gpu::load_kernels() {
   scope here(*this);
   driver const& d = *driver_;
   d.check(d.cuModuleLoadData(&module_, ropeway_kernels),
-          "the copy kernels don't run on this device; build for its architecture (see src/memory/cuda/meson.build)",
+          "the copy kernels don't run on this device; build for its architecture (see "
+          "src/memory/cuda/meson.build)",
           errc::no_device);
-  constexpr std::array names{"ropeway_copy_pieces_small", "ropeway_copy_pieces_large", "ropeway_copy_boxes_small",
-                             "ropeway_copy_boxes_large"};
+  constexpr std::array names{"ropeway_copy_pieces_small", "ropeway_copy_pieces_large",
+                             "ropeway_copy_boxes_small", "ropeway_copy_boxes_large"};
   for (std::size_t i = 0; i < names.size(); ++i) {
     if (d.cuModuleGetFunction(&kernels_[i], module_, names[i]) != CUDA_SUCCESS) kernels_[i] = nullptr;
     // Loads the code now: lazy loading would stop the device in the middle of the first update.
@@ -95,7 +103,7 @@ void gpu::remove_peer_memory(std::uintptr_t begin) noexcept {
 }
 
 bool gpu::is_peer_memory(std::uintptr_t address) const noexcept {
-  if (peer_ranges_.load(std::memory_order_acquire) == 0) return false;
+  if (!has_peer_memory()) return false;
   std::lock_guard lock(mutex_);
   return std::any_of(peer_memory_.begin(), peer_memory_.end(),
                      [&](range const& r) { return r.begin <= address && address < r.end; });
@@ -108,10 +116,11 @@ std::vector<device_uuid> list_devices(driver const& table) {
   for (int i = 0; i < count; ++i) {
     CUdevice id = 0;
     CUuuid name{};
-    if (table.cuDeviceGet(&id, i) != CUDA_SUCCESS || table.cuDeviceGetUuid(&name, id) != CUDA_SUCCESS) continue;
+    if (table.cuDeviceGet(&id, i) != CUDA_SUCCESS || table.cuDeviceGetUuid(&name, id) != CUDA_SUCCESS)
+      continue;
     std::memcpy(found[static_cast<std::size_t>(i)].data(), name.bytes, sizeof name.bytes);
   }
   return found;
 }
 
-}  // namespace ropeway::memory::cuda
+} // namespace ropeway::memory::cuda

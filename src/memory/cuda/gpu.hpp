@@ -24,6 +24,7 @@ class gpu {
 
   driver const& call() const noexcept { return *driver_; }
   CUcontext context() const noexcept { return context_; }
+  unsigned long long context_id() const noexcept { return context_id_; }
   CUdevice id() const noexcept { return device_; }
   int ordinal() const noexcept { return ordinal_; }
   device where() const noexcept { return device::cuda(ordinal_); }
@@ -32,11 +33,14 @@ class gpu {
   int attribute(CUdevice_attribute which) const;
 
   /// Null for a kernel that this build does not have.
-  CUfunction kernel(copy_lists::kernel which) const noexcept { return kernels_[static_cast<std::size_t>(which)]; }
+  CUfunction kernel(copy_lists::kernel which) const noexcept {
+    return kernels_[static_cast<std::size_t>(which)];
+  }
 
   /// Imported memory that lies on another GPU: the copy engines are better at it than kernels.
   void add_peer_memory(std::uintptr_t begin, std::uint64_t bytes);
   void remove_peer_memory(std::uintptr_t begin) noexcept;
+  bool has_peer_memory() const noexcept { return peer_ranges_.load(std::memory_order_acquire) != 0; }
   bool is_peer_memory(std::uintptr_t address) const noexcept;
 
  private:
@@ -48,6 +52,7 @@ class gpu {
   int ordinal_;
   CUdevice device_ = 0;
   CUcontext context_ = nullptr;
+  unsigned long long context_id_ = 0;
   CUmodule module_ = nullptr;
   std::array<CUfunction, 4> kernels_{};
   device_uuid uuid_{};
@@ -57,13 +62,13 @@ class gpu {
   std::atomic<std::size_t> peer_ranges_{0};
 };
 
-/// While it lives, this thread's calls go to a context, and stream captures elsewhere in the process don't forbid
-/// them. Afterwards all is as it was.
+/// While it lives, this thread's calls go to a context, and stream captures elsewhere in the process don't
+/// forbid them. Afterwards all is as it was.
 class scope {
  public:
   /// Throws `transfer_error(errc::device_failed)` if the context is gone.
-  explicit scope(gpu const& owner) : scope(owner.call(), owner.context()) {}
-  scope(driver const& table, CUcontext context);
+  explicit scope(gpu const& owner) : scope(owner.call(), owner.context(), owner.context_id()) {}
+  scope(driver const& table, CUcontext context, unsigned long long id);
   /// For destructors: enters if it can.
   scope(gpu const& owner, std::nothrow_t) noexcept;
   ~scope();
@@ -72,7 +77,7 @@ class scope {
   bool entered() const noexcept { return entered_; }
 
  private:
-  CUresult enter(CUcontext context) noexcept;
+  CUresult enter(CUcontext context, unsigned long long id) noexcept;
   driver const& driver_;
   CUstreamCaptureMode mode_ = CU_STREAM_CAPTURE_MODE_RELAXED;
   bool entered_ = false;
@@ -81,4 +86,4 @@ class scope {
 /// The UUIDs of all devices, by ordinal.
 std::vector<device_uuid> list_devices(driver const& table);
 
-}  // namespace ropeway::memory::cuda
+} // namespace ropeway::memory::cuda

@@ -9,8 +9,8 @@
 
 namespace ropeway::memory::cuda {
 
-/// A stream that waits for nobody by itself. Its priority is the lowest: copies give way to a serving model's kernels
-/// that run on streams of higher priority, and measured alone they are no slower.
+/// A stream that waits for nobody by itself. Its priority is the lowest: copies give way to a serving model's
+/// kernels that run on streams of higher priority, and measured alone they are no slower.
 class stream {
  public:
   explicit stream(std::shared_ptr<gpu> owner) : owner_(std::move(owner)) {
@@ -31,33 +31,44 @@ class stream {
   CUstream handle_ = nullptr;
 };
 
-/// An event without timing, in whatever context is current when it is made. `blocking`: who synchronizes, sleeps.
+/// An event without timing, in whatever context is current when it is made. `blocking`: who synchronizes,
+/// sleeps.
 class event {
  public:
-  event(std::shared_ptr<gpu> owner, CUcontext context, bool blocking = false)
-      : owner_(std::move(owner)), context_(context) {
-    unsigned const sleeping = CU_EVENT_BLOCKING_SYNC, flags = CU_EVENT_DISABLE_TIMING | (blocking ? sleeping : 0u);
+  event(std::shared_ptr<gpu> owner, CUcontext context, unsigned long long context_id, bool blocking = false)
+      : owner_(std::move(owner)), context_(context), context_id_(context_id) {
+    unsigned const sleeping = CU_EVENT_BLOCKING_SYNC,
+                   flags = CU_EVENT_DISABLE_TIMING | (blocking ? sleeping : 0u);
     driver const& d = owner_->call();
     d.check(d.cuEventCreate(&handle_, flags), "no CUDA event can be made");
   }
+  explicit event(std::shared_ptr<gpu> owner, bool blocking = false)
+      : event(owner, owner->context(), owner->context_id(), blocking) {}
   event(event&& other) noexcept
-      : owner_(std::move(other.owner_)), context_(other.context_), handle_(std::exchange(other.handle_, nullptr)) {}
+      : owner_(std::move(other.owner_))
+      , context_(other.context_)
+      , context_id_(other.context_id_)
+      , handle_(std::exchange(other.handle_, nullptr)) {}
   event& operator=(event&& other) noexcept {
     std::swap(owner_, other.owner_);
     std::swap(context_, other.context_);
+    std::swap(context_id_, other.context_id_);
     std::swap(handle_, other.handle_);
     return *this;
   }
   ~event() {
-    if (handle_) (void)owner_->call().cuEventDestroy(handle_);
+    if (!handle_) return;
+    driver const& d = owner_->call();
+    if (d.id_of(context_) == context_id_) (void)d.cuEventDestroy(handle_);
   }
   CUevent get() const noexcept { return handle_; }
-  CUcontext context() const noexcept { return context_; }
+  unsigned long long context_id() const noexcept { return context_id_; }
 
  private:
   std::shared_ptr<gpu> owner_;
   CUcontext context_;
+  unsigned long long context_id_;
   CUevent handle_ = nullptr;
 };
 
-}  // namespace ropeway::memory::cuda
+} // namespace ropeway::memory::cuda

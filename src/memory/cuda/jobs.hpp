@@ -7,7 +7,8 @@
 
 namespace ropeway::memory::cuda {
 
-/// A list that keeps the memory of its jobs, so that a queue which has seen its largest list allocates no more.
+/// A list that keeps the memory of its jobs, so that a queue which has seen its largest list allocates no
+/// more.
 class jobs {
  public:
   enum class kind : std::uint8_t { copy, wait, mark };
@@ -38,4 +39,4 @@ class jobs {
   std::size_t count_ = 0;
 };
 
-}  // namespace ropeway::memory::cuda
+} // namespace ropeway::memory::cuda

@@ -1,20 +1,23 @@
-// The fused copies: one launch moves a whole list. Blocks take chunks in turn and find by binary search to which
-// entry of the list a chunk belongs; the list itself comes as a kernel parameter, so nothing is uploaded.
-// Part of ropeway; Apache-2.0.
+// The fused copies: one launch moves a whole list. Blocks take chunks in turn and find by binary search to
+// which entry of the list a chunk belongs; the list itself comes as a kernel parameter, so nothing is
+// uploaded. Part of ropeway; Apache-2.0.
 #include "kernels.h"
 
 namespace {
 
 constexpr uint32_t threads = ropeway_threads;
 
-// The last entry that begins at or before this chunk. Uniform in a block, so the parameters are read once a warp.
+// The last entry that begins at or before this chunk. Uniform in a block, so the parameters are read once a
+// warp.
 template <class Entry>
 __device__ uint32_t entry_of(Entry const* entries, uint32_t count, uint32_t chunk) {
   uint32_t low = 0, high = count;
   while (high - low > 1) {
     uint32_t middle = (low + high) / 2;
-    if (entries[middle].first_chunk <= chunk) low = middle;
-    else high = middle;
+    if (entries[middle].first_chunk <= chunk)
+      low = middle;
+    else
+      high = middle;
   }
   return low;
 }
@@ -60,9 +63,19 @@ __device__ void copy_shifted(uint64_t to, uint64_t from, uint32_t bytes) {
   uint32_t const* words = (uint32_t const*)first;
   uint32_t* target = (uint32_t*)(to + head);
   copy_each_byte(to, from, head);
-#pragma unroll 4
-  for (uint32_t i = threadIdx.x; i < count; i += threads)
-    __stcs(target + i, __funnelshift_r(words[i], words[i + 1], shift));
+  uint32_t i = threadIdx.x;
+  for (; i + 3 * threads < count; i += 4 * threads) {
+    uint32_t low[4], high[4]; // neighbours share what they load, so these are meant to be cached
+#pragma unroll
+    for (uint32_t k = 0; k < 4; ++k) {
+      low[k] = words[i + k * threads];
+      high[k] = words[i + k * threads + 1];
+    }
+#pragma unroll
+    for (uint32_t k = 0; k < 4; ++k)
+      __stcs(target + i + k * threads, __funnelshift_r(low[k], high[k], shift));
+  }
+  for (; i < count; i += threads) __stcs(target + i, __funnelshift_r(words[i], words[i + 1], shift));
   copy_each_byte(to + done, from + done, bytes - done);
 }
 
@@ -74,10 +87,14 @@ __device__ void copy_pieces(List const& list) {
     uint32_t bytes = min(piece.bytes - begin, 1u << list.chunk_shift);
     uint64_t to = piece.to + begin, from = piece.from + begin;
     uint32_t skew = (uint32_t)(to ^ from);
-    if (!(skew & 15)) copy_aligned<uint4>(to, from, bytes);
-    else if (!(skew & 7)) copy_aligned<uint2>(to, from, bytes);
-    else if (!(skew & 3)) copy_aligned<uint32_t>(to, from, bytes);
-    else copy_shifted(to, from, bytes);
+    if (!(skew & 15))
+      copy_aligned<uint4>(to, from, bytes);
+    else if (!(skew & 7))
+      copy_aligned<uint2>(to, from, bytes);
+    else if (!(skew & 3))
+      copy_aligned<uint32_t>(to, from, bytes);
+    else
+      copy_shifted(to, from, bytes);
   }
 }
 
@@ -118,10 +135,26 @@ struct as_is {
   static __device__ void store(uint64_t p, Word value) { __stcs((Word*)p, value); }
   static __device__ Word convert(Word value) { return value; }
 };
-struct f32_bf16 { static __device__ uint16_t one(uint32_t v) { return to_bf16(v); } using from = uint32_t; using to = uint16_t; };
-struct f32_f16 { static __device__ uint16_t one(uint32_t v) { return to_f16(v); } using from = uint32_t; using to = uint16_t; };
-struct bf16_f32 { static __device__ uint32_t one(uint16_t v) { return from_bf16(v); } using from = uint16_t; using to = uint32_t; };
-struct f16_f32 { static __device__ uint32_t one(uint16_t v) { return from_f16(v); } using from = uint16_t; using to = uint32_t; };
+struct f32_bf16 {
+  static __device__ uint16_t one(uint32_t v) { return to_bf16(v); }
+  using from = uint32_t;
+  using to = uint16_t;
+};
+struct f32_f16 {
+  static __device__ uint16_t one(uint32_t v) { return to_f16(v); }
+  using from = uint32_t;
+  using to = uint16_t;
+};
+struct bf16_f32 {
+  static __device__ uint32_t one(uint16_t v) { return from_bf16(v); }
+  using from = uint16_t;
+  using to = uint32_t;
+};
+struct f16_f32 {
+  static __device__ uint32_t one(uint16_t v) { return from_f16(v); }
+  using from = uint16_t;
+  using to = uint32_t;
+};
 
 template <class Conversion>
 struct converted {
@@ -137,16 +170,24 @@ struct unaligned : converted<Conversion> {
   using typename converted<Conversion>::to_type;
   static __device__ from_type load(uint64_t p) {
     from_type value = 0;
-    for (uint32_t i = 0; i < sizeof value; ++i) value |= (from_type)((from_type)((uint8_t const*)p)[i] << 8 * i);
+    for (uint32_t i = 0; i < sizeof value; ++i)
+      value |= (from_type)((from_type)((uint8_t const*)p)[i] << 8 * i);
     return value;
   }
   static __device__ void store(uint64_t p, to_type value) {
     for (uint32_t i = 0; i < sizeof value; ++i) ((uint8_t*)p)[i] = (uint8_t)(value >> 8 * i);
   }
 };
-template <class Element> struct four;
-template <> struct four<uint32_t> { using type = uint4; };
-template <> struct four<uint16_t> { using type = ushort4; };
+template <class Element>
+struct four;
+template <>
+struct four<uint32_t> {
+  using type = uint4;
+};
+template <>
+struct four<uint16_t> {
+  using type = ushort4;
+};
 template <class Conversion>
 struct four_converted {
   using from_type = typename four<typename Conversion::from>::type;
@@ -224,11 +265,23 @@ __device__ void copy_boxes(List const& list) {
 } // namespace
 
 extern "C" {
-__global__ void __launch_bounds__(ropeway_threads) ropeway_copy_pieces_small(__grid_constant__ ropeway_small_piece_list const list) { copy_pieces(list); }
-__global__ void __launch_bounds__(ropeway_threads, 2) ropeway_copy_boxes_small(__grid_constant__ ropeway_small_box_list const list) { copy_boxes(list); }
+__global__ void __launch_bounds__(ropeway_threads)
+    ropeway_copy_pieces_small(__grid_constant__ ropeway_small_piece_list const list) {
+  copy_pieces(list);
+}
+__global__ void __launch_bounds__(ropeway_threads, 2)
+    ropeway_copy_boxes_small(__grid_constant__ ropeway_small_box_list const list) {
+  copy_boxes(list);
+}
 // Compilers before 12.1 know no larger parameters; the loader then does without these two.
 #if __CUDACC_VER_MAJOR__ * 100 + __CUDACC_VER_MINOR__ >= 1201
-__global__ void __launch_bounds__(ropeway_threads) ropeway_copy_pieces_large(__grid_constant__ ropeway_large_piece_list const list) { copy_pieces(list); }
-__global__ void __launch_bounds__(ropeway_threads, 2) ropeway_copy_boxes_large(__grid_constant__ ropeway_large_box_list const list) { copy_boxes(list); }
+__global__ void __launch_bounds__(ropeway_threads)
+    ropeway_copy_pieces_large(__grid_constant__ ropeway_large_piece_list const list) {
+  copy_pieces(list);
+}
+__global__ void __launch_bounds__(ropeway_threads, 2)
+    ropeway_copy_boxes_large(__grid_constant__ ropeway_large_box_list const list) {
+  copy_boxes(list);
+}
 #endif
 }

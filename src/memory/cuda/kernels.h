@@ -15,10 +15,23 @@ typedef struct {
 
 /* What a unit of a box is: so many bytes as they are, or elements that are converted. */
 typedef enum {
-  ropeway_copy_1, ropeway_copy_2, ropeway_copy_4, ropeway_copy_8, ropeway_copy_16,
-  ropeway_f32_bf16, ropeway_f32_f16, ropeway_bf16_f32, ropeway_f16_f32,         /* one element */
-  ropeway_f32_bf16_4, ropeway_f32_f16_4, ropeway_bf16_f32_4, ropeway_f16_f32_4, /* four aligned neighbours */
-  ropeway_f32_bf16_u, ropeway_f32_f16_u, ropeway_bf16_f32_u, ropeway_f16_f32_u  /* one element, unaligned */
+  ropeway_copy_1,
+  ropeway_copy_2,
+  ropeway_copy_4,
+  ropeway_copy_8,
+  ropeway_copy_16,
+  ropeway_f32_bf16,
+  ropeway_f32_f16,
+  ropeway_bf16_f32,
+  ropeway_f16_f32, /* one element */
+  ropeway_f32_bf16_4,
+  ropeway_f32_f16_4,
+  ropeway_bf16_f32_4,
+  ropeway_f16_f32_4, /* four aligned neighbours */
+  ropeway_f32_bf16_u,
+  ropeway_f32_f16_u,
+  ropeway_bf16_f32_u,
+  ropeway_f16_f32_u /* one element, unaligned */
 } ropeway_unit;
 
 /* A strided box of fewer than 2^31 units. */
@@ -38,23 +51,31 @@ typedef struct {
   uint32_t multiplier; /* divides by extent: see ropeway_divide */
 } ropeway_dim;
 
-/* Up to 4,096 bytes of parameters work everywhere; 32,764 from CUDA 12.1 on. The first four members of all lists
-   are alike. Units and bytes of one chunk are 1 << chunk_shift. */
+/* Up to 4,096 bytes of parameters work everywhere; 32,764 from CUDA 12.1 on. The first four members of all
+   lists are alike. Units and bytes of one chunk are 1 << chunk_shift. */
 enum {
-  ropeway_small_pieces = 168, ropeway_large_pieces = 1360,
-  ropeway_small_boxes = 56, ropeway_small_dims = 92,
-  ropeway_large_boxes = 480, ropeway_large_dims = 720
+  ropeway_small_pieces = 168,
+  ropeway_large_pieces = 1360,
+  ropeway_small_boxes = 56,
+  ropeway_small_dims = 92,
+  ropeway_large_boxes = 480,
+  ropeway_large_dims = 720
 };
-#define ROPEWAY_LIST_HEAD uint32_t count, chunks, chunk_shift, unused;
-typedef struct { ROPEWAY_LIST_HEAD ropeway_piece pieces[ropeway_small_pieces]; } ropeway_small_piece_list;
-typedef struct { ROPEWAY_LIST_HEAD ropeway_piece pieces[ropeway_large_pieces]; } ropeway_large_piece_list;
 typedef struct {
-  ROPEWAY_LIST_HEAD
+  uint32_t count, chunks, chunk_shift, unused;
+  ropeway_piece pieces[ropeway_small_pieces];
+} ropeway_small_piece_list;
+typedef struct {
+  uint32_t count, chunks, chunk_shift, unused;
+  ropeway_piece pieces[ropeway_large_pieces];
+} ropeway_large_piece_list;
+typedef struct {
+  uint32_t count, chunks, chunk_shift, unused;
   ropeway_box boxes[ropeway_small_boxes];
   ropeway_dim dims[ropeway_small_dims];
 } ropeway_small_box_list;
 typedef struct {
-  ROPEWAY_LIST_HEAD
+  uint32_t count, chunks, chunk_shift, unused;
   ropeway_box boxes[ropeway_large_boxes];
   ropeway_dim dims[ropeway_large_dims];
 } ropeway_large_box_list;

@@ -41,6 +41,7 @@ class lane {
   void sort_one(copy_op const& op);
   void add_rows(box area);
   std::shared_ptr<gpu> owner_;
+  device here_;
   stream work_;
   // Callbacks hold up the stream they are on, so they have one of their own.
   stream notices_;
@@ -52,4 +53,4 @@ class lane {
   bool unfinished_ = false;
 };
 
-}  // namespace ropeway::memory::cuda
+} // namespace ropeway::memory::cuda

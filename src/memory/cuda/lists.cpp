@@ -18,7 +18,8 @@ std::uint64_t address(std::byte const* p) { return reinterpret_cast<std::uint64_
 // For n < 2^31: n / extent == (high half of n * multiplier + n) >> bits of (extent - 1).
 ropeway_dim make_dim(std::uint64_t extent, std::int64_t from_stride, std::int64_t to_stride) {
   std::uint64_t const shift = static_cast<std::uint64_t>(std::bit_width(extent - 1));
-  std::uint64_t const multiplier = ((std::uint64_t{1} << 32) * ((std::uint64_t{1} << shift) - extent)) / extent + 1;
+  std::uint64_t const multiplier =
+      ((std::uint64_t{1} << 32) * ((std::uint64_t{1} << shift) - extent)) / extent + 1;
   return {from_stride, to_stride, static_cast<std::uint32_t>(extent), static_cast<std::uint32_t>(multiplier)};
 }
 
@@ -43,10 +44,11 @@ box grouped(box area, std::uint64_t count) {
 }
 
 ropeway_unit offset(ropeway_unit first, conversion convert) {
-  return static_cast<ropeway_unit>(first + static_cast<int>(convert) - static_cast<int>(conversion::f32_to_bf16));
+  return static_cast<ropeway_unit>(first + static_cast<int>(convert) -
+                                   static_cast<int>(conversion::f32_to_bf16));
 }
 
-}  // namespace
+} // namespace
 
 copy_lists::copy_lists(std::uint32_t max_blocks, bool large)
     : max_blocks_(max_blocks), large_(large), list_(std::make_unique<any_list>()) {
@@ -121,7 +123,7 @@ void copy_lists::add_rows(box area) {
 
 void copy_lists::add_units(box const& area, ropeway_unit unit) {
   std::uint64_t const units = area.elements();
-  if (units > most_units) {  // too many for 32-bit arithmetic: halve the outermost dimension
+  if (units > most_units) { // too many for 32-bit arithmetic: halve the outermost dimension
     std::size_t d = 0;
     while (area.extent[d] == 1) ++d;
     box first = area, second = area;
@@ -142,7 +144,8 @@ void copy_lists::add_units(box const& area, ropeway_unit unit) {
 namespace {
 
 /// Chunks so small that all blocks have some, and so large that finding them costs nothing.
-std::uint32_t chunk_shift(std::uint64_t total, std::uint32_t blocks, std::uint32_t least, std::uint32_t most) {
+std::uint32_t chunk_shift(std::uint64_t total, std::uint32_t blocks, std::uint32_t least,
+                          std::uint32_t most) {
   std::uint32_t shift = most;
   while (shift > least && (total >> shift) < 2 * std::uint64_t{blocks}) --shift;
   return shift;
@@ -152,12 +155,12 @@ std::uint32_t chunks_of(std::uint32_t size, std::uint32_t shift) {
   return static_cast<std::uint32_t>((std::uint64_t{size} + (std::uint64_t{1} << shift) - 1) >> shift);
 }
 
-}  // namespace
+} // namespace
 
 template <class Parameters>
 copy_lists::launch copy_lists::fill_pieces(Parameters& list, kernel which, std::size_t capacity) {
   list.count = list.chunks = list.unused = 0;
-  list.chunk_shift = chunk_shift(piece_bytes_, max_blocks_, 14, 18);
+  list.chunk_shift = chunk_shift(piece_bytes_, max_blocks_, 14, 16);
   for (; next_piece_ < pieces_.size() && list.count < capacity; ++next_piece_) {
     ropeway_piece& piece = list.pieces[list.count++];
     piece = pieces_[next_piece_];
@@ -168,7 +171,8 @@ copy_lists::launch copy_lists::fill_pieces(Parameters& list, kernel which, std::
 }
 
 template <class Parameters>
-copy_lists::launch copy_lists::fill_boxes(Parameters& list, kernel which, std::size_t capacity, std::size_t dims) {
+copy_lists::launch copy_lists::fill_boxes(Parameters& list, kernel which, std::size_t capacity,
+                                          std::size_t dims) {
   list.count = list.chunks = list.unused = 0;
   list.chunk_shift = chunk_shift(box_units_, max_blocks_, 11, 14);
   std::size_t used = 0;
@@ -197,11 +201,12 @@ bool copy_lists::next(launch& out) {
   if (next_box_ < boxes_.size()) {
     bool const large = large_ && (boxes_.size() - next_box_ > ropeway_small_boxes ||
                                   dims_.size() - next_dim_ > ropeway_small_dims);
-    out = large ? fill_boxes(list_->large_boxes, kernel::large_boxes, ropeway_large_boxes, ropeway_large_dims)
-                : fill_boxes(list_->small_boxes, kernel::small_boxes, ropeway_small_boxes, ropeway_small_dims);
+    out = large
+              ? fill_boxes(list_->large_boxes, kernel::large_boxes, ropeway_large_boxes, ropeway_large_dims)
+              : fill_boxes(list_->small_boxes, kernel::small_boxes, ropeway_small_boxes, ropeway_small_dims);
     return true;
   }
   return false;
 }
 
-}  // namespace ropeway::memory::cuda
+} // namespace ropeway::memory::cuda

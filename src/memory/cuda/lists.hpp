@@ -11,14 +11,14 @@
 
 namespace ropeway::memory::cuda {
 
-/// A copy_op with its dimensions merged as far as they go. Without a conversion its elements are single bytes, and
-/// an element of several bytes is one dimension more.
+/// A copy_op with its dimensions merged as far as they go. Without a conversion its elements are single
+/// bytes, and an element of several bytes is one dimension more.
 struct box {
   std::byte const* from = nullptr;
   std::byte* to = nullptr;
   conversion convert = conversion::none;
   std::uint32_t from_element = 1, to_element = 1;
-  std::uint32_t rank = 0;  ///< outermost first; 0 only where nothing is to be copied
+  std::uint32_t rank = 0; ///< outermost first; 0 only where nothing is to be copied
   std::array<std::uint64_t, max_rank + 1> extent{};
   std::array<std::int64_t, max_rank + 1> from_stride{}, to_stride{};
 
@@ -46,7 +46,7 @@ class copy_lists {
   enum class kernel : std::uint8_t { small_pieces, large_pieces, small_boxes, large_boxes };
   struct launch {
     kernel which;
-    void const* parameters;  ///< valid until the next call
+    void const* parameters; ///< valid until the next call
     std::uint32_t blocks;
   };
 
@@ -85,4 +85,4 @@ class copy_lists {
   std::unique_ptr<any_list> list_;
 };
 
-}  // namespace ropeway::memory::cuda
+} // namespace ropeway::memory::cuda

@@ -8,32 +8,38 @@ namespace ropeway::memory::cuda {
 end places::find(device where, address_range const& range) {
   if (!where.is_cuda()) return find_host(range);
   if (where.ordinal() == owner_.ordinal())
-    return {owner_.is_peer_memory(range.low) ? place::peer : place::local, 0};
+    return {owner_.is_peer_memory(range.low) ? place::peer : place::local};
   unsigned flags = 0;
   std::array which{CU_POINTER_ATTRIBUTE_ACCESS_FLAGS};
   std::array<void*, 1> into{&flags};
-  CUresult const result =
-      owner_.call().cuPointerGetAttributes(static_cast<unsigned>(which.size()), which.data(), into.data(), range.low);
-  bool const both = (flags & CU_POINTER_ATTRIBUTE_ACCESS_FLAG_READWRITE) == CU_POINTER_ATTRIBUTE_ACCESS_FLAG_READWRITE;
-  return {result == CUDA_SUCCESS && both ? place::peer : place::far, 0};
+  CUresult const result = owner_.call().cuPointerGetAttributes(static_cast<unsigned>(which.size()),
+                                                               which.data(), into.data(), range.low);
+  bool const both =
+      (flags & CU_POINTER_ATTRIBUTE_ACCESS_FLAG_READWRITE) == CU_POINTER_ATTRIBUTE_ACCESS_FLAG_READWRITE;
+  return {result == CUDA_SUCCESS && both ? place::peer : place::far};
 }
 
 end places::find_host(address_range const& range) {
   if (known_.low <= range.low && range.high <= known_.high) return known_.what;
   CUdeviceptr seen = 0, begin = 0;
   std::size_t bytes = 0;
-  unsigned type = 0;
+  unsigned type = 0, access = 0;
   std::array which{CU_POINTER_ATTRIBUTE_MEMORY_TYPE, CU_POINTER_ATTRIBUTE_DEVICE_POINTER,
-                   CU_POINTER_ATTRIBUTE_RANGE_START_ADDR, CU_POINTER_ATTRIBUTE_RANGE_SIZE};
-  std::array<void*, 4> into{&type, &seen, &begin, &bytes};
-  CUresult const result =
-      owner_.call().cuPointerGetAttributes(static_cast<unsigned>(which.size()), which.data(), into.data(), range.low);
-  // Memory that the driver does not know comes back as zeros; half registered memory must not be touched by kernels.
-  if (result != CUDA_SUCCESS || type == 0 || seen == 0 || begin == 0) return {place::pageable, 0};
+                   CU_POINTER_ATTRIBUTE_RANGE_START_ADDR, CU_POINTER_ATTRIBUTE_RANGE_SIZE,
+                   CU_POINTER_ATTRIBUTE_ACCESS_FLAGS};
+  std::array<void*, 5> into{&type, &seen, &begin, &bytes, &access};
+  CUresult const result = owner_.call().cuPointerGetAttributes(static_cast<unsigned>(which.size()),
+                                                               which.data(), into.data(), range.low);
+  // Memory that the driver does not know comes back as zeros; half registered memory must not be touched by
+  // kernels.
+  if (result != CUDA_SUCCESS || type == 0 || seen == 0 || begin == 0) return {place::pageable};
   std::uintptr_t const end_of_range = begin + bytes;
-  if (range.low < begin || range.high > end_of_range) return {place::pageable, 0};
-  known_ = {begin, end_of_range, {place::pinned, seen - range.low}};
+  if (range.low < begin || range.high > end_of_range) return {place::pageable};
+  // A peer's ring is registered for reading; a kernel that wrote there would break the context.
+  known_ = {begin,
+            end_of_range,
+            {place::pinned, seen - range.low, access != CU_POINTER_ATTRIBUTE_ACCESS_FLAG_READ}};
   return known_.what;
 }
 
-}  // namespace ropeway::memory::cuda
+} // namespace ropeway::memory::cuda

@@ -5,11 +5,11 @@
 namespace ropeway::memory::cuda {
 
 enum class place : std::uint8_t {
-  local,     ///< this device's memory
-  peer,      ///< another device's, which kernels of this one reach
-  far,       ///< another device's, which only the driver reaches
-  pinned,    ///< host memory that the device reaches
-  pageable,  ///< host memory that it does not
+  local,    ///< this device's memory
+  peer,     ///< another device's, which kernels of this one reach
+  far,      ///< another device's, which only the driver reaches
+  pinned,   ///< host memory that the device reaches
+  pageable, ///< host memory that it does not
 };
 
 constexpr bool reachable(place where) noexcept { return where != place::far && where != place::pageable; }
@@ -18,10 +18,11 @@ constexpr bool reachable(place where) noexcept { return where != place::far && w
 struct end {
   place where = place::local;
   std::uint64_t shift = 0;
+  bool writable = true;
 };
 
-/// Looks ends up. Remembers the last range of pinned memory, so that the many pieces of a ring cost one look-up;
-/// `forget` before each list, since the caller may free and register memory in between.
+/// Looks ends up. Remembers the last range of pinned memory, so that the many pieces of a ring cost one
+/// look-up; `forget` before each list, since the caller may free and register memory in between.
 class places {
  public:
   explicit places(gpu const& owner) : owner_(owner) {}
@@ -38,4 +39,4 @@ class places {
   known_range known_;
 };
 
-}  // namespace ropeway::memory::cuda
+} // namespace ropeway::memory::cuda

@@ -1,5 +1,5 @@
-// A queue is a lane and, once pageable memory came, a worker thread. As long as the worker has something to do,
-// everything goes through it, so that the order stays. Part of ropeway; Apache-2.0.
+// A queue is a lane and, once pageable memory came, a worker thread. As long as the worker has something to
+// do, everything goes through it, so that the order stays. Part of ropeway; Apache-2.0.
 #include "memory/cuda/queue.hpp"
 
 #include <algorithm>
@@ -24,8 +24,11 @@ namespace {
 class core : public std::enable_shared_from_this<core> {
  public:
   explicit core(std::shared_ptr<gpu> owner)
-      : owner_(std::move(owner)), entered_(std::in_place, *owner_), lane_(owner_), gates_(owner_),
-        completion_(completion::make()) {
+      : owner_(std::move(owner))
+      , entered_(std::in_place, *owner_)
+      , lane_(owner_)
+      , gates_(owner_)
+      , completion_(completion::make()) {
     entered_.reset();
   }
   ~core() { completion_->release(); }
@@ -56,13 +59,13 @@ class core : public std::enable_shared_from_this<core> {
   static void work(std::shared_ptr<core> self);
 
   std::shared_ptr<gpu> owner_;
-  std::optional<scope> entered_;  // while the members below are made
+  std::optional<scope> entered_; // while the members below are made
   lane lane_;
   gates gates_;
   completion* completion_;
-  std::optional<staging> staging_;  // the worker's
+  std::optional<staging> staging_; // the worker's
 
-  std::atomic<std::size_t> waiting_{0};  // jobs that the worker has not finished
+  std::atomic<std::size_t> waiting_{0}; // jobs that the worker has not finished
   std::atomic<bool> failed_{false};
   std::mutex mutex_;
   std::condition_variable work_, idle_;
@@ -95,7 +98,7 @@ void core::copy(std::span<copy_op const> ops) {
   try {
     lane_.launch();
   } catch (transfer_error const& error) {
-    fail(error);  // a list half done is none
+    fail(error); // a list half done is none
     throw;
   }
   if (staged) hand_over(jobs::kind::copy, lane_.staged());
@@ -188,8 +191,10 @@ void core::stop(bool drained) noexcept {
     stop_ = true;
   }
   work_.notify_one();
-  if (drained) worker_.join();
-  else worker_.detach();
+  if (drained)
+    worker_.join();
+  else
+    worker_.detach();
 }
 
 void core::work(std::shared_ptr<core> self) {
@@ -222,8 +227,10 @@ void core::carry_out(jobs::job& next) {
     break;
   case jobs::kind::mark: lane_.mark(*completion_); break;
   case jobs::kind::copy:
-    if (lane_.sort(next.ops)) std::swap(next.ops, lane_.staged());
-    else next.ops.clear();
+    if (lane_.sort(next.ops))
+      std::swap(next.ops, lane_.staged());
+    else
+      next.ops.clear();
     lane_.launch();
     if (next.ops.empty()) break;
     if (!staging_) staging_.emplace(owner_);
@@ -291,8 +298,10 @@ class device_queue final : public queue {
   std::uint64_t marked_ = 0, completed_ = 0;
 };
 
-}  // namespace
+} // namespace
 
-std::unique_ptr<queue> make_queue(std::shared_ptr<gpu> owner) { return std::make_unique<device_queue>(std::move(owner)); }
+std::unique_ptr<queue> make_queue(std::shared_ptr<gpu> owner) {
+  return std::make_unique<device_queue>(std::move(owner));
+}
 
-}  // namespace ropeway::memory::cuda
+} // namespace ropeway::memory::cuda

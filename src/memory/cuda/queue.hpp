@@ -6,4 +6,4 @@ namespace ropeway::memory::cuda {
 
 std::unique_ptr<queue> make_queue(std::shared_ptr<gpu> owner);
 
-}  // namespace ropeway::memory::cuda
+} // namespace ropeway::memory::cuda

@@ -1,5 +1,5 @@
-// Makes and imports shared device memory. Both sides round the size up alike, so that what is mapped is the whole
-// allocation. Part of ropeway; Apache-2.0.
+// Makes and imports shared device memory. Both sides round the size up alike, so that what is mapped is the
+// whole allocation. Part of ropeway; Apache-2.0.
 #include "memory/cuda/region.hpp"
 
 #include <sys/stat.h>
@@ -28,9 +28,9 @@ std::uint64_t rounded(gpu const& owner, std::uint64_t bytes) {
   constexpr std::uint64_t page = std::uint64_t{2} << 20;
   CUmemAllocationProp const wanted = properties(owner);
   std::size_t granularity = 0;
-  owner.call().check(owner.call().cuMemGetAllocationGranularity(&granularity, &wanted,
-                                                               CU_MEM_ALLOC_GRANULARITY_MINIMUM),
-                     "this device can't share memory");
+  owner.call().check(
+      owner.call().cuMemGetAllocationGranularity(&granularity, &wanted, CU_MEM_ALLOC_GRANULARITY_MINIMUM),
+      "this device can't share memory");
   std::uint64_t const step = std::max<std::uint64_t>(granularity, page);
   std::uint64_t up = 0;
   if (bytes == 0) throw transfer_error(errc::invalid_argument, "a region of zero bytes was asked for");
@@ -66,11 +66,15 @@ class mapping {
     if (!begin_) return;
     driver const& d = owner_->call();
     scope here(*owner_, std::nothrow);
+    // Also when the context is gone: this memory does not belong to it and would stay.
     if (mapped_) (void)d.cuMemUnmap(begin_, bytes_);
     (void)d.cuMemAddressFree(begin_, bytes_);
   }
   mapping(mapping&& other) noexcept
-      : owner_(other.owner_), begin_(std::exchange(other.begin_, 0)), bytes_(other.bytes_), mapped_(other.mapped_) {}
+      : owner_(other.owner_)
+      , begin_(std::exchange(other.begin_, 0))
+      , bytes_(other.bytes_)
+      , mapped_(other.mapped_) {}
   mapping& operator=(mapping&&) = delete;
 
   CUresult map(CUmemGenericAllocationHandle handle) {
@@ -98,8 +102,9 @@ class mapping {
 class device_region final : public region {
  public:
   device_region(mapping memory, std::uint64_t bytes, bool of_peer)
-      : region(reinterpret_cast<std::byte*>(memory.begin()), bytes, memory.owner()->where()),
-        memory_(std::move(memory)), of_peer_(of_peer) {
+      : region(reinterpret_cast<std::byte*>(memory.begin()), bytes, memory.owner()->where())
+      , memory_(std::move(memory))
+      , of_peer_(of_peer) {
     if (of_peer_) memory_.owner()->add_peer_memory(memory_.begin(), bytes);
   }
   ~device_region() override {
@@ -120,8 +125,9 @@ class device_region final : public region {
     d.fail(result, ("a shared region of " + std::to_string(bytes) + " bytes can't be made").c_str(),
            errc::device_failed);
   throw transfer_error(errc::out_of_memory, to_string(owner.where()) + " has no " + std::to_string(bytes) +
-                                                " bytes for a shared region: " + std::to_string(free) + " of " +
-                                                std::to_string(total) + " are free; use fewer or smaller slots");
+                                                " bytes for a shared region: " + std::to_string(free) +
+                                                " of " + std::to_string(total) +
+                                                " are free; use fewer or smaller slots");
 }
 
 [[noreturn]] void refuse(std::string const& why) {
@@ -130,15 +136,11 @@ class device_region final : public region {
 
 /// As far as it can be checked from outside: the driver's descriptors are open character devices of its own.
 void check_descriptor(int fd) {
-  struct stat seen{};
+  struct stat seen {};
   if (::fstat(fd, &seen) != 0) refuse(std::string("not open: ") + std::strerror(errno));
   if (S_ISREG(seen.st_mode)) refuse("a file or host memory; the peer named the wrong device");
-  if (S_ISSOCK(seen.st_mode)) refuse("a socket");
-  if (S_ISFIFO(seen.st_mode)) refuse("a pipe");
-  if (S_ISDIR(seen.st_mode)) refuse("a directory");
-  if (S_ISBLK(seen.st_mode)) refuse("a disk");
-  constexpr unsigned kernel_memory = 1;  // the major number of null, zero, random and so on
-  if (S_ISCHR(seen.st_mode) && major(seen.st_rdev) == kernel_memory) refuse("a device of another kind");
+  constexpr unsigned kernel_memory = 1; // the major number of null, zero, random and so on
+  if (!S_ISCHR(seen.st_mode) || major(seen.st_rdev) == kernel_memory) refuse("something else entirely");
 }
 
 std::optional<int> visible_ordinal(driver const& table, device_uuid const& wanted) {
@@ -148,7 +150,7 @@ std::optional<int> visible_ordinal(driver const& table, device_uuid const& wante
   return static_cast<int>(at - found.begin());
 }
 
-}  // namespace
+} // namespace
 
 backend::shared_region make_region(std::shared_ptr<gpu> owner, std::uint64_t bytes) {
   scope here(*owner);
@@ -160,7 +162,8 @@ backend::shared_region make_region(std::shared_ptr<gpu> owner, std::uint64_t byt
     fail_allocation(*owner, result, bytes);
   allocation memory(*owner, handle);
   mapping place(owner, size);
-  if (CUresult result = place.map(memory.get()); result != CUDA_SUCCESS) fail_allocation(*owner, result, bytes);
+  if (CUresult result = place.map(memory.get()); result != CUDA_SUCCESS)
+    fail_allocation(*owner, result, bytes);
   if (CUresult result = place.allow(CU_MEM_ACCESS_FLAGS_PROT_READWRITE); result != CUDA_SUCCESS)
     fail_allocation(*owner, result, bytes);
   int fd = -1;
@@ -183,16 +186,16 @@ std::shared_ptr<region> import_region(std::shared_ptr<gpu> owner, unique_fd hand
                             " (no peer access?); another route is needed";
   CUmemGenericAllocationHandle imported = 0;
   // The driver wants the descriptor's number in place of a pointer.
-  CUresult result = d.cuMemImportFromShareableHandle(&imported,
-                                                     reinterpret_cast<void*>(static_cast<std::intptr_t>(handle.get())),
-                                                     CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR);
+  CUresult result = d.cuMemImportFromShareableHandle(
+      &imported, reinterpret_cast<void*>(static_cast<std::intptr_t>(handle.get())),
+      CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR);
   bool const not_memory = result == CUDA_ERROR_INVALID_VALUE || result == CUDA_ERROR_INVALID_HANDLE;
   if (result != CUDA_SUCCESS && of_peer && !not_memory) d.fail(result, reach.c_str(), errc::not_reachable);
   if (result != CUDA_SUCCESS) d.fail(result, (name + " can't be imported").c_str(), errc::bad_region);
   allocation memory(*owner, imported);
   mapping place(owner, size);
   result = place.map(memory.get());
-  if (result == CUDA_ERROR_INVALID_VALUE)
+  if (result == CUDA_ERROR_INVALID_VALUE || result == CUDA_ERROR_NOT_SUPPORTED)
     d.fail(result, (name + " has not the announced size of " + std::to_string(bytes) + " bytes").c_str(),
            errc::bad_region);
   if (result != CUDA_SUCCESS) d.fail(result, reach.c_str(), errc::not_reachable);
@@ -245,4 +248,4 @@ std::shared_ptr<void> register_host(std::shared_ptr<gpu> owner, std::shared_ptr<
   return pinned;
 }
 
-}  // namespace ropeway::memory::cuda
+} // namespace ropeway::memory::cuda

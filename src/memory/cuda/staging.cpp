@@ -48,15 +48,16 @@ void pack(copy_op const& op, std::array<std::int64_t, max_rank>& strides, std::u
   }
 }
 
-}  // namespace
+} // namespace
 
 staging::staging(std::shared_ptr<gpu> owner)
-    : owner_(std::move(owner)),
-      slots_{slot{nullptr, event(owner_, owner_->context(), true), false, false, {}},
-             slot{nullptr, event(owner_, owner_->context(), true), false, false, {}}} {
+    : owner_(std::move(owner))
+    , slots_{slot{nullptr, event(owner_, true), false, false, {}},
+             slot{nullptr, event(owner_, true), false, false, {}}} {
   void* memory = nullptr;
   driver const& d = owner_->call();
-  d.check(d.cuMemHostAlloc(&memory, slots_.size() * slot_bytes, CU_MEMHOSTALLOC_PORTABLE | CU_MEMHOSTALLOC_DEVICEMAP),
+  d.check(d.cuMemHostAlloc(&memory, slots_.size() * slot_bytes,
+                           CU_MEMHOSTALLOC_PORTABLE | CU_MEMHOSTALLOC_DEVICEMAP),
           "no 8 MiB of pinned memory to copy pageable memory through", errc::out_of_memory);
   pinned_ = static_cast<std::byte*>(memory);
   for (std::size_t i = 0; i < slots_.size(); ++i) slots_[i].memory = pinned_ + i * slot_bytes;
@@ -99,8 +100,8 @@ void staging::part(copy_op const& op, lane& on) {
   in.to_where = device::host();
   out.from = via.memory;
   out.from_where = device::host();
-  // Where two steps could convert, the device does, on the way in: the processor is slow at it. What is far is moved
-  // by the driver, which converts nothing, so there the second step must do it.
+  // Where two steps could convert, the device does, on the way in: the processor is slow at it. What is far
+  // is moved by the driver, which converts nothing, so there the second step must do it.
   bool const host_in = !op.from_where.is_cuda(), host_out = !op.to_where.is_cuda();
   bool convert_in = !host_in && op.from_where.ordinal() == owner_->ordinal();
   if (host_in && op.to_where.ordinal() != owner_->ordinal()) convert_in = true;
@@ -112,12 +113,15 @@ void staging::part(copy_op const& op, lane& on) {
   pack(op, out.from_stride, between);
   auto on_device = [&](copy_op const& step) {
     if (on.sort({&step, 1}))
-      throw transfer_error(errc::unsupported, "a copy converts between two devices that this one does not reach; "
-                                              "queue it on one of them");
+      throw transfer_error(errc::unsupported,
+                           "a copy converts between two devices that this one does not reach; "
+                           "queue it on one of them");
     on.launch();
   };
-  if (host_in) host::copy(in, false);
-  else on_device(in);
+  if (host_in)
+    host::copy(in, false);
+  else
+    on_device(in);
   if (!host_out) on_device(out);
   on.record(via.done);
   via.used = true;
@@ -125,4 +129,4 @@ void staging::part(copy_op const& op, lane& on) {
   if (host_out) via.out = out;
 }
 
-}  // namespace ropeway::memory::cuda
+} // namespace ropeway::memory::cuda

@@ -1,5 +1,5 @@
-// Copies from and to memory that the device does not reach, through a little pinned memory. For the worker thread of
-// a queue: it blocks. Part of ropeway; Apache-2.0.
+// Copies from and to memory that the device does not reach, through a little pinned memory. For the worker
+// thread of a queue: it blocks. Part of ropeway; Apache-2.0.
 #pragma once
 #include <array>
 #include <span>
@@ -39,4 +39,4 @@ class staging {
   std::size_t next_ = 0;
 };
 
-}  // namespace ropeway::memory::cuda
+} // namespace ropeway::memory::cuda

@@ -48,13 +48,16 @@ TEST_CASE("cuda memory conforms when the other process is on another GPU" * doct
   }
 }
 
-TEST_CASE("a process that sees only its own GPU still reaches another's memory" * doctest::skip(devices() < 2)) {
+TEST_CASE("a process that sees only its own GPU still reaches another's memory" *
+          doctest::skip(devices() < 2)) {
   char const* const before = std::getenv("CUDA_VISIBLE_DEVICES");
   std::string const kept = before != nullptr ? before : "";
   ::setenv("CUDA_VISIBLE_DEVICES", "1", 1);
   import_peer peer("cuda:0");
-  if (before != nullptr) ::setenv("CUDA_VISIBLE_DEVICES", kept.c_str(), 1);
-  else ::unsetenv("CUDA_VISIBLE_DEVICES");
+  if (before != nullptr)
+    ::setenv("CUDA_VISIBLE_DEVICES", kept.c_str(), 1);
+  else
+    ::unsetenv("CUDA_VISIBLE_DEVICES");
   auto const backend = memory::cuda::make_backend(0);
   auto made = backend->make_region(3 << 20);
   auto const content = pattern(3 << 20, 1);

@@ -28,13 +28,17 @@ struct side {
   std::shared_ptr<void> also; // what must live with it
 
   void write(std::span<std::byte const> from) const {
-    if (where.is_cuda()) kit::device(where.ordinal()).write(memory.get(), from);
-    else std::memcpy(memory.get(), from.data(), from.size());
+    if (where.is_cuda())
+      kit::device(where.ordinal()).write(memory.get(), from);
+    else
+      std::memcpy(memory.get(), from.data(), from.size());
   }
   std::vector<std::byte> read() const {
     std::vector<std::byte> out(room);
-    if (where.is_cuda()) kit::device(where.ordinal()).read(out, memory.get());
-    else std::memcpy(out.data(), memory.get(), room);
+    if (where.is_cuda())
+      kit::device(where.ordinal()).read(out, memory.get());
+    else
+      std::memcpy(out.data(), memory.get(), room);
     return out;
   }
 };
@@ -49,7 +53,8 @@ std::vector<side> all_sides(memory::backend& backend) {
   std::vector<side> sides;
   sides.push_back({"device", device::cuda(0), g.allocate(room), nullptr});
   sides.push_back({"shared region", device::cuda(0), of_region(backend.make_region(room).memory), nullptr});
-  sides.push_back({"pageable", device::host(), {new std::byte[room], std::default_delete<std::byte[]>()}, nullptr});
+  sides.push_back(
+      {"pageable", device::host(), {new std::byte[room], std::default_delete<std::byte[]>()}, nullptr});
   sides.push_back({"pinned", device::host(), g.allocate_pinned(room), nullptr});
   auto ring = memory::host::make_backend()->make_region(room).memory;
   auto registered = backend.register_host(ring);
@@ -77,7 +82,8 @@ std::vector<planned> random_plan(std::mt19937& random, std::size_t boxes) {
   for (std::size_t i = 0; i < boxes; ++i) {
     copy_op op;
     std::size_t const odd = pick(3) == 0 ? pick(64) : 64 * pick(4);
-    std::size_t const from_offset = i * share + odd, to_offset = i * share + (pick(3) == 0 ? pick(64) : 64 * pick(4));
+    std::size_t const from_offset = i * share + odd,
+                      to_offset = i * share + (pick(3) == 0 ? pick(64) : 64 * pick(4));
     std::size_t const space = share - 512;
     if (pick(3) == 0) {
       op.bytes = pick(2) == 0 ? 1 + pick(3000) : space - pick(3000);
@@ -199,7 +205,8 @@ TEST_CASE("the caller does not wait for pageable memory") {
   copy_op op;
   op.from = content.data(), op.to = device_memory.get(), op.to_where = device::cuda(0), op.bytes = room;
   queue->copy({&op, 1});
-  op.from = device_memory.get(), op.to = back.data(), op.from_where = device::cuda(0), op.to_where = device::host();
+  op.from = device_memory.get(), op.to = back.data(), op.from_where = device::cuda(0),
+  op.to_where = device::host();
   queue->copy({&op, 1});
   auto const ticket = queue->mark();
   CHECK(std::chrono::steady_clock::now() - begin < std::chrono::milliseconds(100));

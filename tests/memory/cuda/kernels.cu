@@ -13,7 +13,7 @@ __global__ void test_slow_fill(uint32_t* to, uint32_t value, uint32_t count, uin
 }
 
 // Runs until the host writes something else than 0.
-__global__ void test_wait(uint32_t volatile const* flag) {
+__global__ void test_wait(uint32_t const volatile* flag) {
   while (*flag == 0) {}
 }
 

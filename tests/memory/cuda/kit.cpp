@@ -83,7 +83,8 @@ std::shared_ptr<std::byte> kit::allocate_pinned(std::uint64_t bytes) {
 
 void kit::write(std::byte* to, std::span<std::byte const> from) {
   current here(*this);
-  check(more.cuMemcpyHtoDAsync(reinterpret_cast<CUdeviceptr>(to), from.data(), from.size(), copies_), "write");
+  check(more.cuMemcpyHtoDAsync(reinterpret_cast<CUdeviceptr>(to), from.data(), from.size(), copies_),
+        "write");
   check(more.cuStreamSynchronize(copies_), "write");
 }
 

@@ -70,7 +70,8 @@ void play_pieces(List const& list) {
     std::uint32_t const begin = (chunk - piece.first_chunk) << list.chunk_shift;
     REQUIRE(begin < piece.bytes);
     std::uint32_t const bytes = std::min(piece.bytes - begin, 1U << list.chunk_shift);
-    std::memcpy(reinterpret_cast<void*>(piece.to + begin), reinterpret_cast<void const*>(piece.from + begin), bytes);
+    std::memcpy(reinterpret_cast<void*>(piece.to + begin), reinterpret_cast<void const*>(piece.from + begin),
+                bytes);
   }
 }
 
@@ -105,10 +106,18 @@ int play(copy_lists& lists) {
     CHECK(next.blocks > 0);
     CHECK(next.blocks <= 528);
     switch (next.which) {
-    case copy_lists::kernel::small_pieces: play_pieces(*static_cast<ropeway_small_piece_list const*>(next.parameters)); break;
-    case copy_lists::kernel::large_pieces: play_pieces(*static_cast<ropeway_large_piece_list const*>(next.parameters)); break;
-    case copy_lists::kernel::small_boxes: play_boxes(*static_cast<ropeway_small_box_list const*>(next.parameters)); break;
-    case copy_lists::kernel::large_boxes: play_boxes(*static_cast<ropeway_large_box_list const*>(next.parameters)); break;
+    case copy_lists::kernel::small_pieces:
+      play_pieces(*static_cast<ropeway_small_piece_list const*>(next.parameters));
+      break;
+    case copy_lists::kernel::large_pieces:
+      play_pieces(*static_cast<ropeway_large_piece_list const*>(next.parameters));
+      break;
+    case copy_lists::kernel::small_boxes:
+      play_boxes(*static_cast<ropeway_small_box_list const*>(next.parameters));
+      break;
+    case copy_lists::kernel::large_boxes:
+      play_boxes(*static_cast<ropeway_large_box_list const*>(next.parameters));
+      break;
     }
   }
   return launches;
@@ -153,7 +162,8 @@ TEST_SUITE("pure") {
         if (pick(3) == 0) to += static_cast<std::int64_t>(pick(2) * op.to_element + pick(2));
       }
       if (from > 30000 || to > 30000) continue;
-      std::size_t const from_offset = pick(3) == 0 ? pick(32) : 32 * pick(32), to_offset = pick(3) == 0 ? pick(32) : 32 * pick(32);
+      std::size_t const from_offset = pick(3) == 0 ? pick(32) : 32 * pick(32),
+                        to_offset = pick(3) == 0 ? pick(32) : 32 * pick(32);
       op.from = content.data() + from_offset;
       op.to = expected.data() + to_offset;
       host::copy(op, false);
@@ -207,7 +217,8 @@ TEST_SUITE("pure") {
   TEST_CASE("dividing by multiplication is exact") {
     std::mt19937 random(8);
     for (int round = 0; round < 2000; ++round) {
-      std::uint64_t const extent = round < 300 ? 2 + static_cast<std::uint64_t>(round) : 2 + random() % 2'000'000'000;
+      std::uint64_t const extent =
+          round < 300 ? 2 + static_cast<std::uint64_t>(round) : 2 + random() % 2'000'000'000;
       copy_op op = bytes_op(nullptr, nullptr, 0);
       op.rank = 2;
       op.extent = {1, extent};
@@ -222,8 +233,8 @@ TEST_SUITE("pure") {
       auto const& list = *static_cast<ropeway_small_box_list const*>(next.parameters);
       REQUIRE(list.boxes[0].rank == 2);
       auto const most = static_cast<std::uint32_t>(op.extent[0] * extent - 1);
-      for (std::uint32_t n : {0U, 1U, static_cast<std::uint32_t>(extent - 1), static_cast<std::uint32_t>(extent),
-                              most - most / 3, most - 1, most}) {
+      for (std::uint32_t n : {0U, 1U, static_cast<std::uint32_t>(extent - 1),
+                              static_cast<std::uint32_t>(extent), most - most / 3, most - 1, most}) {
         if (n > most) continue;
         CHECK(divide(n, list.dims[1]) == n / extent);
       }

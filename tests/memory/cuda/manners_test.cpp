@@ -1,9 +1,10 @@
-// What the application may rely on: its context, its captures, its exits, and no allocation on the steady path.
+// What the application may rely on: its context, its captures, its exits, and no allocation on the steady
+// path.
 #include <doctest/doctest.h>
 
 #include <atomic>
-#include <functional>
 #include <cstdlib>
+#include <functional>
 #include <new>
 #include <thread>
 
@@ -62,7 +63,8 @@ void use_everything(CUstream caller, std::function<void(char const*)> const& aft
   auto to_device = op_of(ring->data(), device::host(), made.memory->data(), device::cuda(0), bytes);
   queue->copy({&to_device, 1});
   after_each("copy");
-  auto const from_pageable = op_of(pageable.data(), device::host(), made.memory->data(), device::cuda(0), bytes);
+  auto const from_pageable =
+      op_of(pageable.data(), device::host(), made.memory->data(), device::cuda(0), bytes);
   queue->copy({&from_pageable, 1});
   after_each("copy of pageable memory");
   (void)queue->mark();
@@ -86,12 +88,19 @@ void use_everything(CUstream caller, std::function<void(char const*)> const& aft
 std::atomic<int> costly{0};
 memory::cuda::driver real; // NOLINT: the wrappers below are plain functions
 CUresult count_event(CUevent* out, unsigned flags) { return ++costly, real.cuEventCreate(out, flags); }
-CUresult count_stream(CUstream* out, unsigned flags, int p) { return ++costly, real.cuStreamCreateWithPriority(out, flags, p); }
-CUresult count_host(void** out, std::size_t n, unsigned flags) { return ++costly, real.cuMemHostAlloc(out, n, flags); }
-CUresult count_create(CUmemGenericAllocationHandle* out, std::size_t n, CUmemAllocationProp const* p, unsigned long long f) {
+CUresult count_stream(CUstream* out, unsigned flags, int p) {
+  return ++costly, real.cuStreamCreateWithPriority(out, flags, p);
+}
+CUresult count_host(void** out, std::size_t n, unsigned flags) {
+  return ++costly, real.cuMemHostAlloc(out, n, flags);
+}
+CUresult count_create(CUmemGenericAllocationHandle* out, std::size_t n, CUmemAllocationProp const* p,
+                      unsigned long long f) {
   return ++costly, real.cuMemCreate(out, n, p, f);
 }
-CUresult count_register(void* at, std::size_t n, unsigned f) { return ++costly, real.cuMemHostRegister(at, n, f); }
+CUresult count_register(void* at, std::size_t n, unsigned f) {
+  return ++costly, real.cuMemHostRegister(at, n, f);
+}
 
 } // namespace
 
@@ -118,7 +127,8 @@ TEST_CASE("the current context stays as it was, whatever is called") {
 
 TEST_CASE("a capture goes on undisturbed while everything is used") {
   kit& g = kit::device(0);
-  for (auto mode : {CU_STREAM_CAPTURE_MODE_GLOBAL, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL, CU_STREAM_CAPTURE_MODE_RELAXED}) {
+  for (auto mode :
+       {CU_STREAM_CAPTURE_MODE_GLOBAL, CU_STREAM_CAPTURE_MODE_THREAD_LOCAL, CU_STREAM_CAPTURE_MODE_RELAXED}) {
     for (bool same_thread : {false, true}) {
       CAPTURE(static_cast<int>(mode));
       CAPTURE(same_thread);
@@ -127,12 +137,15 @@ TEST_CASE("a capture goes on undisturbed while everything is used") {
       current here(g);
       g.check(g.more.cuStreamBeginCapture(captured, mode), "begin");
       auto node = [&] {
-        CHECK(g.more.cuMemsetD8Async(reinterpret_cast<CUdeviceptr>(memory.get()), 1, 64, captured) == CUDA_SUCCESS);
+        CHECK(g.more.cuMemsetD8Async(reinterpret_cast<CUdeviceptr>(memory.get()), 1, 64, captured) ==
+              CUDA_SUCCESS);
       };
       node();
       auto use = [&] { use_everything(caller, [](char const*) {}); };
-      if (same_thread) use();
-      else std::thread(use).join();
+      if (same_thread)
+        use();
+      else
+        std::thread(use).join();
       node();
       CUgraph graph = nullptr;
       REQUIRE(g.more.cuStreamEndCapture(captured, &graph) == CUDA_SUCCESS);
@@ -190,6 +203,7 @@ TEST_CASE("the steady path makes nothing: no memory, no event, no stream, no reg
 TEST_CASE("a broken context is reported by the queue itself") { CHECK(run_role("fault") == 0); }
 TEST_CASE("a device that the application resets is survived") { CHECK(run_role("reset") == 0); }
 TEST_CASE("objects may live longer than main") { CHECK(run_role("at-exit") == 0); }
-TEST_CASE("a queue that can't be drained is given up after its limit, and nothing is freed under the device") {
+TEST_CASE(
+    "a queue that can't be drained is given up after its limit, and nothing is freed under the device") {
   CHECK(run_role("stuck") == 0);
 }

@@ -132,12 +132,14 @@ TEST_CASE_FIXTURE(fixture, "a stream that is being captured is refused, and its 
 
 TEST_CASE_FIXTURE(fixture, "streams and events that belong to no CUDA device are refused") {
   CHECK_THROWS_AS(queue->start_after(after(producer, device::host())), transfer_error);
-  CHECK_THROWS_AS(queue->start_after(after(static_cast<CUstream>(nullptr), device::cuda(99))), transfer_error);
+  CHECK_THROWS_AS(queue->start_after(after(static_cast<CUstream>(nullptr), device::cuda(99))),
+                  transfer_error);
   copy();
   REQUIRE(reaches(*queue, queue->mark()));
 }
 
-TEST_CASE("a copy after a stream of another GPU waits" * doctest::skip(memory::cuda::visible_devices().size() < 2)) {
+TEST_CASE("a copy after a stream of another GPU waits" *
+          doctest::skip(memory::cuda::visible_devices().size() < 2)) {
   fixture f;
   kit& other = kit::device(1);
   auto const pinned = other.allocate_pinned(words * 4);

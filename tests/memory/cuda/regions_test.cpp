@@ -21,7 +21,7 @@ errc import_error(memory::backend& backend, unique_fd handle, std::uint64_t byte
     (void)backend.import_region(std::move(handle), bytes, backend.uuid());
     return errc::ok;
   } catch (transfer_error const& error) {
-    MESSAGE(error.what());
+    MESSAGE(std::string(error.what()));
     return static_cast<errc>(error.code().value());
   }
 }
@@ -44,7 +44,8 @@ TEST_CASE("descriptors that are no device memory are refused as bad regions") {
   auto host = memory::host::make_backend()->make_region(1 << 20);
   CHECK(import_error(*backend, std::move(host.handle)) == errc::bad_region);
   CHECK(import_error(*backend, unique_fd(::eventfd(0, EFD_CLOEXEC))) == errc::bad_region);
-  CHECK(import_error(*backend, unique_fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0))) == errc::bad_region);
+  CHECK(import_error(*backend, unique_fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0))) ==
+        errc::bad_region);
   CHECK(import_error(*backend, unique_fd(::open("/", O_RDONLY | O_CLOEXEC))) == errc::bad_region);
   CHECK(import_error(*backend, unique_fd(::open("/dev/zero", O_RDWR | O_CLOEXEC))) == errc::bad_region);
   CHECK(import_error(*backend, unique_fd(::open("/dev/nvidiactl", O_RDWR | O_CLOEXEC))) == errc::bad_region);
@@ -91,7 +92,7 @@ TEST_CASE("too large a region says what was asked for and what is free, and leav
     (void)backend->make_region(bytes);
     FAIL("more memory than there is was given out");
   } catch (transfer_error const& error) {
-    MESSAGE(error.what());
+    MESSAGE(std::string(error.what()));
     CHECK(error.code() == errc::out_of_memory);
     CHECK(std::string(error.what()).find(std::to_string(bytes)) != std::string::npos);
     CHECK(std::string(error.what()).find("free") != std::string::npos);
@@ -117,7 +118,7 @@ TEST_CASE("devices that do not exist are refused with a reason") {
     (void)memory::cuda::make_backend(4096);
     FAIL("there is no such device");
   } catch (transfer_error const& error) {
-    MESSAGE(error.what());
+    MESSAGE(std::string(error.what()));
     CHECK(error.code() == errc::no_device);
   }
   CHECK_THROWS_AS(memory::cuda::make_backend(-1), transfer_error);
@@ -157,6 +158,13 @@ TEST_CASE("host rings are registered, a peer's read-only view too, and let go") 
       g.read(seen, target.get());
       CHECK(seen == content);
     }
+  }
+  {
+    auto const pin = backend->register_host(view);
+    memory::copy_op op;
+    op.from = target.get(), op.to = view->data(), op.bytes = 1000, op.from_where = device::cuda(0);
+    CHECK_THROWS_AS(queue->copy({&op, 1}), transfer_error); // and not a fault on the device
+    REQUIRE(reaches(*queue, queue->mark()));
   }
   CHECK(backend->register_host(nullptr) == nullptr);
   CHECK(backend->register_host(backend->make_region(4096).memory) == nullptr);

@@ -29,7 +29,8 @@ memory::copy_op device_copy(std::byte const* from, std::byte* to, std::uint64_t 
   return op;
 }
 
-// A kernel breaks the context while copies wait: the queue says so by itself, and everything can still be let go.
+// A kernel breaks the context while copies wait: the queue says so by itself, and everything can still be let
+// go.
 int fault() {
   kit& g = kit::device(0);
   auto backend = memory::cuda::make_backend(0);

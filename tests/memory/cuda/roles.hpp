@@ -7,4 +7,4 @@ namespace ropeway::testing {
 /// Plays it; 0 if all went as it should.
 int play(std::string const& role);
 
-}  // namespace ropeway::testing
+} // namespace ropeway::testing
