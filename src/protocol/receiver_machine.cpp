@@ -45,6 +45,12 @@ void receiver_machine::impl::finish_update() {
   if (closing && life == session::open) end_with_goodbye(errc::ok, closing_text);
 }
 
+void receiver_machine::impl::check_all_copied() {
+  if (!in_place || loaded_buckets != current.buckets) return;
+  say(all_copied{current.update});
+  go(stage::all_copied);
+}
+
 void receiver_machine::impl::end(errc code, std::string const& text) {
   if (life == session::over) return;
   if (running() && at != stage::draining)
@@ -173,15 +179,22 @@ void receiver_machine::manifest_bad(errc code, std::string text, time_point now)
   m.end_with_goodbye(code, one_line(text));
 }
 
-void receiver_machine::accept_update(time_point now) {
+void receiver_machine::accept_update(time_point now, bool by_hand) {
   impl& m = *impl_;
   move_clock(m.now, now);
   if (m.at != impl::stage::offered) return;
   m.say(accept{m.current.update});
   m.go(impl::stage::loading);
-  if (m.current.buckets != 0) return;
-  m.say(all_copied{m.current.update});
-  m.go(impl::stage::all_copied);
+  m.in_place = !by_hand;
+  m.check_all_copied();
+}
+
+void receiver_machine::in_place(time_point now) {
+  impl& m = *impl_;
+  move_clock(m.now, now);
+  if (m.at != impl::stage::loading) return;
+  m.in_place = true;
+  m.check_all_copied();
 }
 
 void receiver_machine::refuse_update(errc code, std::string text, time_point now) {
@@ -206,9 +219,8 @@ void receiver_machine::loaded(std::uint64_t seq, time_point now) {
   move_clock(m.now, now);
   if (m.at != impl::stage::loading || m.held.erase(seq) == 0) return;
   m.say(released{m.current.update, seq});
-  if (++m.loaded_buckets != m.current.buckets) return;
-  m.say(all_copied{m.current.update});
-  m.go(impl::stage::all_copied);
+  ++m.loaded_buckets;
+  m.check_all_copied();
 }
 
 void receiver_machine::commit_done(time_point now) {

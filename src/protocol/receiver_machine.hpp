@@ -8,7 +8,7 @@
 //    slot numbers, a slot published again before its release, bytes against the manifest, commit before all_copied,
 //    begin while an update runs: each is errc::protocol_error, ends the session and tells the driver once.
 //  - `released` is said for a bucket exactly once, when the driver has said loaded(seq); all_copied when all buckets
-//    of the manifest were loaded and the embedder has accepted.
+//    of the manifest were loaded (and, where the embedder takes buckets itself, it has said that all is in place).
 //  - An abort from either side ends the update: the driver drains its copies, then `aborted` is said.
 //  - While the embedder or the copies work on an update, `alive` is said often enough for the sender's silence limit.
 #pragma once
@@ -83,7 +83,9 @@ class receiver_machine {
   void manifest_known(std::vector<std::uint64_t> bucket_bytes, time_point now);
   void manifest_unknown(time_point now);
   void manifest_bad(errc code, std::string text, time_point now);  ///< drops the session (errc::protocol_error)
-  void accept_update(time_point now);
+  /// With `by_hand`, all_copied waits for in_place() too: an embedder that takes buckets says itself when it is done.
+  void accept_update(time_point now, bool by_hand = false);
+  void in_place(time_point now);
   void refuse_update(errc code, std::string text, time_point now);
   void not_now_update(std::chrono::milliseconds retry, std::string text, time_point now);
   void loaded(std::uint64_t seq, time_point now);

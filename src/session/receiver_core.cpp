@@ -274,7 +274,7 @@ void receiver_core::post_commit(std::shared_ptr<load_operation> load, std::uniqu
           alive->give_up(load, aborted_by_caller(), errc::peer_aborted, "the receiver cancelled the update");
       });
     });
-    if (load->commit_ordered) self->commit(load);
+    self->machine_->in_place(clock::now());
     self->pump();
   });
 }
@@ -445,7 +445,7 @@ void receiver_core::accept(load_operation& load, load_operation::way how) {
   load.accepted_at = clock::now();
   if (options_.watched_by())
     options_.watched_by()->update_began(load.what.version, load.what.total_bytes, load.what.buckets);
-  machine_->accept_update(clock::now());
+  machine_->accept_update(clock::now(), how == load_operation::way::by_bucket);
 }
 
 /// Answers a waiting next_bucket if that is possible now.
@@ -767,8 +767,7 @@ void receiver_core::act(receive_action::bucket& action) {
 void receiver_core::act(receive_action::commit&) {
   auto const load = load_;
   if (!load) return;
-  if (load->how == load_operation::way::into || load->on_loaded) commit(load);
-  else load->commit_ordered = true;
+  commit(load);
 }
 
 void receiver_core::act(receive_action::abort& action) {

@@ -72,7 +72,6 @@ class load_operation : public std::enable_shared_from_this<load_operation> {
   std::uint32_t copies_in_flight = 0, held = 0, given = 0;
   std::uint64_t bytes_loaded = 0;
   std::deque<std::shared_ptr<held_bucket>> arrived;   // by bucket: not taken yet
-  bool commit_ordered = false;                        // the sender said commit
   std::optional<std::uint32_t> slots;                 // of the ring that buckets come from
   std::uint32_t ring = 0;
   std::error_code because;                            // why this side gave up, if not for an errc

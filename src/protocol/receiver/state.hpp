@@ -45,6 +45,7 @@ struct receiver_machine::impl {
   begin current;
   std::vector<std::uint64_t> bucket_bytes;
   std::uint32_t next_bucket = 0, loaded_buckets = 0;
+  bool in_place = true;                    ///< the embedder has nothing more to do before all_copied
   std::uint64_t last_seq = 0;
   std::map<std::uint64_t, held_slot> held; ///< by seq: published, not yet released
 
@@ -87,6 +88,7 @@ struct receiver_machine::impl {
   void stop(errc code, std::string const& text, bool by_peer, last_word word);
   void give_up(errc code, std::string const& text);
   void finish_update();
+  void check_all_copied();
   void end(errc code, std::string const& text);
   void end_with_goodbye(errc code, std::string const& text);
   void violated(std::string const& text) { end_with_goodbye(errc::protocol_error, text); }
