@@ -8,21 +8,14 @@ namespace ropeway {
 
 std::string header_listener::subject() const {
   switch (place_) {
-  case place::nothing:
-    return "the header";
-  case place::top:
-    return name_ == "__metadata__" ? "__metadata__" : "tensor " + in_quotes(name_);
-  case place::metadata:
-    return "__metadata__ member " + in_quotes(key_);
-  case place::dtype:
-    return "dtype of tensor " + in_quotes(name_);
-  case place::dims:
-    return "shape of tensor " + in_quotes(name_);
-  case place::offsets:
-    return "data_offsets of tensor " + in_quotes(name_);
+  case place::nothing: return "the header";
+  case place::top: return name_ == "__metadata__" ? "__metadata__" : "tensor " + in_quotes(name_);
+  case place::metadata: return "__metadata__ member " + in_quotes(key_);
+  case place::dtype: return "dtype of tensor " + in_quotes(name_);
+  case place::dims: return "shape of tensor " + in_quotes(name_);
+  case place::offsets: return "data_offsets of tensor " + in_quotes(name_);
   case place::entry:
-  case place::foreign:
-    break;
+  case place::foreign: break;
   }
   return "tensor " + in_quotes(name_);
 }
@@ -41,9 +34,7 @@ void header_listener::unexpected(std::string_view what) const {
 
 void header_listener::begin_object() {
   switch (place_) {
-  case place::nothing:
-    place_ = place::top;
-    return;
+  case place::nothing: place_ = place::top; return;
   case place::top:
     if (name_ == "__metadata__") {
       place_ = place::metadata;
@@ -55,11 +46,8 @@ void header_listener::begin_object() {
     has_dtype_ = has_dims_ = has_offsets_ = false;
     members_.clear();
     return;
-  case place::foreign:
-    ++foreign_depth_;
-    return;
-  default:
-    unexpected("an object");
+  case place::foreign: ++foreign_depth_; return;
+  default: unexpected("an object");
   }
 }
 
@@ -123,8 +111,7 @@ void header_listener::key(std::string&& text) {
                                       : place::foreign;
     foreign_depth_ = 0;
     return;
-  default:
-    return; // inside something foreign
+  default: return; // inside something foreign
   }
 }
 

@@ -19,8 +19,10 @@ transfer_error system_failure(int number, std::filesystem::path const& path, std
   return transfer_error(std::error_code(number, std::system_category()), label(path) + ": " + what);
 }
 
-input_file::input_file(std::filesystem::path path)
-    : path_(std::move(path)), absolute_(std::filesystem::absolute(path_)) {
+input_file::input_file(std::filesystem::path path) : path_(std::move(path)) {
+  std::error_code no_directory; // then the relative name has to do
+  absolute_ = std::filesystem::absolute(path_, no_directory);
+  if (no_directory) absolute_ = path_;
   // O_NONBLOCK: opening a pipe must not wait for its writer. Regular files ignore it.
   fd_.reset(::open(path_.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY));
   if (!fd_) throw system_failure(errno, path_, "can't open the checkpoint");

@@ -39,8 +39,12 @@ std::filesystem::path unused_name(std::filesystem::path const& beside, Make make
 output_file::output_file(std::filesystem::path path, std::uint64_t size)
     : path_(std::move(path)), directory_(path_.has_parent_path() ? path_.parent_path() : ".") {
   struct stat status {};
-  if (!path_.has_filename() || (::stat(path_.c_str(), &status) == 0 && S_ISDIR(status.st_mode)))
+  bool const exists = ::stat(path_.c_str(), &status) == 0;
+  if (!path_.has_filename() || (exists && S_ISDIR(status.st_mode)))
     throw system_failure(EISDIR, path_, "can't write a checkpoint there");
+  if (exists && !S_ISREG(status.st_mode)) // a rename would put a file in the place of, say, /dev/null
+    throw transfer_error(errc::invalid_argument,
+                         label(path_) + ": is no regular file and will not be replaced");
   open_nameless();
   if (!fd_) open_named();
   try {

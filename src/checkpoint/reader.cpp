@@ -7,12 +7,9 @@ namespace ropeway {
 
 std::string_view to_string(io_backend backend) noexcept {
   switch (backend) {
-  case io_backend::automatic:
-    return "automatic";
-  case io_backend::io_uring:
-    return "io_uring";
-  case io_backend::pread:
-    return "pread";
+  case io_backend::automatic: return "automatic";
+  case io_backend::io_uring: return "io_uring";
+  case io_backend::pread: return "pread";
   }
   return "unknown";
 }

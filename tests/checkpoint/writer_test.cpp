@@ -4,6 +4,7 @@
 #include <csignal>
 #include <fcntl.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -218,6 +219,8 @@ TEST_CASE("places where no file can be are refused by the system's error") {
   CHECK(code(here.path()) == std::errc::is_a_directory);
   write_file(here / "file", "");
   CHECK(code(here / "file/x.safetensors") == std::errc::not_a_directory);
+  REQUIRE(::mkfifo((here / "pipe").c_str(), 0600) == 0);
+  CHECK(code(here / "pipe") == errc::invalid_argument);
 }
 
 TEST_CASE("a file size limit is a clear error at once and leaves nothing") {
