@@ -400,7 +400,7 @@ void receiver_core::stop_connecting() {
 
 void receiver_core::connect_failed(failure error) {
   connecting_ = false;
-  session_end_ = error;
+  session_end_ = failure(errc::not_open, "there is no session; connect first");
   if (link_) link_->close();
   link_.reset();
   if (machine_ && !pumping_) machine_.reset();
@@ -777,7 +777,13 @@ void receiver_core::act(receive_action::abort& action) {
     return;
   }
   load->aborting = true;
-  if (!load->error) load->error = failure(transfer_error(action.code, action.text).peer_words(action.text));
+  if (!load->error && action.by_peer && action.code != errc::group_incomplete) {
+    // Why, in its words; what it is for this side is always the same.
+    transfer_error error(errc::peer_aborted, "the sender gave version " + std::to_string(load->what.version) + " up: " + action.text);
+    load->error = failure(error.peer_words(action.text));
+  } else if (!load->error) {
+    load->error = failure(transfer_error(action.code, action.text).peer_words(action.text));
+  }
   if (unclaimed_) {
     load->over = true;
     load_.reset();

@@ -335,10 +335,6 @@ void sender_core::begin(std::shared_ptr<send_operation> const& operation) {
 
   if (options_.watched_by()) options_.watched_by()->update_began(report.version, report.bytes, report.buckets);
   machine_.begin_update(std::move(facts), clock::now());
-  if (operation->on_started) {
-    operation->on_started->complete({}, sending(operation));
-    operation->on_started.reset();
-  }
   pump();
 }
 
@@ -352,16 +348,38 @@ void sender_core::give_up(std::error_code code, errc on_wire, std::string text) 
   pump();
 }
 
+namespace {
+
+struct delivery {
+  source_tensor tensor;
+  std::exception_ptr error;
+};
+
+/// As a value: the operator || waits for the first success, so an exception would wait for the timer.
+awaitable<delivery> try_next(tensor_source& source, std::uint32_t index) {
+  delivery result;
+  try {
+    result.tensor = co_await source.next(index);
+  } catch (...) {
+    result.error = std::current_exception();
+  }
+  co_return result;
+}
+
+}  // namespace
+
 awaitable<source_tensor> sender_core::next_tensor(std::shared_ptr<sender_core> self, tensor_source& source,
                                                   std::uint32_t index) {
   using namespace compat::awaitable_operators;
   asio::steady_timer limit(self->strand_, self->options_.source_limit());
-  auto first = co_await (source.next(index) || limit.async_wait(use_awaitable));
+  auto first = co_await (try_next(source, index) || limit.async_wait(use_awaitable));
   if (first.index() == 1)
     throw transfer_error(errc::source_failed,
                          "the source did not deliver its next tensor within " +
                              std::to_string(self->options_.source_limit().count()) + " ms");
-  co_return std::get<0>(std::move(first));
+  delivery made = std::get<0>(std::move(first));
+  if (made.error) std::rethrow_exception(made.error);
+  co_return std::move(made.tensor);
 }
 
 namespace {
@@ -476,7 +494,6 @@ void sender_core::settle() {
 void sender_core::complete(std::shared_ptr<send_operation> const& operation) {
   if (operation->over) return;
   operation->over = true;
-  if (current_ == operation) current_.reset();
   auto& report = operation->report;
   report.total = since(operation->called);
   auto const committed = report.count(outcome::committed);
@@ -495,6 +512,8 @@ void sender_core::complete(std::shared_ptr<send_operation> const& operation) {
       }
     operation->error = failure(error);
   }
+  announced();
+  current_.reset();
   if (options_.watched_by()) options_.watched_by()->update_ended(operation->version, !operation->error);
   for (auto& waiting : std::exchange(operation->on_source_free, {})) {
     auto const error = operation->source_is_free ? failure() : operation->error;
@@ -614,6 +633,7 @@ void sender_core::act(send_action::say& action) {
   auto const found = peers_.find(action.to);
   if (found == peers_.end()) return;
   auto& link = *found->second.link;
+  if (std::holds_alternative<protocol::begin>(action.what)) announced();
   if (auto* const offer = std::get_if<ring>(&action.what)) {
     auto const& memory = rings_.at(offer->id);
     offer->on_device = offer->id == host_ring ? 0 : 1;
@@ -629,6 +649,14 @@ void sender_core::act(send_action::say& action) {
     return link.say(action.what, layout->carrier.handle.get(), layout);
   }
   link.say(action.what);
+}
+
+/// The running update is known to a receiver, or over without one.
+void sender_core::announced() {
+  if (!current_->on_started) return;
+  auto const started = std::exchange(current_->on_started, nullptr);
+  auto const& error = current_->error;
+  started->complete(error, error ? sending() : sending(current_));
 }
 
 /// Makes the sealed memory that carries a layout's manifest; gives the update up if there is no memory for it.

@@ -118,6 +118,7 @@ class sender_core : public std::enable_shared_from_this<sender_core> {
   void fail_begin(std::shared_ptr<send_operation> const& operation, failure error);
   void complete(std::shared_ptr<send_operation> const& operation);
 
+  void announced();
   void pump();
   void arm_deadline();
   void wake_waiters();

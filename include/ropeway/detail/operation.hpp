@@ -6,6 +6,7 @@
 #include <asio/associated_executor.hpp>
 #include <asio/async_result.hpp>
 #include <asio/cancellation_type.hpp>
+#include <asio/dispatch.hpp>
 #include <asio/executor_work_guard.hpp>
 #include <asio/post.hpp>
 #include <functional>
@@ -100,7 +101,9 @@ class handler_completion final : public completion<T> {
       if constexpr (std::is_same_v<T, nothing>) std::move(handler)(take(std::move(error)));
       else std::move(handler)(take(std::move(error)), std::move(result));
     };
-    asio::post(target, std::move(deliver));
+    // Off the session's strand first; then where the handler belongs, without a second hop if that is here.
+    auto hand_over = [target, deliver = std::move(deliver)]() mutable { asio::dispatch(target, std::move(deliver)); };
+    asio::post(io_work_.get_executor(), std::move(hand_over));
     work_.reset();
     io_work_.reset();
   }
