@@ -82,6 +82,7 @@ class on_the_fly final : public tensor_source {
     ++runs_;
     return whole_.specs();
   }
+  device where() const override { return memory_->where(); }
   awaitable<source_tensor> next(std::uint32_t index) override {
     auto const executor = co_await asio::this_coro::executor;
     co_await asio::post(executor, use_awaitable);

@@ -39,7 +39,7 @@ std::vector<tensor_view> strided_views(model const& source) {
 /// The nearest value that `digits` binary digits and exponents from `lowest` up can hold, ties to even,
 /// worked out in doubles, where both neighbours are exact: nothing in common with the bit tricks under test.
 double nearest(double x, int digits, int lowest) {
-  if (x == 0) return x;
+  if (x == 0 || std::isinf(x)) return x;
   int const exponent = std::max(std::ilogb(x), lowest);
   double const quantum = std::ldexp(1.0, exponent - (digits - 1));
   return std::nearbyint(x / quantum) * quantum;

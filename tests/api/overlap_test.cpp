@@ -1,0 +1,223 @@
+// Packing one bucket while another is loaded, and waiting out the copies that were queued: on devices whose
+// copies take the time that the test says, or finish when it says so. Part of ropeway; Apache-2.0.
+#include <asio/io_context.hpp>
+#include <chrono>
+
+#include "line.hpp"
+#include "sources.hpp"
+#include "support/co_test.hpp"
+#include "support/scripted_backend.hpp"
+
+using namespace ropeway;
+using namespace ropeway::testing;
+using namespace std::chrono_literals;
+
+namespace {
+
+std::vector<tensor_info> layers(std::size_t count = 10) {
+  std::vector<tensor_info> specs;
+  for (std::size_t i = 0; i < count; ++i) specs.push_back({"layer." + std::to_string(i), dtype::f32, {1024}});
+  return specs;
+}
+constexpr std::uint64_t one_layer = 4 * kib;
+
+/// Both sides' devices on one script.
+struct stage {
+  std::shared_ptr<script> when = std::make_shared<script>();
+  std::shared_ptr<scripted_devices> trainer = std::make_shared<scripted_devices>(when);
+  std::shared_ptr<scripted_devices> server = std::make_shared<scripted_devices>(when);
+  setting with(std::uint32_t slots, std::size_t receivers = 1) const {
+    setting how = host_setting(receivers, slots);
+    how.how.devices = trainer;
+    for (auto& lane : how.how.into) lane.devices = server;
+    return how;
+  }
+};
+
+/// The clock's time that an update of ten buckets takes, after one that made everything that is made once.
+std::chrono::nanoseconds ten_buckets(std::uint32_t slots) {
+  deadline_guard const guard(patient(30s));
+  stage devices;
+  auto const each_takes = [](device, std::span<memory::copy_op const> ops) {
+    return ops.empty() ? 0ns : std::chrono::nanoseconds(50ms);
+  };
+  asio::io_context io(1);
+  std::optional<line> over(std::in_place, io.get_executor(), devices.with(slots), quick_sender(one_layer));
+  model source(host_memory(), layers(), 1), held(host_memory(), source.specs(), 0);
+  std::vector<destinations> into;
+  into.push_back(held.into());
+  auto const run = [&](auto work) {
+    auto running = beside(io.get_executor(), std::move(work));
+    bool const ended = run_script(io, *devices.when, [&] { return running.done(); });
+    CHECK(ended);
+  };
+  run(over->connect());
+  run(deliver(*over, 1, source.views(), into));
+  devices.trainer->cost(each_takes);
+  devices.server->cost(each_takes);
+  devices.when->set(script::pace::timed);
+  auto const started = devices.when->now();
+  source.fill(2);
+  run(deliver(*over, 2, source.views(), into));
+  auto const took = devices.when->now() - started;
+  CHECK(difference(source.images(), held) == "");
+  CHECK(over->receiver().version() == 2);
+  devices.when->set(script::pace::immediate);
+  run(over->close());
+  over.reset();
+  io.restart();
+  io.run();
+  return took;
+}
+
+/// Ends of operations are held back until their copies have finished: the memory may be freed then, not
+/// earlier.
+enum class ender { send_cancelled, load_cancelled, send_deadline };
+
+void copies_are_waited_out(ender what) {
+  deadline_guard const guard(patient(30s));
+  stage devices;
+  asio::io_context io(1);
+  auto options = quick_sender(one_layer);
+  std::optional<line> over(std::in_place, io.get_executor(), devices.with(2), options);
+  auto source = std::make_unique<model>(host_memory(), layers(), 1);
+  auto held = std::make_unique<model>(host_memory(), source->specs(), 0);
+  auto into = held->into();
+  auto connected = beside(io.get_executor(), over->connect());
+  CHECK(run_script(io, *devices.when, [&] { return connected.done(); }));
+  devices.when->set(script::pace::held);
+  auto load = beside(io.get_executor(), load_next(over->receiver(), into));
+  auto send = beside(io.get_executor(), over->sender().send_weights(1, source->views()));
+
+  auto const run_until = [&](auto done) {
+    for (int quiet = 0; !done() && quiet < 200;) {
+      io.restart();
+      quiet = io.poll() > 0 ? 0 : quiet + 1;
+      if (quiet) io.run_one_for(1ms);
+    }
+  };
+  auto const reads = [&] {
+    for (std::size_t i = 0; i < source->size(); ++i)
+      if (devices.when->touches(source->view(i).data(), one_layer)) return true;
+    return false;
+  };
+  auto const writes = [&] {
+    for (std::size_t i = 0; i < held->size(); ++i)
+      if (devices.when->touches(held->target(i).data(), one_layer)) return true;
+    return false;
+  };
+  run_until(reads);
+  CHECK(reads());
+  if (what == ender::load_cancelled) {
+    // Pack the first bucket, so that the receiver starts to load it.
+    while (!writes()) {
+      if (!devices.when->finish_next()) break;
+      run_until(writes);
+    }
+    CHECK(writes());
+    load.cancel();
+    run_until([&] { return load.done(); });
+    CHECK_FALSE(load.done()); // its copy is still queued
+    CHECK(writes());
+  } else {
+    send.cancel();
+    run_until([&] { return send.done(); });
+    CHECK_FALSE(send.done());
+    CHECK(reads());
+  }
+  devices.when->finish_all();
+  devices.when->set(script::pace::immediate);
+  devices.when->finish_all();
+  run_until([&] { return load.done() && send.done(); });
+  CHECK(load.done());
+  CHECK(send.done());
+  CHECK_FALSE(reads());
+  CHECK_FALSE(writes());
+  source.reset();
+  held.reset();
+  auto closed = beside(io.get_executor(), over->close());
+  run_until([&] { return closed.done(); });
+  CHECK(closed.done());
+  over.reset();
+  io.restart();
+  io.run();
+}
+
+} // namespace
+
+TEST_CASE("packing overlaps loading: two slots need less than 0.65 of the time of one") {
+  auto const one = ten_buckets(1), two = ten_buckets(2), three = ten_buckets(3);
+  INFO("one " << one.count() << " two " << two.count() << " three " << three.count());
+  CHECK(one >= 10 * 100ms);
+  CHECK(double(two.count()) < 0.65 * double(one.count()));
+  CHECK(three <= two);
+  CHECK(two >= 10 * 50ms);
+}
+
+TEST_CASE("a cancelled operation ends only after the copies that it queued") {
+  for (auto what : {ender::send_cancelled, ender::load_cancelled}) {
+    INFO("way " << int(what));
+    copies_are_waited_out(what);
+  }
+}
+
+static awaitable<void> device_fails(setting how, std::shared_ptr<scripted_devices> where, bool trainers) {
+  model source(host_memory(), layers(), 1), held(host_memory(), source.specs(), 0);
+  line over(co_await asio::this_coro::executor, how, quick_sender(one_layer));
+  co_await over.connect();
+  auto into = held.into();
+  // After the first copies of the update.
+  where->fail(scripted_devices::call::copy, errc::device_failed, 3);
+  auto load = beside(over.executor(), load_next(over.receiver(), into));
+  auto const sent = co_await try_to(over.sender().send_weights(1, source.views()));
+  auto const loaded = co_await load.join();
+  CHECK_FALSE(loaded.ok());
+  CHECK(into.torn());
+  if (trainers) {
+    CHECK(sent.error == make_error_code(errc::device_failed));
+    CHECK(loaded.error == make_error_code(errc::peer_aborted));
+  } else {
+    CHECK(sent.error == make_error_code(errc::too_few_receivers));
+    if (sent.report) CHECK(outcomes(*sent.report) == "failed");
+    CHECK(loaded.error == make_error_code(errc::device_failed));
+  }
+  std::vector<destinations> again;
+  again.push_back(std::move(into));
+  send_report const second = co_await deliver(over, 2, source.views(), again);
+  CHECK(outcomes(second) == "committed");
+  CHECK(difference(source.images(), held) == "");
+  co_await over.close();
+}
+
+TEST_CASE("a copy that the device refuses: that side says so, the other hears it, the next update works") {
+  for (bool trainers : {true, false}) {
+    INFO((trainers ? "the trainer's device" : "the server's device"));
+    stage const devices;
+    auto const how = devices.with(2);
+    run_to_end([&] { return device_fails(how, trainers ? devices.trainer : devices.server, trainers); });
+  }
+}
+
+static awaitable<void> no_memory(setting how, std::shared_ptr<scripted_devices> where) {
+  model source(host_memory(), layers(), 1);
+  line over(co_await asio::this_coro::executor, how, quick_sender(one_layer));
+  co_await over.connect();
+  where->fail(scripted_devices::call::make_region, errc::out_of_memory);
+  auto load = beside(over.executor(), announced(over.receiver()));
+  auto const sent = co_await try_to(over.sender().send_weights(1, source.views()));
+  CHECK(sent.error == make_error_code(errc::out_of_memory));
+  load.cancel();
+  co_await load.join();
+  model held(host_memory(), source.specs(), 0);
+  std::vector<destinations> into;
+  into.push_back(held.into());
+  send_report const second = co_await deliver(over, 2, source.views(), into);
+  CHECK(outcomes(second) == "committed");
+  co_await over.close();
+}
+
+TEST_CASE("no memory for the ring: the send says how it is, and works once there is memory") {
+  stage const devices;
+  auto const how = devices.with(2);
+  run_to_end([&] { return no_memory(how, devices.trainer); });
+}
