@@ -82,6 +82,7 @@ class receive_run {
 
   awaitable<void> follow() {
     std::string given_up;
+    watch_.line("waiting for the sender at " + arguments_.socket);
     co_await receiver_.connect(arguments_.socket);
     watch_.line("connected to " + arguments_.socket);
     while (!arguments_.versions || received.size() < *arguments_.versions) {

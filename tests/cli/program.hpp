@@ -1,0 +1,43 @@
+// Runs the `ropeway` program as a person would, and keeps what it says. Part of ropeway; Apache-2.0.
+#pragma once
+#include <sys/types.h>
+
+#include <chrono>
+#include <string>
+#include <vector>
+
+namespace ropeway::testing {
+
+struct ended {
+  int status =
+      -1; ///< its exit status; 128 and the signal's number if one killed it; -1 if it had to be killed
+  std::string out, err;
+  /// What it complained of: the lines of `err` that begin with the program's name.
+  std::vector<std::string> complaints() const;
+};
+
+/// A running program; killed if it still runs at the end.
+class program {
+ public:
+  /// `arguments` follow the program's name. ROPEWAY_PROGRAM says where it lies.
+  explicit program(std::vector<std::string> const& arguments);
+  program(program&&) noexcept;
+  ~program();
+
+  void signal(int number) const;
+  /// Until its standard error holds `text`; throws after `limit`, or if it ended before.
+  void wait_for(std::string const& text, std::chrono::seconds limit = std::chrono::seconds(60)) const;
+  /// Its end, killing it after `limit`.
+  ended wait(std::chrono::seconds limit = std::chrono::seconds(60));
+
+ private:
+  bool gone(int& status) const;
+  std::string out_, err_;
+  mutable pid_t pid_ = -1;
+  mutable int status_ = 0;
+};
+
+/// Runs it to its end.
+ended run(std::vector<std::string> const& arguments);
+
+} // namespace ropeway::testing

@@ -1,0 +1,390 @@
+// The program from outside: what it does, says, leaves behind, and how it ends. Part of ropeway; Apache-2.0.
+#include <doctest/doctest.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <boost/json.hpp>
+#include <csignal>
+#include <cstring>
+#include <fstream>
+#include <map>
+#include <set>
+#include <numeric>
+
+#include "program.hpp"
+#include "ropeway/checkpoint.hpp"
+#include "ropeway/checkpoint_writer.hpp"
+#include "support/scratch.hpp"
+
+using namespace ropeway;
+using testing::ended;
+using testing::program;
+using testing::scratch;
+
+namespace {
+
+using strings = std::vector<std::string>;
+
+std::vector<tensor_info> const small{
+    {"embed.weight", dtype::f32, {1000, 33}}, {"layers.0.w", dtype::bf16, {129, 257}},
+    {"layers.0.flags", dtype::boolean, {7}},  {"layers.1.scale", dtype::f16, {}},
+    {"layers.1.none", dtype::i64, {0, 4}},    {"layers.1.w", dtype::u8, {70001}}};
+
+std::byte byte_of(std::size_t tensor, std::size_t at) {
+  return static_cast<std::byte>((tensor * 131 + at * 7 + at / 251) & 0xff);
+}
+
+void write_checkpoint(std::string const& path, std::vector<tensor_info> const& infos = small) {
+  checkpoint_writer writer(path, infos);
+  for (std::size_t i = 0; i < infos.size(); ++i) {
+    std::vector<std::byte> bytes(*byte_size(infos[i].type, infos[i].dims));
+    for (std::size_t at = 0; at < bytes.size(); ++at) bytes[at] = byte_of(i, at);
+    writer.write(i, 0, bytes);
+  }
+  writer.commit();
+}
+
+/// Name, dtype, shape and bytes of each tensor, by name.
+std::map<std::string, std::string> contents(std::string const& path) {
+  auto const opened = checkpoint::open(path);
+  checkpoint_reader reader(opened);
+  std::map<std::string, std::string> out;
+  for (std::size_t i = 0; i < opened.tensors().size(); ++i) {
+    auto const& stored = opened.tensors()[i];
+    std::vector<std::byte> bytes(stored.bytes);
+    reader.read(i, 0, bytes);
+    auto& text = out[stored.info.name];
+    text = std::string(name(stored.info.type)) + to_string(stored.info.dims);
+    text.append(reinterpret_cast<char const*>(bytes.data()), bytes.size());
+  }
+  return out;
+}
+
+/// It ended with this status, and said one line of complaint, which holds these words.
+void check_complaint(ended const& result, int status, strings const& words) {
+  INFO(result.err);
+  CHECK(result.status == status);
+  auto const lines = result.complaints();
+  CHECK(lines.size() == 1);
+  if (lines.size() != 1) return;
+  for (auto const& word : words) CHECK_MESSAGE(lines.front().find(word) != std::string::npos, word);
+}
+
+boost::json::object report_of(ended const& result) {
+  INFO(result.err);
+  boost::system::error_code wrong;
+  auto const value = boost::json::parse(result.out, wrong);
+  CHECK_MESSAGE(!wrong, result.out);
+  CHECK(result.out.find('\n') == result.out.size() - 1);
+  return wrong ? boost::json::object() : value.as_object();
+}
+
+/// A directory in which nobody can make files, root neither.
+class unwritable {
+ public:
+  explicit unwritable(std::string path) : path_(std::move(path)) {
+    if (geteuid() != 0) {
+      ::mkdir(path_.c_str(), 0500);
+      return;
+    }
+    ::mkdir(path_.c_str(), 0700);
+    mounted_ = ::mount("none", path_.c_str(), "tmpfs", MS_RDONLY, "mode=0700,size=4k") == 0;
+    // Without the right to mount: procfs takes no files from anybody.
+    if (!mounted_) path_ = "/proc/self";
+  }
+  ~unwritable() {
+    if (mounted_) ::umount(path_.c_str());
+  }
+  std::string const& path() const { return path_; }
+
+ private:
+  std::string path_;
+  bool mounted_ = false;
+};
+
+} // namespace
+
+TEST_CASE("two receivers get every version, and all three processes compute the same digests") {
+  scratch const place;
+  auto const checkpoint = place.file("model.safetensors"), socket = place.file("s.sock");
+  write_checkpoint(checkpoint);
+  program sender({"send", checkpoint, "--socket", socket, "--versions", "3", "--receivers", "2", "--bucket",
+                  "64K", "--json"});
+  program first({"receive", "--socket", socket, "--name", "first", "--json"});
+  program second({"receive", "--socket", socket, "--name", "second", "--json", "--versions", "3"});
+  auto const sent = sender.wait();
+  auto const one = first.wait(), two = second.wait();
+  CHECK(sent.status == 0);
+  CHECK(one.status == 0);
+  CHECK(two.status == 0);
+  auto const versions = report_of(sent).at("versions").as_array();
+  auto const held_one = report_of(one).at("versions").as_array();
+  auto const held_two = report_of(two).at("versions").as_array();
+  REQUIRE(versions.size() == 3);
+  REQUIRE(held_one.size() == 3);
+  REQUIRE(held_two.size() == 3);
+  std::set<boost::json::string> digests;
+  for (std::size_t i = 0; i < 3; ++i) {
+    CHECK(versions[i].at("version") == i + 1);
+    CHECK(held_one[i].at("version") == i + 1);
+    CHECK(versions[i].at("digest") == held_one[i].at("digest"));
+    CHECK(versions[i].at("digest") == held_two[i].at("digest"));
+    CHECK(versions[i].at("tensors") == 6);
+    CHECK(versions[i].at("receivers").as_array().size() == 2);
+    for (auto const& receiver : versions[i].at("receivers").as_array()) {
+      CHECK(receiver.at("outcome") == "committed");
+      CHECK(receiver.at("route") == "host");
+    }
+    digests.insert(versions[i].at("digest").as_string());
+  }
+  CHECK(digests.size() == 3);
+  CHECK(place.entries() == strings{"model.safetensors"});
+}
+
+TEST_CASE("a file that was received holds the tensors that were sent, byte by byte") {
+  scratch const place;
+  auto const checkpoint = place.file("model.safetensors"), socket = place.file("s.sock"),
+             out = place.file("out.safetensors");
+  write_checkpoint(checkpoint);
+  program sender({"send", checkpoint, "--socket", socket, "--bucket", "64K"});
+  program receiver({"receive", "--socket", socket, "--out", out});
+  auto const sent = sender.wait(), received = receiver.wait();
+  CHECK_MESSAGE(sent.status == 0, sent.err);
+  CHECK_MESSAGE(received.status == 0, received.err);
+  CHECK(contents(out) == contents(checkpoint));
+  CHECK(sent.out.find("committed") != std::string::npos);
+  CHECK(received.out.find("digest") != std::string::npos);
+}
+
+TEST_CASE("of several versions the file holds the last") {
+  scratch const place;
+  auto const checkpoint = place.file("model.safetensors"), socket = place.file("s.sock"),
+             out = place.file("out.safetensors");
+  write_checkpoint(checkpoint);
+  program sender({"send", checkpoint, "--socket", socket, "--versions", "2", "--slots", "1"});
+  program receiver({"receive", "--socket", socket, "--out", out});
+  CHECK(sender.wait().status == 0);
+  CHECK(receiver.wait().status == 0);
+  auto wanted = contents(checkpoint);
+  auto const got = contents(out);
+  CHECK(got != wanted);
+  // Version 2: the first byte of every element, XORed with 1.
+  auto& tensor = wanted.at("layers.1.w");
+  for (std::size_t i = tensor.size() - 70001; i < tensor.size(); ++i)
+    tensor[i] = static_cast<char>(tensor[i] ^ 1);
+  CHECK(got.at("layers.1.w") == tensor);
+}
+
+TEST_CASE("a receiver that is there first waits for the sender") {
+  scratch const place;
+  auto const checkpoint = place.file("model.safetensors"), socket = place.file("s.sock");
+  write_checkpoint(checkpoint);
+  program receiver({"receive", "--socket", socket, "--connect-limit", "60"});
+  program sender({"send", checkpoint, "--socket", socket});
+  CHECK(receiver.wait().status == 0);
+  CHECK(sender.wait().status == 0);
+}
+
+TEST_CASE("without digests there are none in the report") {
+  scratch const place;
+  auto const checkpoint = place.file("model.safetensors"), socket = place.file("s.sock");
+  write_checkpoint(checkpoint);
+  program sender({"send", checkpoint, "--socket", socket, "--no-digest", "--json"});
+  program receiver({"receive", "--socket", socket, "--no-digest", "--json", "--quiet"});
+  auto const received = receiver.wait();
+  CHECK(report_of(sender.wait()).at("versions").at(0).at("digest").is_null());
+  CHECK(report_of(received).at("versions").at(0).at("digest").is_null());
+  CHECK(received.err == "");
+}
+
+TEST_CASE("inspect shows every tensor, as a table and as JSON") {
+  scratch const place;
+  auto const checkpoint = place.file("model.safetensors");
+  write_checkpoint(checkpoint);
+  auto const table = testing::run({"inspect", checkpoint});
+  CHECK(table.status == 0);
+  for (auto const& info : small) CHECK(table.out.find(info.name) != std::string::npos);
+  CHECK(table.out.find("[129, 257]") != std::string::npos);
+  auto const json = report_of(testing::run({"inspect", checkpoint, "--json"}));
+  CHECK(json.at("tensors").as_array().size() == small.size());
+  CHECK(json.at("bytes") == 132000 + 66306 + 7 + 2 + 70001);
+  CHECK(testing::run({"inspect", place.file(".")}).status == 0);
+}
+
+TEST_CASE("a file that is no safetensors, or only the beginning of one, is bad data") {
+  scratch const place;
+  auto const checkpoint = place.file("model.safetensors"), text = place.file("text"),
+             socket = place.file("s.sock");
+  write_checkpoint(checkpoint);
+  std::ofstream(text) << "this is a letter and no checkpoint at all\n";
+  std::filesystem::resize_file(checkpoint, std::filesystem::file_size(checkpoint) - 1);
+  auto const before = place.entries();
+  for (auto const& file : {checkpoint, text}) {
+    check_complaint(testing::run({"inspect", file}), 4, {file});
+    check_complaint(testing::run({"send", file, "--socket", socket}), 4, {file});
+    auto const json = testing::run({"send", file, "--socket", socket, "--json"});
+    check_complaint(json, 4, {file});
+    CHECK(report_of(json).at("exit") == 4);
+  }
+  check_complaint(testing::run({"inspect", place.file("missing")}), 5, {"missing", "No such file"});
+  CHECK(place.entries() == before);
+}
+
+TEST_CASE("a socket path that is a directory is refused, and stays what it is") {
+  scratch const place;
+  auto const checkpoint = place.file("model.safetensors"), directory = place.file("d");
+  write_checkpoint(checkpoint);
+  ::mkdir(directory.c_str(), 0700);
+  auto const before = place.entries();
+  check_complaint(testing::run({"send", checkpoint, "--socket", directory}), 5, {directory});
+  check_complaint(testing::run({"receive", "--socket", directory, "--connect-limit", "1"}), 5, {directory});
+  CHECK(place.entries() == before);
+  CHECK(std::filesystem::is_empty(directory));
+}
+
+TEST_CASE("a socket path that is too long is named as such") {
+  scratch const place;
+  auto const checkpoint = place.file("model.safetensors");
+  write_checkpoint(checkpoint);
+  check_complaint(testing::run({"send", checkpoint, "--socket", place.file(std::string(120, 'x'))}), 5,
+                  {"long"});
+}
+
+TEST_CASE("a directory that can't be written to is named before anything is received or sent") {
+  scratch const place;
+  auto const checkpoint = place.file("model.safetensors");
+  write_checkpoint(checkpoint);
+  unwritable const closed(place.file("closed"));
+  check_complaint(testing::run({"send", checkpoint, "--socket", closed.path() + "/s.sock"}), 5,
+                  {closed.path()});
+  check_complaint(
+      testing::run({"receive", "--socket", place.file("s.sock"), "--out", closed.path() + "/o.safetensors"}),
+      5, {closed.path()});
+  check_complaint(testing::run({"receive", "--socket", place.file("s.sock"), "--out", place.file(".")}), 5,
+                  {});
+}
+
+TEST_CASE("a sender without receivers gives up at its deadline") {
+  scratch const place;
+  auto const checkpoint = place.file("model.safetensors"), socket = place.file("s.sock");
+  write_checkpoint(checkpoint);
+  check_complaint(testing::run({"send", checkpoint, "--socket", socket, "--wait", "0.2"}), 3, {});
+  CHECK(place.entries() == strings{"model.safetensors"});
+}
+
+TEST_CASE("a receiver without a sender gives up at its deadline") {
+  scratch const place;
+  check_complaint(testing::run({"receive", "--socket", place.file("s.sock"), "--connect-limit", "0.2"}), 3,
+                  {});
+  CHECK(place.entries().empty());
+}
+
+TEST_CASE("a device that does not exist is named") {
+  scratch const place;
+  auto const checkpoint = place.file("model.safetensors"), socket = place.file("s.sock");
+  write_checkpoint(checkpoint);
+  check_complaint(testing::run({"send", checkpoint, "--socket", socket, "--device", "cuda:99"}), 5, {});
+  check_complaint(testing::run({"receive", "--socket", socket, "--device", "cuda:99"}), 5, {});
+  CHECK(place.entries() == strings{"model.safetensors"});
+}
+
+TEST_CASE("a sender that is killed leaves receivers with one line, and its successor takes the path over") {
+  scratch const place;
+  auto const checkpoint = place.file("model.safetensors"), socket = place.file("s.sock");
+  write_checkpoint(checkpoint);
+  program sender({"send", checkpoint, "--socket", socket, "--receivers", "2", "--wait", "60"});
+  program receiver({"receive", "--socket", socket, "--out", place.file("out.safetensors")});
+  sender.wait_for("joined: ");
+  sender.signal(SIGKILL);
+  check_complaint(receiver.wait(), 3, {});
+  sender.wait();
+  CHECK(!std::filesystem::exists(place.file("out.safetensors")));
+  program again({"send", checkpoint, "--socket", socket});
+  program later({"receive", "--socket", socket});
+  CHECK(again.wait().status == 0);
+  CHECK(later.wait().status == 0);
+  CHECK(place.entries() == strings{"model.safetensors"});
+}
+
+TEST_CASE("a receiver that is killed ends a sender that needs it") {
+  scratch const place;
+  auto const checkpoint = place.file("model.safetensors"), socket = place.file("s.sock");
+  write_checkpoint(checkpoint);
+  program sender({"send", checkpoint, "--socket", socket, "--versions", "1000000"});
+  program receiver({"receive", "--socket", socket});
+  receiver.wait_for("version 3:");
+  receiver.signal(SIGKILL);
+  check_complaint(sender.wait(), 3, {});
+  CHECK(place.entries() == strings{"model.safetensors"});
+}
+
+TEST_CASE("an interrupt ends either side in good order") {
+  scratch const place;
+  auto const checkpoint = place.file("model.safetensors"), socket = place.file("s.sock");
+  write_checkpoint(checkpoint);
+  for (int const signal : {SIGINT, SIGTERM}) {
+    program sender({"send", checkpoint, "--socket", socket, "--versions", "1000000", "--json"});
+    program receiver({"receive", "--socket", socket, "--json"});
+    receiver.wait_for("version 2:");
+    sender.signal(signal);
+    auto const sent = sender.wait(), received = receiver.wait();
+    check_complaint(sent, 128 + signal, {});
+    CHECK(report_of(sent).at("exit") == 128 + signal);
+    CHECK(received.status == 0);
+  }
+  program waiting({"send", checkpoint, "--socket", socket});
+  waiting.wait_for("listening");
+  waiting.signal(SIGTERM);
+  check_complaint(waiting.wait(), 143, {});
+  CHECK(place.entries() == strings{"model.safetensors"});
+  program receiver({"receive", "--socket", socket, "--connect-limit", "60"});
+  receiver.wait_for("waiting");
+  receiver.signal(SIGINT);
+  check_complaint(receiver.wait(), 130, {});
+}
+
+TEST_CASE("a receiver that got what it asked for leaves, and the sender says that it missed it") {
+  scratch const place;
+  auto const checkpoint = place.file("model.safetensors"), socket = place.file("s.sock");
+  write_checkpoint(checkpoint);
+  program sender({"send", checkpoint, "--socket", socket, "--versions", "3", "--json"});
+  program receiver({"receive", "--socket", socket, "--versions", "2"});
+  CHECK(receiver.wait().status == 0);
+  auto const sent = sender.wait();
+  check_complaint(sent, 3, {});
+  CHECK(report_of(sent).at("versions").as_array().size() == 3);
+}
+
+TEST_CASE("fewer versions than asked for is the peer's fault") {
+  scratch const place;
+  auto const checkpoint = place.file("model.safetensors"), socket = place.file("s.sock");
+  write_checkpoint(checkpoint);
+  program sender({"send", checkpoint, "--socket", socket});
+  program receiver({"receive", "--socket", socket, "--versions", "2"});
+  CHECK(sender.wait().status == 0);
+  check_complaint(receiver.wait(), 3, {"1 of 2"});
+}
+
+TEST_CASE("a command line that makes no sense is a usage error in one line") {
+  scratch const place;
+  auto const socket = place.file("s.sock");
+  for (auto const& words : std::vector<strings>{{},
+                                                {"fly"},
+                                                {"send"},
+                                                {"send", "x"},
+                                                {"receive"},
+                                                {"inspect"},
+                                                {"send", "x", "--socket", socket, "--bucket", "much"},
+                                                {"send", "x", "--socket", socket, "--slots", "0"},
+                                                {"send", "x", "--socket", socket, "--versions", "0"},
+                                                {"send", "x", "--socket", socket, "--device", "abacus"},
+                                                {"receive", "--socket", socket, "--connect-limit", "-1"},
+                                                {"receive", "--socket", socket, "--nonsense"}}) {
+    auto const result = testing::run(words);
+    check_complaint(result, 2, {});
+    CHECK(result.out == "");
+  }
+  for (auto const& words : std::vector<strings>{{"--help"}, {"send", "--help"}, {"--version"}})
+    CHECK(testing::run(words).status == 0);
+}
