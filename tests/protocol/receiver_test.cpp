@@ -259,6 +259,40 @@ TEST_CASE("an update without buckets is all copied when it is accepted") {
   CHECK(b.done() == lines(say(accept{1}), say(all_copied{1})));
 }
 
+TEST_CASE("an embedder that takes buckets itself says when all is in place, and all_copied waits for it") {
+  receiver_bench b;
+  SUBCASE("after the last bucket") {
+    b.offered(1, 1);
+    b.machine.accept_update(b.now, true);
+    b.hears(b.published_of(1, 1, 0, 0));
+    b.machine.take();
+    b.machine.loaded(1, b.now);
+    CHECK(b.done() == lines(say(released{1, 1})));
+    b.machine.in_place(b.now);
+    CHECK(b.done() == lines(say(all_copied{1})));
+  }
+  SUBCASE("before the last bucket") {
+    b.offered(1, 1);
+    b.machine.accept_update(b.now, true);
+    b.machine.take();
+    b.machine.in_place(b.now);
+    CHECK(b.done().empty());
+    b.hears(b.published_of(1, 1, 0, 0));
+    b.machine.take();
+    b.machine.loaded(1, b.now);
+    CHECK(b.done() == lines(say(released{1, 1}), say(all_copied{1})));
+  }
+  SUBCASE("of nothing") {
+    b.offered(1, 0);
+    b.machine.accept_update(b.now, true);
+    CHECK(b.done() == lines(say(accept{1})));
+    b.machine.in_place(b.now);
+    CHECK(b.done() == lines(say(all_copied{1})));
+  }
+  b.machine.in_place(b.now);
+  CHECK(b.done().empty());
+}
+
 TEST_CASE("released is said once a bucket, and only for buckets that came") {
   receiver_bench b;
   b.accepted(1, 3);

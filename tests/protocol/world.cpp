@@ -193,7 +193,7 @@ void world::act(end& e, receiver_action& what) {
       else if (happens(odds_.not_now))
         e.machine->not_now_update(100ms, "serving", now_);
       else
-        e.machine->accept_update(now_);
+        accept_offer(e);
     });
   } else if (auto* b = std::get_if<receive_action::bucket>(&what)) {
     check(!e.drain_asked, "no bucket after an abort");
@@ -210,6 +210,7 @@ void world::act(end& e, receiver_action& what) {
       if (!at->spoiled) e.good.insert(b.bucket);
       e.reads.erase(at);
       e.machine->loaded(b.seq, now_);
+      if (e.by_hand && e.good.size() == history_[b.update].size()) put_in_place(e);
     });
   } else if (auto* c = std::get_if<receive_action::commit>(&what)) {
     check(e.update == c->update && e.good.size() == history_[c->update].size(),
@@ -241,6 +242,18 @@ void world::act(end& e, receiver_action& what) {
     check(!e.receiver_closed, "closed once");
     e.receiver_closed = true;
   }
+}
+
+void world::accept_offer(end& e) {
+  e.by_hand = dice(3) == 0;
+  e.machine->accept_update(now_, e.by_hand);
+  if (e.by_hand && history_[e.update].empty()) put_in_place(e);
+}
+
+void world::put_in_place(end& e) {
+  e.jobs.push_back([this, &e, update = e.update] {
+    if (e.machine_update == update) e.machine->in_place(now_);
+  });
 }
 
 bool world::deliver(end& e, bool to_sender) {

@@ -72,7 +72,7 @@ class world {
     bool sender_knows = true, receiver_knows = true;     ///< not yet seen the other's half close
     std::vector<job> jobs;                               ///< what the driver has under way, any order
     std::vector<reading> reads;
-    bool drain_asked = false, knows_layout = false;
+    bool drain_asked = false, knows_layout = false, by_hand = false;
     std::uint64_t machine_update = 0; ///< the newest that its machine has named
     std::uint64_t update = 0;
     std::set<std::uint32_t> good; ///< buckets of `update` that were loaded as they were packed
@@ -92,6 +92,8 @@ class world {
   void act(end& e, receiver_action& what);
   void take_all();
   void write(std::uint32_t ring, std::uint32_t slot, std::uint64_t seq, std::uint32_t bucket);
+  void accept_offer(end& e);
+  void put_in_place(end& e);
   bool deliver(end& e, bool to_sender);
   void kill(end& e);
   void said(end& e, message const& m);
