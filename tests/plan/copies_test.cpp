@@ -484,6 +484,12 @@ TEST_CASE("destinations that share memory are noticed; columns of one array are 
   CHECK(scatter(m, halves, true).check().none());
   halves[1].into = halves[0].into;
   CHECK(scatter(m, halves, true).check().count == 1);
+  // Both begin at the same byte, and the contiguous one is the longer.
+  mutable_tensor_view corner("", dtype::u8, {2, 2}, memory.data());
+  corner.strides({3, 1});
+  std::vector<destination> const both{{"c", make_box({0, 0}, {2, 2}), corner},
+                                      {"a", {}, mutable_tensor_view("", dtype::u8, {8}, memory.data())}};
+  CHECK(scatter(m, both, true).check().count == 1);
   // A backwards array lies before its first element.
   mutable_tensor_view backwards("", dtype::u8, {8}, memory.data() + 15);
   backwards.strides({-1});
