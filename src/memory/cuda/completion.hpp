@@ -12,7 +12,9 @@ namespace ropeway::memory::cuda {
 /// what a dead context never calls back is one small object that stays.
 ///
 /// A stream *callback* (cuStreamAddCallback) rather than a host function (cuLaunchHostFunc): it is called
-/// after a context error, too, with that error, so that the loop hears of it.
+/// after a context error, too, with that error, so that the loop hears of it. Measured on an H100, copies of
+/// 48 MiB (37 us): seen by polling the stream after 44 us, through either kind of call after 76 to 83. On the
+/// stream of the copies such calls cost 40 us between two copies, on one of their own 1 to 2.
 class completion {
  public:
   /// Throws std::system_error. The caller holds the first reference.

@@ -100,6 +100,24 @@ TEST_CASE_FIXTURE(fixture, "waits keep their place behind pageable copies") {
   CHECK(last == 23);
 }
 
+TEST_CASE_FIXTURE(fixture, "what the processor copies comes after what the device copies") {
+  auto const pinned = g.allocate_pinned(words * 4);
+  std::memset(pinned.get(), 0, words * 4);
+  produce(41, producer);
+  queue->start_after(after(producer));
+  copy_op op;
+  op.from = source.get(), op.to = pinned.get(), op.bytes = words * 4;
+  op.from_where = device::cuda(0);
+  queue->copy({&op, 1});
+  op.from = pinned.get(), op.to = pageable.data();
+  op.from_where = device::host();
+  queue->copy({&op, 1});
+  REQUIRE(reaches(*queue, queue->mark()));
+  std::uint32_t last = 0;
+  std::memcpy(&last, pageable.data(), 4);
+  CHECK(last == 41);
+}
+
 TEST_CASE_FIXTURE(fixture, "the default stream can be waited for") {
   {
     current here(g);
