@@ -66,14 +66,16 @@ asio::awaitable<void> read_together(async_checkpoint_reader& reader,
 
 asio::awaitable<void> read_or_turn(async_checkpoint_reader& reader, int turns, bool& was_read) {
   using namespace asio::experimental::awaitable_operators;
-  {
-    std::vector<std::byte> memory(large);
-    auto const won = co_await (read_one(reader, 0, memory) || next_turn(turns));
-    was_read = won.index() == 0;
-  } // the memory is gone: the operation has completed
+  std::byte const guard{0xA5};
+  std::vector<std::byte> memory(large);
+  auto const won = co_await (read_one(reader, 0, memory) || next_turn(turns));
+  was_read = won.index() == 0;
+  std::fill(memory.begin(), memory.end(),
+            guard); // it is ours again; the next reads follow what was in flight
   std::vector<std::byte> again(300'001);
   co_await reader.read(1, 0, again);
   CHECK(holds_pattern(again, 1, 0));
+  CHECK(std::all_of(memory.begin(), memory.end(), [&](std::byte b) { return b == guard; }));
 }
 
 asio::awaitable<void> expect_error(async_checkpoint_reader& reader, std::size_t tensor, std::uint64_t offset,
