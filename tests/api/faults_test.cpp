@@ -98,7 +98,10 @@ awaitable<void> send_until(std::shared_ptr<words> parent, std::string path, send
   auto send = beside(executor, to.send_weights(1, source));
   if (at == sender_point::streaming) co_await reached.wait();
   parent->say("there");
-  co_await send.join();
+  co_await parent->expect("go");
+  never.set();
+  auto const sent = co_await send.join();
+  parent->say(sent.ok() ? outcomes(*sent.value) : sent.report ? outcomes(*sent.report) : sent.said());
 }
 
 /// A sender for a second life at the same path: one version, then the end.
@@ -172,7 +175,7 @@ void hit_a_receiver(point at, int signal) {
   peer_process victim([&](auto parent) { return receive_until(parent, path, at, "victim"); });
   peer_process good([&](auto parent) { return follow(parent, path, "good"); });
   send_report report;
-  auto const silence = milliseconds(signal == SIGSTOP ? 300 : 8000);
+  auto const silence = signal == SIGSTOP ? patient(milliseconds(300)) : milliseconds(8000);
   run_to_end([&] { return send_and_hit(directory, victim, good, signal, silence, report); },
              std::chrono::seconds(30));
   CHECK(report.count(outcome::committed) == 1);
@@ -226,6 +229,33 @@ awaitable<void> receive_and_kill(scratch const& directory, peer_process& victim,
   CHECK(difference(wanted.images(), held) == "");
   co_await successor.line().expect("committed");
   successor.line().forget_executor();
+  co_await from.close();
+}
+
+/// The sender is stopped while it sends: the receiver gives up after its limit. It wakes, and learns of it.
+awaitable<void> receive_and_stop(scratch const& directory, peer_process& victim) {
+  auto const executor = co_await asio::this_coro::executor;
+  model held(host_memory(), layers(), 0);
+  auto into = held.into();
+  auto options = quick_receiver();
+  options.silence_limit(patient(milliseconds(300)));
+  receiver from(executor, options);
+  co_await victim.line().expect("listening");
+  co_await from.connect(directory.file("s"));
+  auto load = beside(executor, load_next(from, into));
+  co_await victim.line().expect("there");
+  while (!into.torn()) co_await settle(10);
+  auto const started = clock_type::now();
+  victim.process().signal(SIGSTOP);
+  auto const end = co_await load.join();
+  CHECK(end.error == make_error_code(errc::peer_silent));
+  CHECK(clock_type::now() - started < patient(std::chrono::seconds(4)));
+  CHECK(into.torn());
+  victim.process().resume();
+  victim.line().say("go");
+  auto const told = co_await victim.line().hear();
+  CHECK(told == "dropped");
+  victim.line().forget_executor();
   co_await from.close();
 }
 
@@ -325,4 +355,14 @@ CO_TEST("nobody listens within the connect limit: connect_timeout, in about that
   CHECK(end.error == make_error_code(errc::connect_timeout));
   CHECK(clock_type::now() - started >= milliseconds(100));
   CHECK_MESSAGE(end.text.find(directory.file("nobody")) != std::string::npos, end.text);
+}
+
+TEST_CASE(
+    "a sender that is stopped: the receiver gives up after its silence limit, the sender learns of it") {
+  leak_check const nothing_stays;
+  scratch const directory;
+  auto const path = directory.file("s");
+  peer_process victim([&](auto parent) { return send_until(parent, path, sender_point::streaming); });
+  run_to_end([&] { return receive_and_stop(directory, victim); }, std::chrono::seconds(30));
+  CHECK(victim.process().wait() == 0);
 }

@@ -315,35 +315,84 @@ CO_TEST("a started version that is dropped is given up") {
   model source(host_memory(), some_layers(), 1), held(host_memory(), source.specs(), 0);
   line over(co_await asio::this_coro::executor, how, quick_sender(small_bucket));
   co_await over.connect();
-  auto load = beside(over.executor(), announced(over.receiver()));
+  auto into = held.into();
+  update told;
   {
     sending const dropped = co_await over.sender().start(1, source.views());
-    CHECK(dropped.version() == 1);
+    told = co_await announced(over.receiver());
   }
-  auto told = co_await load.join();
-  auto into = held.into();
-  if (told.ok()) {
-    auto const loaded = co_await try_to(told.value->load_into(into));
-    CHECK(loaded.error == make_error_code(errc::peer_aborted));
-  }
-  // The version may be winding down still; then the sender says so.
+  auto const loaded = co_await try_to(told.load_into(into));
+  CHECK(loaded.error == make_error_code(errc::peer_aborted));
+  CHECK_FALSE(over.receiver().version().has_value());
   std::vector<destinations> again;
   again.push_back(held.into());
-  for (;;) {
-    auto next_load = beside(over.executor(), load_next(over.receiver(), again[0]));
-    auto const sent = co_await try_to(over.sender().send_weights(2, source.views()));
-    if (sent.error == make_error_code(errc::busy) || sent.error == make_error_code(errc::too_few_receivers)) {
-      next_load.cancel();
-      co_await next_load.join();
-      continue;
-    }
-    CHECK_MESSAGE(sent.ok(), sent.said());
-    auto const loaded = co_await next_load.join();
-    CHECK_MESSAGE(loaded.ok(), loaded.said());
-    break;
-  }
+  send_report const report = co_await deliver(over, 2, source.views(), again);
+  CHECK(outcomes(report) == "committed");
   CHECK(difference(source.images(), held) == "");
   co_await over.close();
+}
+
+namespace {
+/// Writes down what it is told.
+class notes final : public observer {
+ public:
+  void receiver_joined(std::string_view name) override { said("joined " + std::string(name.substr(0, 6))); }
+  void receiver_left(std::string_view name, std::string_view why) override {
+    said("left " + std::string(name.substr(0, 6)) + (why.empty() ? " without a reason" : ""));
+  }
+  void update_began(std::uint64_t version, std::uint64_t bytes, std::uint32_t buckets) override {
+    said("began " + std::to_string(version) + " " + std::to_string(bytes) + " " + std::to_string(buckets));
+    last_bytes = 0;
+  }
+  void bucket_moved(std::uint64_t, std::uint32_t, std::uint64_t bytes) override {
+    ++buckets_moved;
+    rising = rising && bytes > last_bytes;
+    last_bytes = bytes;
+  }
+  void update_ended(std::uint64_t version, bool committed) override {
+    said("ended " + std::to_string(version) + (committed ? " committed" : " not committed"));
+  }
+  std::string text;
+  std::uint32_t buckets_moved = 0;
+  std::uint64_t last_bytes = 0;
+  bool rising = true;
+
+ private:
+  void said(std::string const& line) { text += line + "; "; }
+};
+} // namespace
+
+CO_TEST("an observer hears who joins and leaves, and how updates go, on either side") {
+  auto const executor = co_await asio::this_coro::executor;
+  auto const how = host_setting(1);
+  notes trainer, server;
+  auto sends = quick_sender(small_bucket);
+  sends.watched_by(&trainer).min_receivers(0);
+  auto receives = quick_receiver();
+  receives.watched_by(&server);
+  model source(host_memory(), some_layers(6), 1), held(host_memory(), source.specs(), 0);
+  line over(executor, how, sends, receives);
+  co_await over.connect();
+  std::vector<destinations> into;
+  into.push_back(held.into());
+  co_await deliver(over, 1, source.views(), into);
+  auto send = beside(executor, over.sender().send_weights(2, source.views()));
+  {
+    auto update = co_await announced(over.receiver());
+    auto taken = co_await update.next_bucket();
+  }
+  co_await send.join();
+  co_await over.receiver().close();
+  co_await settle();
+  co_await over.close();
+  CHECK(trainer.text.starts_with(
+      "joined server; began 1 12000 3; ended 1 committed; began 2 12000 3; ended 2 "));
+  CHECK(trainer.text.find("left server; ") != std::string::npos);
+  CHECK(server.text == "began 1 12000 3; ended 1 committed; began 2 12000 3; ended 2 not committed; ");
+  CHECK(trainer.rising);
+  CHECK(server.rising);
+  CHECK(trainer.buckets_moved >= 4);
+  CHECK(server.buckets_moved >= 3);
 }
 
 CO_TEST("closing tells the receivers, and ends what runs") {

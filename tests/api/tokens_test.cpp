@@ -171,6 +171,7 @@ TEST_CASE("a callback that can only be moved, with a prepared set and with ready
 TEST_CASE("deferred: nothing happens before the launch, and the arguments may be gone by then") {
   with_sender([](asio::io_context& io, sender& from, model& source) {
     calls seen;
+    io.poll(); // what the sender itself has begun
     auto later = from.send_weights(1, short_lived(source).get(), compat::deferred);
     auto move_later = std::move(later);
     CHECK(io.poll() == 0);
@@ -185,15 +186,15 @@ TEST_CASE("use_future, waited for on another thread") {
   with_sender([](asio::io_context& io, sender& from, model& source) {
     std::future<send_report> good = from.send_weights(1, short_lived(source).get(), asio::use_future);
     std::future<send_report> bad = from.send_weights(2, source.views(), asio::use_future); // one is running
-    auto work = asio::make_work_guard(io);
     std::thread runner([&] { io.run(); });
     auto const report = good.get();
     std::error_code error;
     try {
       bad.get();
     } catch (std::system_error const& e) { error = e.code(); }
-    work.reset();
+    io.stop(); // the sender listens on
     runner.join();
+    io.restart();
     CHECK(outcomes(report) == "committed");
     CHECK(error == make_error_code(errc::busy));
   });
@@ -298,6 +299,47 @@ TEST_CASE("a handler runs on the executor that is bound to it, also on a pool of
   CHECK(server.updates() == 21);
   CHECK_FALSE(server.failed());
   CHECK(difference(source.images(), server.held()) == "");
+}
+
+TEST_CASE("every operation of a receiver with use_future and deferred, on a pool of two threads") {
+  deadline_guard const guard(patient(std::chrono::seconds(20)));
+  scratch const directory;
+  model source(host_memory(), layers(), 1), held(host_memory(), source.specs(), 0);
+  asio::thread_pool pool(2);
+  sender from(pool.get_executor(), directory.file("s"), quick_sender(small_bucket));
+  receiver to(pool.get_executor(), quick_receiver());
+  auto connecting =
+      to.connect(std::string(directory.file("s")), compat::deferred); // the path was a temporary
+  std::move(connecting)(asio::use_future).get();
+  from.wait_for_receivers(1, milliseconds(5000), asio::use_future).get();
+  auto into = held.into();
+
+  auto sent = from.send_weights(1, short_lived(source).get(), asio::use_future);
+  auto next = to.next_update(asio::use_future).get();
+  CHECK(next.has_value());
+  auto loading = next->load_into(into, compat::deferred);
+  load_report const loaded = std::move(loading)(asio::use_future).get();
+  CHECK(loaded.version == 1);
+  CHECK(outcomes(sent.get()) == "committed");
+  CHECK(difference(source.images(), held) == "");
+
+  source.fill(2);
+  sent = from.send_weights(2, source.views(), asio::use_future);
+  next = to.next_update(asio::use_future).get();
+  assembly parts(*next);
+  while (auto taken = next->next_bucket(asio::use_future).get()) {
+    parts.add(*taken, source.kind());
+    std::thread([&] { taken->release(); }).join(); // from any thread
+  }
+  CHECK(next->commit(asio::use_future).get().version == 2);
+  CHECK(outcomes(sent.get()) == "committed");
+  CHECK(difference(source.images(), parts.finish()) == "");
+
+  auto last = to.next_update(asio::use_future);
+  from.close(asio::use_future).get();
+  CHECK_FALSE(last.get().has_value());
+  to.close(asio::use_future).get();
+  pool.join();
 }
 
 TEST_CASE("a cancellation slot that is bound to a handler; one that comes too late does nothing") {
