@@ -17,6 +17,7 @@
 #include <asio/steady_timer.hpp>
 #include <asio/thread_pool.hpp>
 #include <asio/write.hpp>
+#include <filesystem>
 #include <iostream>
 #include <optional>
 #include <ropeway/ropeway.hpp>
@@ -110,6 +111,7 @@ int main(int argc, char** argv) try {
     loop.stop(); // with the trainer's goodbye this server's work is done as well
   });
   loop.run();
+  if (argc == 4) std::filesystem::remove(argv[3]);
   if (failed) std::rethrow_exception(failed);
 } catch (std::exception const& error) {
   std::cerr << "server: " << error.what() << '\n';

@@ -10,18 +10,15 @@ namespace ropeway::cli {
 exit_code to_exit_code(std::error_code const& error) noexcept {
   if (error.category() != ropeway_category()) return exit_code::system;
   switch (static_cast<errc>(error.value())) {
-  case errc::ok:
-    return exit_code::done;
-  case errc::invalid_argument:
-    return exit_code::usage;
+  case errc::ok: return exit_code::done;
+  case errc::invalid_argument: return exit_code::usage;
   case errc::duplicate_name:
   case errc::source_failed:
   case errc::destination_mismatch:
   case errc::torn:
   case errc::bad_checkpoint:
   case errc::unsupported:
-  case errc::overflow:
-    return exit_code::data;
+  case errc::overflow: return exit_code::data;
   case errc::too_few_receivers:
   case errc::peer_gone:
   case errc::peer_silent:
@@ -34,10 +31,8 @@ exit_code to_exit_code(std::error_code const& error) noexcept {
   case errc::connect_timeout:
   case errc::handshake_timeout:
   case errc::commit_timeout:
-  case errc::loader_failed:
-    return exit_code::peer;
-  default:
-    return exit_code::system;
+  case errc::loader_failed: return exit_code::peer;
+  default: return exit_code::system;
   }
 }
 
@@ -62,6 +57,10 @@ verdict judge(std::exception_ptr const& error) {
     std::rethrow_exception(error);
   } catch (transfer_error const& e) {
     std::string line = e.what();
+    // The code's own sentence speaks of a report; where the error has words of its own, they say it all.
+    if (std::string const tail = ": " + e.code().message();
+        e.code() == errc::too_few_receivers && line.ends_with(tail))
+      line.erase(line.size() - tail.size());
     if (!e.peer_words().empty() && line.find(e.peer_words()) == line.npos)
       line += " (the other side said: " + e.peer_words() + ")";
     return {to_exit_code(e.code()), printable(line)};

@@ -9,8 +9,8 @@
 #include <cstring>
 #include <fstream>
 #include <map>
-#include <set>
 #include <numeric>
+#include <set>
 
 #include "program.hpp"
 #include "ropeway/checkpoint.hpp"
