@@ -21,8 +21,12 @@ int duplicate(int fd) {
 
 }  // namespace
 
-copy_stream::copy_stream(strand const& on, std::unique_ptr<memory::queue> queue)
-    : strand_(on), queue_(std::move(queue)), wakeups_(on, duplicate(queue_->event_fd())), second_look_(on) {}
+copy_stream::copy_stream(strand const& on, std::unique_ptr<memory::queue> queue, std::chrono::microseconds poll_for)
+    : strand_(on),
+      queue_(std::move(queue)),
+      wakeups_(on, duplicate(queue_->event_fd())),
+      second_look_(on),
+      poll_for_(poll_for) {}
 
 void copy_stream::start_after(ready_after const& when) {
   std::scoped_lock lock(mutex_);
@@ -42,8 +46,20 @@ void copy_stream::then(callback done) {
     ticket = queue_->mark();
   }
   waiting_.push_back({ticket, std::move(done)});
+  last_news_ = std::chrono::steady_clock::now();
+  if (poll_for_.count() != 0) return ask_again();
   watch_wakeups();
   watch_clock();
+}
+
+void copy_stream::ask_again() {
+  if (std::exchange(asking_, true)) return;
+  asio::post(strand_, [weak = weak_from_this()] {
+    auto const self = weak.lock();
+    if (!self) return;
+    self->asking_ = false;
+    self->look();
+  });
 }
 
 void copy_stream::watch_wakeups() {
@@ -80,9 +96,11 @@ void copy_stream::look() {
     auto const failed = waiting_.front().ticket > now.completed;
     auto const done = std::move(waiting_.front().done);
     waiting_.pop_front();
+    last_news_ = std::chrono::steady_clock::now();
     done(failed ? now.error : std::error_code());
   }
   if (waiting_.empty()) return;
+  if (poll_for_.count() != 0 && std::chrono::steady_clock::now() - last_news_ < poll_for_) return ask_again();
   watch_wakeups();
   watch_clock();
 }

@@ -4,6 +4,7 @@
 #include <asio/posix/stream_descriptor.hpp>
 #include <asio/steady_timer.hpp>
 #include <asio/strand.hpp>
+#include <chrono>
 #include <deque>
 #include <functional>
 #include <memory>
@@ -16,12 +17,20 @@ namespace ropeway::session {
 
 using strand = asio::strand<asio::any_io_executor>;
 
+/// How long to poll a device's queue.
+inline std::chrono::microseconds poll_time(device where) noexcept {
+  return where.is_cuda() ? std::chrono::microseconds(1000) : std::chrono::microseconds(0);
+}
+
 /// Owned by a session's core; used on its strand, but for shut().
 class copy_stream : public std::enable_shared_from_this<copy_stream> {
  public:
   using callback = std::function<void(std::error_code)>;
 
-  copy_stream(strand const& on, std::unique_ptr<memory::queue> queue);
+  /// With `poll_for`, a queue that has work is asked again and again, one turn of the loop each, until it has
+  /// finished nothing for so long; then its wake-up is waited for. Being told by the driver takes tens of microseconds
+  /// longer than asking (docs/performance.md), and both processes pay that for every bucket.
+  copy_stream(strand const& on, std::unique_ptr<memory::queue> queue, std::chrono::microseconds poll_for = {});
 
   void start_after(ready_after const& when);
   /// Throws transfer_error(errc::not_open) after shut().
@@ -40,6 +49,7 @@ class copy_stream : public std::enable_shared_from_this<copy_stream> {
     std::uint64_t ticket;
     callback done;
   };
+  void ask_again();
   void watch_wakeups();
   void watch_clock();
   void look();
@@ -50,7 +60,9 @@ class copy_stream : public std::enable_shared_from_this<copy_stream> {
   bool shut_ = false;
   asio::posix::stream_descriptor wakeups_;
   asio::steady_timer second_look_;  // a CUDA host function is not called after a context error: ask now and then
-  bool watching_wakeups_ = false, watching_clock_ = false;
+  bool watching_wakeups_ = false, watching_clock_ = false, asking_ = false;
+  std::chrono::microseconds const poll_for_;
+  std::chrono::steady_clock::time_point last_news_{};
   std::deque<waiter> waiting_;
 };
 

@@ -116,7 +116,8 @@ void receiver_core::post_connect(std::string path, std::unique_ptr<completion<no
         if (error) std::rethrow_exception(error);
         alive->devices_ = std::move(result.devices);
         if (!alive->stream_) {
-          alive->stream_ = std::make_shared<copy_stream>(alive->strand_, result.backend->make_queue());
+          alive->stream_ = std::make_shared<copy_stream>(alive->strand_, result.backend->make_queue(),
+                                                          session::poll_time(alive->options_.where()));
           std::scoped_lock lock(alive->shared_mutex_);
           alive->stream_to_drain_ = alive->stream_;
         }

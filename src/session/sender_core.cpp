@@ -708,7 +708,8 @@ void sender_core::act(send_action::make_ring& action) {
         entry.backend = result.backend;
         entry.shared = std::move(result.shared);
         entry.registrations.push_back(std::move(result.registration));
-        entry.pack = std::make_shared<copy_stream>(self->strand_, entry.backend->make_queue());
+        entry.pack = std::make_shared<copy_stream>(self->strand_, entry.backend->make_queue(),
+                                                   session::poll_time(device_of(ring)));
         std::scoped_lock lock(self->shared_mutex_);
         if (self->abandoned_) return;
         self->all_streams_.push_back(entry.pack);
@@ -745,7 +746,7 @@ void sender_core::act(send_action::relay& action) {
   auto& from = rings_.at(ring);
   try {
     if (!from.relay) {
-      from.relay = std::make_shared<copy_stream>(strand_, from.backend->make_queue());
+      from.relay = std::make_shared<copy_stream>(strand_, from.backend->make_queue(), session::poll_time(device_of(ring)));
       std::scoped_lock lock(shared_mutex_);
       all_streams_.push_back(from.relay);
     }
