@@ -10,9 +10,9 @@ struct CUevent_st;
 
 namespace ropeway {
 
-/// What a copy must wait for: nothing (the default: the memory is ready now), the work queued so far on a CUDA
-/// stream, or a recorded CUDA event. A plain value; the stream or event must stay valid until the operation that
-/// was given it has completed. `device` is the one that the stream or event belongs to.
+/// What a copy must wait for: nothing (the default: the memory is ready now), the work queued so far on a
+/// CUDA stream, or a recorded CUDA event. A plain value; the stream or event must stay valid until the
+/// operation that was given it has completed. `device` is the one that the stream or event belongs to.
 class ready_after {
  public:
   enum class kind : std::uint8_t { nothing, stream, event };
@@ -49,4 +49,4 @@ constexpr ready_after after(CUevent_st* event, device where = device::cuda(0)) n
   return when;
 }
 
-}  // namespace ropeway
+} // namespace ropeway

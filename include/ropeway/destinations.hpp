@@ -16,12 +16,12 @@ namespace detail {
 class destination_set;
 }
 
-/// A list of memory ranges, each for a tensor or a box of one, and what they hold now. Made once, used for every
-/// update; names are resolved once a layout. Movable; not thread-safe; must not be changed while a load runs (its
-/// memory must live until the load completes).
+/// A list of memory ranges, each for a tensor or a box of one, and what they hold now. Made once, used for
+/// every update; names are resolved once a layout. Movable; not thread-safe; must not be changed while a load
+/// runs (its memory must live until the load completes).
 ///
-/// A load writes in place. When it fails after the first write, everything that it would have written is *torn*
-/// until a later load commits it: check `torn()` before serving.
+/// A load writes in place. When it fails after the first write, everything that it would have written is
+/// *torn* until a later load commits it: check `torn()` before serving.
 class destinations {
  public:
   destinations();
@@ -38,10 +38,11 @@ class destinations {
     return add_part(std::span(start.begin(), start.size()), into);
   }
 
-  /// Normally an update must send every tensor named here and no other; else the load is refused before a byte
-  /// moves. These lift one half each, for updates of a subset, and for servers that use only part of a model.
-  destinations& allow_unsent(bool on = true);     ///< destinations whose tensor is not sent stay as they are
-  destinations& allow_unplaced(bool on = true);   ///< tensors that are sent and have no destination are ignored
+  /// Normally an update must send every tensor named here and no other; else the load is refused before a
+  /// byte moves. These lift one half each, for updates of a subset, and for servers that use only part of a
+  /// model.
+  destinations& allow_unsent(bool on = true);   ///< destinations whose tensor is not sent stay as they are
+  destinations& allow_unplaced(bool on = true); ///< tensors that are sent and have no destination are ignored
 
   std::size_t size() const noexcept;
   /// Whether some destination holds parts of different versions, or of none.
@@ -56,4 +57,4 @@ class destinations {
   std::shared_ptr<detail::destination_set> set_;
 };
 
-}  // namespace ropeway
+} // namespace ropeway

@@ -14,41 +14,41 @@ namespace ropeway {
 enum class errc : std::uint16_t {
   ok = 0,
   // The caller.
-  invalid_argument = 1,      ///< an argument makes no sense; the message says which
-  busy = 2,                  ///< an operation of this kind is already running on the object
-  not_open = 3,              ///< the object is closed, or was never connected
-  too_few_receivers = 4,     ///< fewer than `min_receivers` committed, or none came in time
-  duplicate_name = 5,        ///< two tensors of one update have the same name
-  source_failed = 6,         ///< the tensor source threw, or delivered other tensors than it announced
-  slots_held = 7,            ///< every slot of the ring is held by buckets that were not released
-  destination_mismatch = 8,  ///< destinations and update do not fit; the message lists the differences
-  torn = 9,                  ///< destinations hold parts of two versions and must not be served
+  invalid_argument = 1,     ///< an argument makes no sense; the message says which
+  busy = 2,                 ///< an operation of this kind is already running on the object
+  not_open = 3,             ///< the object is closed, or was never connected
+  too_few_receivers = 4,    ///< fewer than `min_receivers` committed, or none came in time
+  duplicate_name = 5,       ///< two tensors of one update have the same name
+  source_failed = 6,        ///< the tensor source threw, or delivered other tensors than it announced
+  slots_held = 7,           ///< every slot of the ring is held by buckets that were not released
+  destination_mismatch = 8, ///< destinations and update do not fit; the message lists the differences
+  torn = 9,                 ///< destinations hold parts of two versions and must not be served
   // The other side.
-  peer_gone = 20,            ///< the peer's process ended or closed the connection
-  peer_silent = 21,          ///< the peer said nothing for longer than the silence limit
-  peer_refused = 22,         ///< the peer refused, with its own words
-  peer_aborted = 23,         ///< the peer gave the update up, with its own words
-  protocol_error = 24,       ///< the peer sent something that the protocol does not allow
-  version_mismatch = 25,     ///< no protocol version, or no message schema, in common
-  not_permitted = 26,        ///< the peer's user, or the socket's directory, is not trusted
-  unconfirmed = 27,          ///< a commit was sent and its answer never came
-  group_incomplete = 28,     ///< a member of the receiver's group is missing or failed
-  connect_timeout = 29,      ///< no sender listened at the path within the connect limit
-  handshake_timeout = 30,    ///< the peer did not finish its handshake in time
-  commit_timeout = 31,       ///< the peer did not finish its commit in time
-  loader_failed = 32,        ///< the embedder's code that loads a bucket failed
+  peer_gone = 20,         ///< the peer's process ended or closed the connection
+  peer_silent = 21,       ///< the peer said nothing for longer than the silence limit
+  peer_refused = 22,      ///< the peer refused, with its own words
+  peer_aborted = 23,      ///< the peer gave the update up, with its own words
+  protocol_error = 24,    ///< the peer sent something that the protocol does not allow
+  version_mismatch = 25,  ///< no protocol version, or no message schema, in common
+  not_permitted = 26,     ///< the peer's user, or the socket's directory, is not trusted
+  unconfirmed = 27,       ///< a commit was sent and its answer never came
+  group_incomplete = 28,  ///< a member of the receiver's group is missing or failed
+  connect_timeout = 29,   ///< no sender listened at the path within the connect limit
+  handshake_timeout = 30, ///< the peer did not finish its handshake in time
+  commit_timeout = 31,    ///< the peer did not finish its commit in time
+  loader_failed = 32,     ///< the embedder's code that loads a bucket failed
   // The system.
-  no_device = 40,            ///< the device does not exist or its driver can't be loaded
-  device_failed = 41,        ///< the device or its driver reported an error; usually fatal for the process
-  out_of_memory = 42,        ///< host or device memory ran out; the message says how much was asked for
-  not_reachable = 43,        ///< the peer's memory can't be mapped here; the message names the device
-  bad_region = 44,           ///< a file descriptor is not the shared memory it should be
-  address_in_use = 45,       ///< a living sender listens at this path already
-  bad_path = 46,             ///< a path is too long, is no socket, or lies in an unsuitable directory
+  no_device = 40,      ///< the device does not exist or its driver can't be loaded
+  device_failed = 41,  ///< the device or its driver reported an error; usually fatal for the process
+  out_of_memory = 42,  ///< host or device memory ran out; the message says how much was asked for
+  not_reachable = 43,  ///< the peer's memory can't be mapped here; the message names the device
+  bad_region = 44,     ///< a file descriptor is not the shared memory it should be
+  address_in_use = 45, ///< a living sender listens at this path already
+  bad_path = 46,       ///< a path is too long, is no socket, or lies in an unsuitable directory
   // Data.
-  bad_checkpoint = 60,       ///< a file is no safetensors file, or breaks the format's rules
-  unsupported = 61,          ///< valid, but not something that this version can carry
-  overflow = 62,             ///< sizes or counts exceed what can be represented or what is allowed
+  bad_checkpoint = 60, ///< a file is no safetensors file, or breaks the format's rules
+  unsupported = 61,    ///< valid, but not something that this version can carry
+  overflow = 62,       ///< sizes or counts exceed what can be represented or what is allowed
 };
 
 /// The category of `errc`; its `message()` is a sentence that says what happened and what to do.
@@ -71,17 +71,29 @@ class transfer_error : public std::system_error {
   /// What the peer itself said, or empty. Foreign text: never interpret it.
   std::string const& peer_words() const noexcept { return peer_words_; }
 
-  transfer_error& tensor(std::string_view name) { tensor_ = name; return *this; }
-  transfer_error& bucket(std::uint64_t number) { bucket_ = number; return *this; }
-  transfer_error& peer(std::string_view name) { peer_ = name; return *this; }
-  transfer_error& peer_words(std::string_view words) { peer_words_ = words; return *this; }
+  transfer_error& tensor(std::string_view name) {
+    tensor_ = name;
+    return *this;
+  }
+  transfer_error& bucket(std::uint64_t number) {
+    bucket_ = number;
+    return *this;
+  }
+  transfer_error& peer(std::string_view name) {
+    peer_ = name;
+    return *this;
+  }
+  transfer_error& peer_words(std::string_view words) {
+    peer_words_ = words;
+    return *this;
+  }
 
  private:
   std::string tensor_, peer_, peer_words_;
   std::optional<std::uint64_t> bucket_;
 };
 
-}  // namespace ropeway
+} // namespace ropeway
 
 template <>
 struct std::is_error_code_enum<ropeway::errc> : std::true_type {};

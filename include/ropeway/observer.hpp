@@ -5,8 +5,8 @@
 
 namespace ropeway {
 
-/// Derive and override what you want to hear. Called on the strand of the object that is watched, between its own
-/// steps: return quickly, throw nothing, call nothing of that object.
+/// Derive and override what you want to hear. Called on the strand of the object that is watched, between its
+/// own steps: return quickly, throw nothing, call nothing of that object.
 class observer {
  public:
   virtual ~observer() = default;
@@ -21,4 +21,4 @@ class observer {
   virtual void update_ended(std::uint64_t /*version*/, bool /*committed*/) {}
 };
 
-}  // namespace ropeway
+} // namespace ropeway

@@ -16,17 +16,21 @@ namespace ropeway {
 
 using std::chrono::milliseconds;
 
-#define ROPEWAY_KNOB(type, knob, initial)                                  \
- public:                                                                   \
-  type const& knob() const noexcept { return knob##_; }                    \
-  auto& knob(type value) { knob##_ = std::move(value); return *this; }     \
-                                                                           \
- private:                                                                  \
-  type knob##_ = initial;                                                  \
-                                                                           \
+#define ROPEWAY_KNOB(type, knob, initial)                                                                    \
+ public:                                                                                                     \
+  type const& knob() const noexcept { return knob##_; }                                                      \
+  auto& knob(type value) {                                                                                   \
+    knob##_ = std::move(value);                                                                              \
+    return *this;                                                                                            \
+  }                                                                                                          \
+                                                                                                             \
+ private:                                                                                                    \
+  type knob##_ = initial;                                                                                    \
+                                                                                                             \
  public:
 
-/// How a sender works. Durations of silence count from the last word of the peer; 0 is not "for ever" anywhere.
+/// How a sender works. Durations of silence count from the last word of the peer; 0 is not "for ever"
+/// anywhere.
 class sender_options {
   /// Bytes of a slot of the staging ring. More is faster (facts in docs/performance.md) and costs memory.
   ROPEWAY_KNOB(std::uint64_t, bucket_bytes, std::uint64_t(64) << 20)
@@ -46,8 +50,8 @@ class sender_options {
   ROPEWAY_KNOB(milliseconds, commit_limit, std::chrono::seconds(60))
   /// The longest that a tensor source may take for one tensor.
   ROPEWAY_KNOB(milliseconds, source_limit, std::chrono::minutes(10))
-  /// Users, beside our own, whose processes may connect. Makes the socket group-accessible (0660) and accepts a
-  /// directory that is group-traversable (0750).
+  /// Users, beside our own, whose processes may connect. Makes the socket group-accessible (0660) and accepts
+  /// a directory that is group-traversable (0750).
   ROPEWAY_KNOB(std::vector<uid_t>, allowed_users, {})
   /// Accepts a socket directory that others may write to. They can then replace the socket: for tests only.
   ROPEWAY_KNOB(bool, allow_shared_directory, false)
@@ -80,4 +84,4 @@ class receiver_options {
 
 #undef ROPEWAY_KNOB
 
-}  // namespace ropeway
+} // namespace ropeway

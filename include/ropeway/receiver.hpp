@@ -26,20 +26,20 @@ class receiver_core;
 receiver make_receiver(asio::any_io_executor, receiver_options, std::shared_ptr<memory::backends>);
 class held_bucket;
 class load_operation;
-}  // namespace detail
+} // namespace detail
 
 /// A part of a tensor as it lies in a bucket: `bytes` bytes of the tensor's contiguous row-major image, from
 /// `tensor_offset` on. Aligned to 256 bytes in memory.
 struct bucket_piece {
-  std::uint32_t tensor = 0;             ///< index into update::tensors()
+  std::uint32_t tensor = 0; ///< index into update::tensors()
   std::uint64_t tensor_offset = 0;
   std::uint64_t bytes = 0;
-  std::byte const* data = nullptr;      ///< readable memory on `where`; valid until the bucket is released
+  std::byte const* data = nullptr; ///< readable memory on `where`; valid until the bucket is released
   device where;
 };
 
-/// A bucket to read from: views into the sender's ring. Move-only; its slot stays taken until `release`, so release
-/// soon: the sender waits for it. Destroying it releases it.
+/// A bucket to read from: views into the sender's ring. Move-only; its slot stays taken until `release`, so
+/// release soon: the sender waits for it. Destroying it releases it.
 class bucket {
  public:
   bucket() = default;
@@ -49,7 +49,8 @@ class bucket {
 
   std::uint32_t number() const noexcept;
   std::span<bucket_piece const> pieces() const noexcept;
-  /// Ends the use of the views now, or after the work that `when` names. Any thread. Does nothing the second time.
+  /// Ends the use of the views now, or after the work that `when` names. Any thread. Does nothing the second
+  /// time.
   void release(ready_after when = {});
 
  private:
@@ -59,9 +60,9 @@ class bucket {
   std::shared_ptr<detail::held_bucket> held_;
 };
 
-/// An update that was announced. Move-only. Take it with `load_into`, or bucket by bucket with `next_bucket` and
-/// `commit`; or say no with `refuse` or `not_now`. Destroying it unanswered refuses it; destroying it half-way aborts
-/// it. Members may be called from any thread, one operation at a time (`errc::busy`).
+/// An update that was announced. Move-only. Take it with `load_into`, or bucket by bucket with `next_bucket`
+/// and `commit`; or say no with `refuse` or `not_now`. Destroying it unanswered refuses it; destroying it
+/// half-way aborts it. Members may be called from any thread, one operation at a time (`errc::busy`).
 class update {
  public:
   update() = default;
@@ -76,13 +77,14 @@ class update {
   std::span<tensor_info const> tensors() const noexcept;
 
   /// Accepts, copies every tensor into its destination (bucket k loads while k+1 is packed), and commits.
-  /// No byte of a destination is written before `when`. Completes when the sender has been told of the commit.
+  /// No byte of a destination is written before `when`. Completes when the sender has been told of the
+  /// commit.
   ///
-  /// Errors: `destination_mismatch` (the update is refused with the list, nothing was written), `peer_aborted`,
-  /// `peer_gone`, `peer_silent`, `protocol_error`, `device_failed`, `busy`, `asio::error::operation_aborted`.
-  /// After any but the first and `busy`, destinations that were being written are torn.
-  /// Completion: always after every copy into the destinations has finished.
-  /// Cancellation (all types): aborts the update for this receiver; the session stays.
+  /// Errors: `destination_mismatch` (the update is refused with the list, nothing was written),
+  /// `peer_aborted`, `peer_gone`, `peer_silent`, `protocol_error`, `device_failed`, `busy`,
+  /// `asio::error::operation_aborted`. After any but the first and `busy`, destinations that were being
+  /// written are torn. Completion: always after every copy into the destinations has finished. Cancellation
+  /// (all types): aborts the update for this receiver; the session stays.
   awaitable<load_report> load_into(destinations& into, ready_after when = {}) {
     return await_load(operation_, into.set_, when);
   }
@@ -91,32 +93,38 @@ class update {
     auto start = [self = operation_, set = into.set_, when](auto done, auto stop) {
       begin_load(self, set, when, std::move(done), std::move(stop));
     };
-    return detail::initiate<load_report, std::error_code>(executor(), std::move(start), std::forward<Token>(token));
+    return detail::initiate<load_report, std::error_code>(executor(), std::move(start),
+                                                          std::forward<Token>(token));
   }
   template <class Token>
-    requires(!std::same_as<std::remove_cvref_t<Token>, ready_after>)
-  auto load_into(destinations& into, Token&& token) {
+  requires(!std::same_as<std::remove_cvref_t<Token>, ready_after>) auto load_into(destinations& into,
+                                                                                  Token&& token) {
     return load_into(into, ready_after(), std::forward<Token>(token));
   }
 
   /// Accepts at the first call; then the next bucket, in order, or nothing after the last. Fails with
-  /// `errc::slots_held` at once when every slot is held by buckets that were not released: nothing could come.
-  /// Errors otherwise, and cancellation, as for `load_into`.
+  /// `errc::slots_held` at once when every slot is held by buckets that were not released: nothing could
+  /// come. Errors otherwise, and cancellation, as for `load_into`.
   awaitable<std::optional<bucket>> next_bucket() { return await_bucket(operation_); }
   template <class Token>
   auto next_bucket(Token&& token) {
-    auto start = [self = operation_](auto done, auto stop) { begin_bucket(self, std::move(done), std::move(stop)); };
+    auto start = [self = operation_](auto done, auto stop) {
+      begin_bucket(self, std::move(done), std::move(stop));
+    };
     return detail::initiate<std::optional<bucket>, std::error_code>(executor(), std::move(start),
                                                                     std::forward<Token>(token));
   }
 
-  /// Says that everything of the update is in place, and completes when the sender agrees and was told. Every bucket
-  /// must have been taken and released (`errc::invalid_argument` otherwise).
+  /// Says that everything of the update is in place, and completes when the sender agrees and was told. Every
+  /// bucket must have been taken and released (`errc::invalid_argument` otherwise).
   awaitable<load_report> commit() { return await_commit(operation_); }
   template <class Token>
   auto commit(Token&& token) {
-    auto start = [self = operation_](auto done, auto stop) { begin_commit(self, std::move(done), std::move(stop)); };
-    return detail::initiate<load_report, std::error_code>(executor(), std::move(start), std::forward<Token>(token));
+    auto start = [self = operation_](auto done, auto stop) {
+      begin_commit(self, std::move(done), std::move(stop));
+    };
+    return detail::initiate<load_report, std::error_code>(executor(), std::move(start),
+                                                          std::forward<Token>(token));
   }
 
   /// Says no; the sender's report carries the words. Before acceptance only; later it gives the update up.
@@ -138,7 +146,8 @@ class update {
   static void begin_bucket(operation_pointer const& operation,
                            std::unique_ptr<detail::completion<std::optional<bucket>>> done,
                            std::shared_ptr<detail::stop_request> stop);
-  static void begin_commit(operation_pointer const& operation, std::unique_ptr<detail::completion<load_report>> done,
+  static void begin_commit(operation_pointer const& operation,
+                           std::unique_ptr<detail::completion<load_report>> done,
                            std::shared_ptr<detail::stop_request> stop);
   asio::any_io_executor executor() const;
   operation_pointer operation_;
@@ -159,8 +168,8 @@ class receiver {
 
   /// Connects to the sender at `path`, waiting for it to appear until the connect limit.
   /// Errors: `connect_timeout`, `bad_path`, `not_permitted`, `peer_refused`, `version_mismatch`,
-  /// `handshake_timeout`, `peer_gone`, `no_device` (for `receiver_options::where`), `busy` (a session exists).
-  /// Cancellation: all types; there is no session then.
+  /// `handshake_timeout`, `peer_gone`, `no_device` (for `receiver_options::where`), `busy` (a session
+  /// exists). Cancellation: all types; there is no session then.
   awaitable<void> connect(std::string path);
   template <class Token>
   auto connect(std::string path, Token&& token) {
@@ -171,9 +180,9 @@ class receiver {
                                                               std::forward<Token>(token));
   }
 
-  /// Waits for the next update, without limit; nothing when the sender has closed gracefully. One that was announced
-  /// while nobody waited is given at once, if the sender has not passed over it meanwhile.
-  /// Errors: `not_open`, `busy`, and why the session ended (`peer_gone`, `peer_silent`, `protocol_error`, ...).
+  /// Waits for the next update, without limit; nothing when the sender has closed gracefully. One that was
+  /// announced while nobody waited is given at once, if the sender has not passed over it meanwhile. Errors:
+  /// `not_open`, `busy`, and why the session ended (`peer_gone`, `peer_silent`, `protocol_error`, ...).
   /// Cancellation: all types; stops this wait only.
   awaitable<std::optional<update>> next_update();
   template <class Token>
@@ -196,7 +205,8 @@ class receiver {
   }
 
  private:
-  friend receiver detail::make_receiver(asio::any_io_executor, receiver_options, std::shared_ptr<memory::backends>);
+  friend receiver detail::make_receiver(asio::any_io_executor, receiver_options,
+                                        std::shared_ptr<memory::backends>);
   using core_pointer = std::shared_ptr<detail::receiver_core>;
   explicit receiver(core_pointer core) : core_(std::move(core)) {}
   static void begin_connect(core_pointer const& core, std::string path,
@@ -205,8 +215,9 @@ class receiver {
   static void begin_next(core_pointer const& core,
                          std::unique_ptr<detail::completion<std::optional<update>>> done,
                          std::shared_ptr<detail::stop_request> stop);
-  static void begin_close(core_pointer const& core, std::unique_ptr<detail::completion<detail::nothing>> done);
+  static void begin_close(core_pointer const& core,
+                          std::unique_ptr<detail::completion<detail::nothing>> done);
   core_pointer core_;
 };
 
-}  // namespace ropeway
+} // namespace ropeway

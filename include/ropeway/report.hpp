@@ -13,19 +13,19 @@ namespace ropeway {
 
 /// How an update ended for one receiver.
 enum class outcome : std::uint8_t {
-  committed,    ///< the receiver holds the version
-  refused,      ///< it said no, in its own words; its destinations are as they were
-  skipped,      ///< it said not now, did not answer in time, or its group was incomplete
-  failed,       ///< it took part and gave up, in its own words; in-place destinations may be torn
-  dropped,      ///< it died, fell silent or broke the protocol
-  unconfirmed,  ///< it was told to commit and its answer never came; its next hello settles it
+  committed,   ///< the receiver holds the version
+  refused,     ///< it said no, in its own words; its destinations are as they were
+  skipped,     ///< it said not now, did not answer in time, or its group was incomplete
+  failed,      ///< it took part and gave up, in its own words; in-place destinations may be torn
+  dropped,     ///< it died, fell silent or broke the protocol
+  unconfirmed, ///< it was told to commit and its answer never came; its next hello settles it
 };
 std::string_view name(outcome what) noexcept;
 
 /// How the bytes reached a receiver.
 enum class route : std::uint8_t {
-  staged,  ///< through a ring in device memory
-  host,    ///< through a ring in shared host memory
+  staged, ///< through a ring in device memory
+  host,   ///< through a ring in shared host memory
 };
 std::string_view name(route way) noexcept;
 
@@ -33,22 +33,22 @@ using nanoseconds = std::chrono::nanoseconds;
 
 /// One receiver's part of a `send_report`.
 struct receiver_report {
-  std::string name;             ///< as it called itself, with its process number
+  std::string name; ///< as it called itself, with its process number
   outcome what = outcome::skipped;
-  std::error_code error;        ///< why it is not `committed`
-  std::string text;             ///< in words, the receiver's own where it said any; else why the route was taken
+  std::error_code error; ///< why it is not `committed`
+  std::string text;      ///< in words, the receiver's own where it said any; else why the route was taken
   route way = route::host;
-  nanoseconds after{};          ///< from the call until this was known
+  nanoseconds after{}; ///< from the call until this was known
 };
 
 /// What `send_weights` and `sending::done` give. Filled whether or not the operation failed.
 struct send_report {
   std::uint64_t version = 0;
-  std::uint64_t bytes = 0;      ///< of all tensors, counted once
+  std::uint64_t bytes = 0; ///< of all tensors, counted once
   std::uint32_t tensors = 0;
   std::uint32_t buckets = 0;
-  nanoseconds total{};          ///< from the call until every outcome was known
-  nanoseconds source_free{};    ///< from the call until the tensors' memory was no longer read; 0 if never
+  nanoseconds total{};       ///< from the call until every outcome was known
+  nanoseconds source_free{}; ///< from the call until the tensors' memory was no longer read; 0 if never
   std::vector<receiver_report> receivers;
 
   std::size_t count(outcome what) const noexcept;
@@ -57,7 +57,8 @@ struct send_report {
 /// What the throwing form of a send throws: the words, and the report so far.
 class send_failed : public transfer_error {
  public:
-  send_failed(transfer_error const& error, send_report report) : transfer_error(error), report_(std::move(report)) {}
+  send_failed(transfer_error const& error, send_report report)
+      : transfer_error(error), report_(std::move(report)) {}
   send_report const& report() const noexcept { return report_; }
 
  private:
@@ -67,11 +68,11 @@ class send_failed : public transfer_error {
 /// What loading an update gives.
 struct load_report {
   std::uint64_t version = 0;
-  std::uint64_t bytes = 0;      ///< of all tensors of the update
+  std::uint64_t bytes = 0; ///< of all tensors of the update
   std::uint32_t tensors = 0;
   std::uint32_t buckets = 0;
-  nanoseconds total{};          ///< from the acceptance until the commit
+  nanoseconds total{}; ///< from the acceptance until the commit
   route way = route::host;
 };
 
-}  // namespace ropeway
+} // namespace ropeway

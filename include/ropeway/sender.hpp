@@ -28,15 +28,15 @@ class send_operation;
 sender make_sender(asio::any_io_executor, std::string, sender_options, std::shared_ptr<memory::backends>);
 template <class Token>
 concept token = !std::same_as<std::remove_cvref_t<Token>, ready_after>;
-}  // namespace detail
+} // namespace detail
 
 /// Anything whose elements convert to tensor_view: a vector of views, a map's values, a transform.
 template <class R>
 concept tensor_range = std::ranges::input_range<R const> &&
-                       std::convertible_to<std::ranges::range_reference_t<R const>, tensor_view>;
+    std::convertible_to<std::ranges::range_reference_t<R const>, tensor_view>;
 
-/// Tensors that were looked at once: names and shapes compared, nothing to do at the next send but to read the
-/// memory. A cheap shared value; safe to use again for every version whose tensors lie where they lay.
+/// Tensors that were looked at once: names and shapes compared, nothing to do at the next send but to read
+/// the memory. A cheap shared value; safe to use again for every version whose tensors lie where they lay.
 class prepared_tensors {
  public:
   prepared_tensors() = default;
@@ -58,21 +58,27 @@ class sending {
 
   std::uint64_t version() const noexcept;
 
-  /// Completes when no copy reads the tensors any more: the trainer may change its weights. Fails if the version was
-  /// given up. Cancellation: stops this wait only.
+  /// Completes when no copy reads the tensors any more: the trainer may change its weights. Fails if the
+  /// version was given up. Cancellation: stops this wait only.
   awaitable<void> source_free();
   template <class Token>
   auto source_free(Token&& token) {
-    auto start = [self = operation_](auto done, auto stop) { wait_source_free(self, std::move(done), std::move(stop)); };
-    return detail::initiate<detail::nothing, std::error_code>(executor(), std::move(start), std::forward<Token>(token));
+    auto start = [self = operation_](auto done, auto stop) {
+      wait_source_free(self, std::move(done), std::move(stop));
+    };
+    return detail::initiate<detail::nothing, std::error_code>(executor(), std::move(start),
+                                                              std::forward<Token>(token));
   }
 
   /// Completes when every outcome is known. Errors, report and cancellation as for `sender::send_weights`.
   awaitable<send_report> done();
   template <class Token>
   auto done(Token&& token) {
-    auto start = [self = operation_](auto done, auto stop) { wait_done(self, std::move(done), std::move(stop)); };
-    return detail::initiate<send_report, std::error_code>(executor(), std::move(start), std::forward<Token>(token));
+    auto start = [self = operation_](auto done, auto stop) {
+      wait_done(self, std::move(done), std::move(stop));
+    };
+    return detail::initiate<send_report, std::error_code>(executor(), std::move(start),
+                                                          std::forward<Token>(token));
   }
 
  private:
@@ -83,7 +89,8 @@ class sending {
   static void wait_source_free(operation_pointer const& operation,
                                std::unique_ptr<detail::completion<detail::nothing>> done,
                                std::shared_ptr<detail::stop_request> stop);
-  static void wait_done(operation_pointer const& operation, std::unique_ptr<detail::completion<send_report>> done,
+  static void wait_done(operation_pointer const& operation,
+                        std::unique_ptr<detail::completion<send_report>> done,
                         std::shared_ptr<detail::stop_request> stop);
   asio::any_io_executor executor() const;
   std::shared_ptr<detail::send_operation> operation_;
@@ -92,24 +99,27 @@ class sending {
 /// What `sender::receivers` tells of one of them.
 struct connected_receiver {
   std::string name;
-  bool holds_version = false;   ///< of this sender instance
-  std::uint64_t version = 0;    ///< which, if so
+  bool holds_version = false; ///< of this sender instance
+  std::uint64_t version = 0;  ///< which, if so
 };
 
 /// The trainer's side: listens at a path, and sends versions to all receivers that are connected then.
 ///
-/// Thread-safety: all members may be called from any thread; operations run on the sender's own strand and complete on
-/// the caller's executor. One send runs at a time (`errc::busy`). Lifetime: the destructor closes every session,
-/// waits (at most 10 s) for copies that still read the caller's tensors, and removes the socket; operations that run
-/// end with `asio::error::operation_aborted`. `co_await close()` is the graceful end.
+/// Thread-safety: all members may be called from any thread; operations run on the sender's own strand and
+/// complete on the caller's executor. One send runs at a time (`errc::busy`). Lifetime: the destructor closes
+/// every session, waits (at most 10 s) for copies that still read the caller's tensors, and removes the
+/// socket; operations that run end with `asio::error::operation_aborted`. `co_await close()` is the graceful
+/// end.
 ///
-/// Every operation has two forms: one that returns an awaitable and throws `transfer_error` (a send: `send_failed`),
-/// and one with a completion token of signature `void(std::error_code, T)`. The call itself copies names and views:
-/// only the tensors' memory must live until completion, and no copy touches it afterwards, whatever the outcome.
+/// Every operation has two forms: one that returns an awaitable and throws `transfer_error` (a send:
+/// `send_failed`), and one with a completion token of signature `void(std::error_code, T)`. The call itself
+/// copies names and views: only the tensors' memory must live until completion, and no copy touches it
+/// afterwards, whatever the outcome.
 class sender {
  public:
   /// Listens at `path` at once. Its directory is made (0700) if only that is missing.
-  /// Throws transfer_error: `errc::bad_path`, `errc::not_permitted`, `errc::address_in_use`, `errc::invalid_argument`.
+  /// Throws transfer_error: `errc::bad_path`, `errc::not_permitted`, `errc::address_in_use`,
+  /// `errc::invalid_argument`.
   sender(asio::any_io_executor executor, std::string path, sender_options options = {});
   sender(sender&&) noexcept = default;
   sender& operator=(sender&& other) noexcept;
@@ -118,16 +128,16 @@ class sender {
   asio::any_io_executor get_executor() const;
   std::string const& path() const noexcept;
 
-  /// Sends `tensors` as `version` to every receiver that is connected now, and completes when every outcome is known.
-  /// Tensors on a CUDA device are read after `when`. No receiver at all: `errc::too_few_receivers` (unless
-  /// `min_receivers` is 0).
+  /// Sends `tensors` as `version` to every receiver that is connected now, and completes when every outcome
+  /// is known. Tensors on a CUDA device are read after `when`. No receiver at all: `errc::too_few_receivers`
+  /// (unless `min_receivers` is 0).
   ///
   /// Completion: after the last outcome, and after every copy from the tensors has finished.
   /// Errors: `too_few_receivers`, `busy`, `duplicate_name`, `unsupported`, `overflow`, `invalid_argument`,
-  /// `source_failed`, `out_of_memory`, `no_device`, `device_failed`, `not_open`, `asio::error::operation_aborted`.
-  /// What goes wrong with one receiver is no error of the send: it stands in the report, which is filled either way.
-  /// Cancellation (all types): gives the version up; receivers keep what they hold, or are torn where they load in
-  /// place; sessions stay.
+  /// `source_failed`, `out_of_memory`, `no_device`, `device_failed`, `not_open`,
+  /// `asio::error::operation_aborted`. What goes wrong with one receiver is no error of the send: it stands
+  /// in the report, which is filled either way. Cancellation (all types): gives the version up; receivers
+  /// keep what they hold, or are torn where they load in place; sessions stay.
   template <tensor_range R>
   awaitable<send_report> send_weights(std::uint64_t version, R const& tensors, ready_after when = {}) {
     return await_send(core_, version, collect(tensors), when);
@@ -142,7 +152,8 @@ class sender {
   }
 
   /// The same for tensors that were prepared.
-  awaitable<send_report> send_weights(std::uint64_t version, prepared_tensors const& tensors, ready_after when = {}) {
+  awaitable<send_report> send_weights(std::uint64_t version, prepared_tensors const& tensors,
+                                      ready_after when = {}) {
     return await_send(core_, version, tensors.set_, when);
   }
   template <detail::token Token>
@@ -196,22 +207,24 @@ class sender {
     return initiate_start(version, collect(source), ready_after(), std::forward<Token>(token));
   }
 
-  /// Compares names and shapes once, for sends that skip even that. The views' memory and strides are kept as they
-  /// are now. An error in them (a name twice, say) is reported by the send.
+  /// Compares names and shapes once, for sends that skip even that. The views' memory and strides are kept as
+  /// they are now. An error in them (a name twice, say) is reported by the send.
   template <tensor_range R>
   prepared_tensors prepare(R const& tensors) {
     return prepared_tensors(collect(tensors));
   }
 
   /// Completes with the number of receivers once at least `count` are connected.
-  /// Errors: `errc::too_few_receivers` after `limit`; `not_open`. Cancellation: all types, stops this wait only.
+  /// Errors: `errc::too_few_receivers` after `limit`; `not_open`. Cancellation: all types, stops this wait
+  /// only.
   awaitable<std::size_t> wait_for_receivers(std::size_t count, milliseconds limit);
   template <class Token>
   auto wait_for_receivers(std::size_t count, milliseconds limit, Token&& token) {
     auto start = [core = core_, count, limit](auto done, auto stop) {
       begin_wait(core, count, limit, std::move(done), std::move(stop));
     };
-    return detail::initiate<std::size_t, std::error_code>(get_executor(), std::move(start), std::forward<Token>(token));
+    return detail::initiate<std::size_t, std::error_code>(get_executor(), std::move(start),
+                                                          std::forward<Token>(token));
   }
 
   /// The receivers that are connected now.
@@ -239,8 +252,8 @@ class sender {
    private:
     detail::sender_core& core_;
     std::shared_ptr<detail::tensor_set> set_;
-    std::vector<tensor_info> infos_;   // once something differs from the last layout
-    bool known_ = true;                // everything so far is as in the last layout
+    std::vector<tensor_info> infos_; // once something differs from the last layout
+    bool known_ = true;              // everything so far is as in the last layout
   };
   template <tensor_range R>
   std::shared_ptr<detail::tensor_set> collect(R const& tensors) {
@@ -255,8 +268,10 @@ class sender {
   using core_pointer = std::shared_ptr<detail::sender_core>;
   explicit sender(core_pointer core) : core_(std::move(core)) {}
   using set_pointer = std::shared_ptr<detail::tensor_set>;
-  static awaitable<send_report> await_send(core_pointer core, std::uint64_t version, set_pointer set, ready_after when);
-  static awaitable<sending> await_start(core_pointer core, std::uint64_t version, set_pointer set, ready_after when);
+  static awaitable<send_report> await_send(core_pointer core, std::uint64_t version, set_pointer set,
+                                           ready_after when);
+  static awaitable<sending> await_start(core_pointer core, std::uint64_t version, set_pointer set,
+                                        ready_after when);
   static void begin_send(core_pointer const& core, std::uint64_t version, set_pointer set, ready_after when,
                          std::unique_ptr<detail::completion<send_report>> done,
                          std::shared_ptr<detail::stop_request> stop);
@@ -266,7 +281,8 @@ class sender {
   static void begin_wait(core_pointer const& core, std::size_t count, milliseconds limit,
                          std::unique_ptr<detail::completion<std::size_t>> done,
                          std::shared_ptr<detail::stop_request> stop);
-  static void begin_close(core_pointer const& core, std::unique_ptr<detail::completion<detail::nothing>> done);
+  static void begin_close(core_pointer const& core,
+                          std::unique_ptr<detail::completion<detail::nothing>> done);
 
   template <class Token>
   auto initiate_send(std::uint64_t version, set_pointer set, ready_after when, Token&& token) {
@@ -281,10 +297,11 @@ class sender {
     auto start = [core = core_, version, set = std::move(set), when](auto done, auto stop) {
       begin_start(core, version, set, when, std::move(done), std::move(stop));
     };
-    return detail::initiate<sending, std::error_code>(get_executor(), std::move(start), std::forward<Token>(token));
+    return detail::initiate<sending, std::error_code>(get_executor(), std::move(start),
+                                                      std::forward<Token>(token));
   }
 
   core_pointer core_;
 };
 
-}  // namespace ropeway
+} // namespace ropeway

@@ -11,8 +11,8 @@
 
 namespace ropeway {
 
-/// One tensor from a source. The library reads `view` after `when`, and lets go of `keep_alive` once it has seen its
-/// last copy from it complete; whatever owns the memory belongs there.
+/// One tensor from a source. The library reads `view` after `when`, and lets go of `keep_alive` once it has
+/// seen its last copy from it complete; whatever owns the memory belongs there.
 class source_tensor {
  public:
   source_tensor() = default;
@@ -23,10 +23,11 @@ class source_tensor {
   ready_after when;
 };
 
-/// Announces tensors first and makes them when they are needed, so that a trainer which gathers its shards on the fly
-/// never holds the whole model: at most the tensors of the buckets that are being packed are alive.
-/// One source can be sent again and again. Its members are called on the sender's strand, one at a time, and must not
-/// block; must outlive the operation. What they throw aborts the update with `errc::source_failed` and their words.
+/// Announces tensors first and makes them when they are needed, so that a trainer which gathers its shards on
+/// the fly never holds the whole model: at most the tensors of the buckets that are being packed are alive.
+/// One source can be sent again and again. Its members are called on the sender's strand, one at a time, and
+/// must not block; must outlive the operation. What they throw aborts the update with `errc::source_failed`
+/// and their words.
 class tensor_source {
  public:
   virtual ~tensor_source() = default;
@@ -35,9 +36,8 @@ class tensor_source {
   /// All tensors, in the order in which `next` will give them, with the dtype and shape that receivers see.
   /// Called once for each version, before the first `next`.
   virtual std::vector<tensor_info> manifest() = 0;
-  /// The tensor with this index; asked for in order, once a version, and never for one of zero bytes. It must be the
-  /// one that was announced.
-  /// Cancelled (all types) when the update is given up.
+  /// The tensor with this index; asked for in order, once a version, and never for one of zero bytes. It must
+  /// be the one that was announced. Cancelled (all types) when the update is given up.
   virtual awaitable<source_tensor> next(std::uint32_t index) = 0;
 };
 
@@ -46,4 +46,4 @@ std::unique_ptr<tensor_source> make_source(std::vector<tensor_info> manifest,
                                            std::function<source_tensor(std::uint32_t index)> next,
                                            device where = device::host());
 
-}  // namespace ropeway
+} // namespace ropeway

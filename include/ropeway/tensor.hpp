@@ -13,11 +13,31 @@
 
 namespace ropeway {
 
-/// All element types that safetensors knows. ropeway carries bytes; only `tensor_view::sent_as` looks at values.
-/// The numbers travel on the wire: append only.
+/// All element types that safetensors knows. ropeway carries bytes; only `tensor_view::sent_as` looks at
+/// values. The numbers travel on the wire: append only.
 enum class dtype : std::uint8_t {
-  boolean, u8, i8, u16, i16, u32, i32, u64, i64, f16, bf16, f32, f64, c64,
-  f8_e4m3, f8_e5m2, f8_e8m0, f8_e4m3fnuz, f8_e5m2fnuz, f6_e2m3, f6_e3m2, f4,
+  boolean,
+  u8,
+  i8,
+  u16,
+  i16,
+  u32,
+  i32,
+  u64,
+  i64,
+  f16,
+  bf16,
+  f32,
+  f64,
+  c64,
+  f8_e4m3,
+  f8_e5m2,
+  f8_e8m0,
+  f8_e4m3fnuz,
+  f8_e5m2fnuz,
+  f6_e2m3,
+  f6_e3m2,
+  f4,
 };
 
 /// Bits that one element takes; below 8 for `f6_*` and `f4`, which are carried as opaque packed bytes.
@@ -86,8 +106,8 @@ struct tensor_info {
   friend bool operator==(tensor_info const&, tensor_info const&) = default;
 };
 
-/// A tensor whose bytes may be read (`tensor_view`) or written (`mutable_tensor_view`). A cheap value: it owns
-/// neither name nor memory; both must live as long as the operation that was given the view says.
+/// A tensor whose bytes may be read (`tensor_view`) or written (`mutable_tensor_view`). A cheap value: it
+/// owns neither name nor memory; both must live as long as the operation that was given the view says.
 template <class Byte>
 class basic_tensor_view {
  public:
@@ -95,8 +115,14 @@ class basic_tensor_view {
 
   basic_tensor_view() = default;
   /// A contiguous, row-major tensor of `dims` at `data`.
-  basic_tensor_view(std::string_view name, dtype type, shape dims, void_type* data, device where = device::host())
-      : name_(name), type_(type), wire_type_(type), dims_(dims), data_(static_cast<Byte*>(data)), where_(where) {}
+  basic_tensor_view(std::string_view name, dtype type, shape dims, void_type* data,
+                    device where = device::host())
+      : name_(name)
+      , type_(type)
+      , wire_type_(type)
+      , dims_(dims)
+      , data_(static_cast<Byte*>(data))
+      , where_(where) {}
 
   /// Gives the distance between neighbours in each dimension, in elements; may be 0 or negative.
   basic_tensor_view& strides(std::span<std::int64_t const> elements);
@@ -106,10 +132,16 @@ class basic_tensor_view {
   /// Converts while packing: receivers see a tensor of `type`. Known: f32 to bf16 and f16 (round to nearest
   /// even; infinities and NaN are kept), bf16 and f16 to f32. Anything else fails the send with
   /// `errc::unsupported`.
-  basic_tensor_view& sent_as(dtype type) { wire_type_ = type; return *this; }
+  basic_tensor_view& sent_as(dtype type) {
+    wire_type_ = type;
+    return *this;
+  }
 
   /// The same memory under another name.
-  basic_tensor_view& name(std::string_view other) { name_ = other; return *this; }
+  basic_tensor_view& name(std::string_view other) {
+    name_ = other;
+    return *this;
+  }
 
   std::string_view name() const noexcept { return name_; }
   dtype type() const noexcept { return type_; }
@@ -136,4 +168,4 @@ using mutable_tensor_view = basic_tensor_view<std::byte>;
 extern template class basic_tensor_view<std::byte const>;
 extern template class basic_tensor_view<std::byte>;
 
-}  // namespace ropeway
+} // namespace ropeway

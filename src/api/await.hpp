@@ -29,4 +29,4 @@ awaitable<T> await(any_io_executor executor, Start start) {
 
 inline awaitable<void> without_result(awaitable<nothing> operation) { co_await std::move(operation); }
 
-}  // namespace ropeway::detail
+} // namespace ropeway::detail

@@ -13,7 +13,8 @@ using detail::nothing;
 using detail::stop_request;
 using detail::without_result;
 
-// ---- destinations ------------------------------------------------------------------------------------------------
+// ---- destinations
+// ------------------------------------------------------------------------------------------------
 
 destinations::destinations() : set_(std::make_shared<detail::destination_set>()) {}
 destinations::destinations(destinations&&) noexcept = default;
@@ -31,9 +32,10 @@ destinations& destinations::add(mutable_tensor_view const& into) {
 
 destinations& destinations::add_part(std::span<std::uint64_t const> start, mutable_tensor_view const& into) {
   if (start.size() != into.dims().rank())
-    throw transfer_error(errc::invalid_argument, "the start of a part of tensor " + std::string(into.name()) + " has " +
-                                                     std::to_string(start.size()) + " numbers for " +
-                                                     std::to_string(into.dims().rank()) + " dimensions")
+    throw transfer_error(errc::invalid_argument, "the start of a part of tensor " + std::string(into.name()) +
+                                                     " has " + std::to_string(start.size()) +
+                                                     " numbers for " + std::to_string(into.dims().rank()) +
+                                                     " dimensions")
         .tensor(into.name());
   plan::box part = plan::whole(into.dims());
   for (std::size_t d = 0; d < start.size(); ++d) part.start[d] = start[d];
@@ -63,7 +65,8 @@ bool destinations::torn() const noexcept { return set_->torn(); }
 std::vector<std::string> destinations::torn_tensors() const { return set_->torn_tensors(); }
 std::optional<std::uint64_t> destinations::version() const noexcept { return set_->version(); }
 
-// ---- bucket ------------------------------------------------------------------------------------------------------
+// ---- bucket
+// ------------------------------------------------------------------------------------------------------
 
 bucket& bucket::operator=(bucket&& other) noexcept {
   std::swap(held_, other.held_);
@@ -78,7 +81,8 @@ void bucket::release(ready_after when) {
   if (held_) held_->release(when);
 }
 
-// ---- update ------------------------------------------------------------------------------------------------------
+// ---- update
+// ------------------------------------------------------------------------------------------------------
 
 update& update::operator=(update&& other) noexcept {
   std::swap(operation_, other.operation_);
@@ -98,7 +102,8 @@ void update::begin_load(operation_pointer const& operation, set_pointer into, re
                         std::unique_ptr<completion<load_report>> done, std::shared_ptr<stop_request> stop) {
   operation->core->post_load(operation, std::move(into), when, std::move(done), std::move(stop));
 }
-void update::begin_bucket(operation_pointer const& operation, std::unique_ptr<completion<std::optional<bucket>>> done,
+void update::begin_bucket(operation_pointer const& operation,
+                          std::unique_ptr<completion<std::optional<bucket>>> done,
                           std::shared_ptr<stop_request> stop) {
   operation->core->post_bucket(operation, std::move(done), std::move(stop));
 }
@@ -116,12 +121,16 @@ awaitable<load_report> update::await_load(operation_pointer operation, set_point
 }
 awaitable<std::optional<bucket>> update::await_bucket(operation_pointer operation) {
   auto const executor = operation->core->executor();
-  auto start = [operation](auto done, auto stop) { begin_bucket(operation, std::move(done), std::move(stop)); };
+  auto start = [operation](auto done, auto stop) {
+    begin_bucket(operation, std::move(done), std::move(stop));
+  };
   return await<std::optional<bucket>>(executor, std::move(start));
 }
 awaitable<load_report> update::await_commit(operation_pointer operation) {
   auto const executor = operation->core->executor();
-  auto start = [operation](auto done, auto stop) { begin_commit(operation, std::move(done), std::move(stop)); };
+  auto start = [operation](auto done, auto stop) {
+    begin_commit(operation, std::move(done), std::move(stop));
+  };
   return await<load_report>(executor, std::move(start));
 }
 
@@ -130,11 +139,13 @@ void update::not_now(milliseconds retry, std::string why) {
   operation_->core->post_not_now(operation_, retry, std::move(why));
 }
 
-// ---- receiver ----------------------------------------------------------------------------------------------------
+// ---- receiver
+// ----------------------------------------------------------------------------------------------------
 
 receiver detail::make_receiver(any_io_executor executor, receiver_options options,
                                std::shared_ptr<memory::backends> memory) {
-  return receiver(std::make_shared<receiver_core>(std::move(executor), std::move(options), std::move(memory)));
+  return receiver(
+      std::make_shared<receiver_core>(std::move(executor), std::move(options), std::move(memory)));
 }
 
 receiver::receiver(any_io_executor executor, receiver_options options)
@@ -153,8 +164,8 @@ receiver::~receiver() {
 any_io_executor receiver::get_executor() const { return core_->executor(); }
 std::optional<std::uint64_t> receiver::version() const noexcept { return core_->version(); }
 
-void receiver::begin_connect(core_pointer const& core, std::string path, std::unique_ptr<completion<nothing>> done,
-                             std::shared_ptr<stop_request> stop) {
+void receiver::begin_connect(core_pointer const& core, std::string path,
+                             std::unique_ptr<completion<nothing>> done, std::shared_ptr<stop_request> stop) {
   core->post_connect(std::move(path), std::move(done), std::move(stop));
 }
 void receiver::begin_next(core_pointer const& core, std::unique_ptr<completion<std::optional<update>>> done,
@@ -180,4 +191,4 @@ awaitable<void> receiver::close() {
   return without_result(await<nothing>(core_->executor(), std::move(start)));
 }
 
-}  // namespace ropeway
+} // namespace ropeway

@@ -16,9 +16,12 @@ using detail::without_result;
 
 namespace {
 
-std::shared_ptr<send_operation> make_operation(std::shared_ptr<detail::sender_core> const& core, std::uint64_t version,
-                                               std::shared_ptr<detail::tensor_set> set, ready_after when) {
-  if (!set) throw transfer_error(errc::invalid_argument, "the prepared tensors are empty: call sender::prepare first");
+std::shared_ptr<send_operation> make_operation(std::shared_ptr<detail::sender_core> const& core,
+                                               std::uint64_t version, std::shared_ptr<detail::tensor_set> set,
+                                               ready_after when) {
+  if (!set)
+    throw transfer_error(errc::invalid_argument,
+                         "the prepared tensors are empty: call sender::prepare first");
   auto operation = std::make_shared<send_operation>();
   operation->owner = core;
   operation->executor = core->executor();
@@ -37,17 +40,19 @@ void stop_with(std::shared_ptr<stop_request> const& stop, std::shared_ptr<detail
   });
 }
 
-}  // namespace
+} // namespace
 
 sender detail::make_sender(any_io_executor executor, std::string path, sender_options options,
                            std::shared_ptr<memory::backends> memory) {
-  auto core = std::make_shared<sender_core>(std::move(executor), std::move(path), std::move(options), std::move(memory));
+  auto core = std::make_shared<sender_core>(std::move(executor), std::move(path), std::move(options),
+                                            std::move(memory));
   core->start();
   return sender(std::move(core));
 }
 
 sender::sender(any_io_executor executor, std::string path, sender_options options)
-    : sender(detail::make_sender(std::move(executor), std::move(path), std::move(options), memory::system_backends())) {}
+    : sender(detail::make_sender(std::move(executor), std::move(path), std::move(options),
+                                 memory::system_backends())) {}
 
 sender& sender::operator=(sender&& other) noexcept {
   if (this == &other) return *this;
@@ -63,9 +68,11 @@ sender::~sender() {
 any_io_executor sender::get_executor() const { return core_->executor(); }
 std::string const& sender::path() const noexcept { return core_->path(); }
 
-// ---- collecting --------------------------------------------------------------------------------------------------
+// ---- collecting
+// --------------------------------------------------------------------------------------------------
 
-sender::collector::collector(detail::sender_core& core) : core_(core), set_(std::make_shared<detail::tensor_set>()) {
+sender::collector::collector(detail::sender_core& core)
+    : core_(core), set_(std::make_shared<detail::tensor_set>()) {
   set_->layout = core_.last_layout();
   if (set_->layout) set_->views.reserve(set_->layout->manifest.tensors().size());
   known_ = set_->layout != nullptr;
@@ -100,13 +107,11 @@ std::shared_ptr<detail::tensor_set> sender::collector::finish() {
     plan::gather const rules(manifest);
     for (std::uint32_t i = 0; i < set_->views.size(); ++i) {
       auto& view = set_->views[i];
-      view.name(manifest.tensors()[i].name);  // the caller's may be gone when it is needed
+      view.name(manifest.tensors()[i].name); // the caller's may be gone when it is needed
       if (manifest.tensor_bytes(i) != 0) rules.check(i, view);
       if (view.where().is_cuda() && !set_->where.is_cuda()) set_->where = view.where();
     }
-  } catch (transfer_error const& error) {
-    set_->error = failure(error);
-  }
+  } catch (transfer_error const& error) { set_->error = failure(error); }
   return std::move(set_);
 }
 
@@ -116,7 +121,8 @@ std::shared_ptr<detail::tensor_set> sender::collect(tensor_source& source) {
   return set;
 }
 
-// ---- operations --------------------------------------------------------------------------------------------------
+// ---- operations
+// --------------------------------------------------------------------------------------------------
 
 void sender::begin_send(core_pointer const& core, std::uint64_t version, set_pointer set, ready_after when,
                         std::unique_ptr<completion<send_report>> done, std::shared_ptr<stop_request> stop) {
@@ -145,14 +151,16 @@ void sender::begin_close(core_pointer const& core, std::unique_ptr<completion<no
   core->post_close(std::move(done));
 }
 
-awaitable<send_report> sender::await_send(core_pointer core, std::uint64_t version, set_pointer set, ready_after when) {
+awaitable<send_report> sender::await_send(core_pointer core, std::uint64_t version, set_pointer set,
+                                          ready_after when) {
   auto start = [core, version, set, when](auto done, auto stop) {
     begin_send(core, version, set, when, std::move(done), std::move(stop));
   };
   return await<send_report>(core->executor(), std::move(start));
 }
 
-awaitable<sending> sender::await_start(core_pointer core, std::uint64_t version, set_pointer set, ready_after when) {
+awaitable<sending> sender::await_start(core_pointer core, std::uint64_t version, set_pointer set,
+                                       ready_after when) {
   auto start = [core, version, set, when](auto done, auto stop) {
     begin_start(core, version, set, when, std::move(done), std::move(stop));
   };
@@ -176,7 +184,8 @@ awaitable<void> sender::close() {
   return without_result(await<nothing>(core_->executor(), std::move(start)));
 }
 
-// ---- sending -----------------------------------------------------------------------------------------------------
+// ---- sending
+// -----------------------------------------------------------------------------------------------------
 
 sending& sending::operator=(sending&& other) noexcept {
   std::swap(operation_, other.operation_);
@@ -206,13 +215,17 @@ void sending::wait_done(operation_pointer const& operation, std::unique_ptr<comp
 }
 
 awaitable<void> sending::source_free() {
-  auto start = [self = operation_](auto done, auto stop) { wait_source_free(self, std::move(done), std::move(stop)); };
+  auto start = [self = operation_](auto done, auto stop) {
+    wait_source_free(self, std::move(done), std::move(stop));
+  };
   return without_result(await<nothing>(executor(), std::move(start)));
 }
 
 awaitable<send_report> sending::done() {
-  auto start = [self = operation_](auto done, auto stop) { wait_done(self, std::move(done), std::move(stop)); };
+  auto start = [self = operation_](auto done, auto stop) {
+    wait_done(self, std::move(done), std::move(stop));
+  };
   return await<send_report>(executor(), std::move(start));
 }
 
-}  // namespace ropeway
+} // namespace ropeway

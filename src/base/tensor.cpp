@@ -119,10 +119,10 @@ template <class Byte>
 std::array<std::int64_t, max_rank> basic_tensor_view<Byte>::strides() const noexcept {
   if (strided_) return strides_;
   std::array<std::int64_t, max_rank> result{};
-  std::int64_t step = 1;
+  std::uint64_t step = 1;  // may wrap for a tensor without elements, whose strides mean nothing
   for (std::size_t i = dims_.rank(); i-- > 0;) {
-    result[i] = step;
-    step *= static_cast<std::int64_t>(dims_[i]);
+    result[i] = static_cast<std::int64_t>(step);
+    step *= dims_[i];
   }
   return result;
 }

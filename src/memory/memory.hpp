@@ -15,9 +15,9 @@
 #include <system_error>
 #include <vector>
 
+#include "base/unique_fd.hpp"
 #include "memory/copy.hpp"
 #include "ropeway/cuda.hpp"
-#include "base/unique_fd.hpp"
 
 namespace ropeway::memory {
 
@@ -26,7 +26,8 @@ using device_uuid = std::array<std::uint8_t, 16>;
 /// "GPU-xxxxxxxx-xxxx-..." or "host".
 std::string to_string(device_uuid const& id);
 
-/// A contiguous range of memory that processes share. The destructor unmaps it (which can be slow: off the loop).
+/// A contiguous range of memory that processes share. The destructor unmaps it (which can be slow: off the
+/// loop).
 class region {
  public:
   virtual ~region() = default;
@@ -45,13 +46,13 @@ class region {
 
 /// How far a queue is.
 struct progress {
-  std::uint64_t completed = 0;  ///< every ticket up to this one is done
-  std::error_code error;        ///< set once, for good: the queue's device failed; nothing more will complete
+  std::uint64_t completed = 0; ///< every ticket up to this one is done
+  std::error_code error;       ///< set once, for good: the queue's device failed; nothing more will complete
 };
 
-/// Copies in order, on a thread or stream of its own. All members but the destructor may be called from one thread
-/// at a time; none blocks (a host queue has a worker thread, a CUDA queue a stream; copies that would block, from
-/// pageable memory say, go through a worker of the queue's own).
+/// Copies in order, on a thread or stream of its own. All members but the destructor may be called from one
+/// thread at a time; none blocks (a host queue has a worker thread, a CUDA queue a stream; copies that would
+/// block, from pageable memory say, go through a worker of the queue's own).
 class queue {
  public:
   /// Waits for what was queued (at most `drain_limit`); past the limit the process is in trouble: the
@@ -63,11 +64,18 @@ class queue {
   virtual void start_after(ready_after const& when) = 0;
   /// Queues copies. The list is taken over before this returns; the memory must live until they completed.
   virtual void copy(std::span<copy_op const> ops) = 0;
-  /// A number, greater than any before, that `poll().completed` reaches once everything queued so far is done.
+  /// A number, greater than any before, that `poll().completed` reaches once everything queued so far is
+  /// done.
   virtual std::uint64_t mark() = 0;
+  /// The same for a caller that polls: `event_fd` may stay silent about it until `notify()`, which costs a
+  /// device something for each mark.
+  virtual std::uint64_t mark_quietly() { return mark(); }
+  /// Makes `event_fd` readable once everything that was marked by now is done.
+  virtual void notify() {}
   /// How far the queue is, seen now. Cheap; never blocks.
   virtual progress poll() = 0;
-  /// Becomes readable (eventfd) when `poll()` may have something new. The caller reads it empty before `poll()`.
+  /// Becomes readable (eventfd) when `poll()` may have something new. The caller reads it empty before
+  /// `poll()`.
   virtual int event_fd() const noexcept = 0;
   /// Blocks until everything queued is done, at most for `limit`; false if it is not. For destructors only.
   virtual bool drain(std::chrono::milliseconds limit) noexcept = 0;
@@ -86,19 +94,22 @@ class backend {
     unique_fd handle;
   };
   virtual shared_region make_region(std::uint64_t bytes) = 0;
-  /// Maps a peer's region, for reading only where the system allows it. `origin` is the device that it was made on.
-  /// Checks that the descriptor is what it should be (kind, seals, exact size) before touching it. Slow.
-  virtual std::shared_ptr<region> import_region(unique_fd handle, std::uint64_t bytes, device_uuid const& origin) = 0;
+  /// Maps a peer's region, for reading only where the system allows it. `origin` is the device that it was
+  /// made on. Checks that the descriptor is what it should be (kind, seals, exact size) before touching it.
+  /// Slow.
+  virtual std::shared_ptr<region> import_region(unique_fd handle, std::uint64_t bytes,
+                                                device_uuid const& origin) = 0;
   /// Whether `import_region` from that device has a chance. The real answer is the import itself.
   virtual bool can_reach(device_uuid const& origin) const noexcept = 0;
-  /// Makes a host region fast to copy from and to for this device's queues; keep the result as long as that is
-  /// wanted. Null where there is nothing to do (the host itself). Slow: 0.5 s per GB. The result keeps `memory` alive.
+  /// Makes a host region fast to copy from and to for this device's queues; keep the result as long as that
+  /// is wanted. Null where there is nothing to do (the host itself). Slow: 0.5 s per GB. The result keeps
+  /// `memory` alive.
   virtual std::shared_ptr<void> register_host(std::shared_ptr<region> memory) = 0;
   virtual std::unique_ptr<queue> make_queue() = 0;
 };
 
-/// The backends of this process, made on first use and shared. Injected into sender and receiver, so that tests can
-/// bring devices of their own. Thread-safe.
+/// The backends of this process, made on first use and shared. Injected into sender and receiver, so that
+/// tests can bring devices of their own. Thread-safe.
 class backends {
  public:
   virtual ~backends() = default;
@@ -111,4 +122,4 @@ class backends {
 /// Host memory, and CUDA where this build and this machine have it.
 std::shared_ptr<backends> system_backends();
 
-}  // namespace ropeway::memory
+} // namespace ropeway::memory

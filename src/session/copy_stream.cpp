@@ -15,18 +15,21 @@ constexpr auto second_look_after = std::chrono::milliseconds(50);
 
 int duplicate(int fd) {
   int const copy = ::dup(fd);
-  if (copy < 0) throw transfer_error(std::error_code(errno, std::system_category()), "no descriptor left to watch copies");
+  if (copy < 0)
+    throw transfer_error(std::error_code(errno, std::system_category()),
+                         "no descriptor left to watch copies");
   return copy;
 }
 
-}  // namespace
+} // namespace
 
-copy_stream::copy_stream(strand const& on, std::unique_ptr<memory::queue> queue, std::chrono::microseconds poll_for)
-    : strand_(on),
-      queue_(std::move(queue)),
-      wakeups_(on, duplicate(queue_->event_fd())),
-      second_look_(on),
-      poll_for_(poll_for) {}
+copy_stream::copy_stream(strand const& on, std::unique_ptr<memory::queue> queue,
+                         std::chrono::microseconds poll_for)
+    : strand_(on)
+    , queue_(std::move(queue))
+    , wakeups_(on, duplicate(queue_->event_fd()))
+    , second_look_(on)
+    , poll_for_(poll_for) {}
 
 void copy_stream::start_after(ready_after const& when) {
   std::scoped_lock lock(mutex_);
@@ -43,7 +46,7 @@ void copy_stream::then(callback done) {
   std::uint64_t ticket;
   {
     std::scoped_lock lock(mutex_);
-    ticket = queue_->mark();
+    ticket = poll_for_.count() != 0 ? queue_->mark_quietly() : queue_->mark();
   }
   waiting_.push_back({ticket, std::move(done)});
   last_news_ = std::chrono::steady_clock::now();
@@ -64,14 +67,15 @@ void copy_stream::ask_again() {
 
 void copy_stream::watch_wakeups() {
   if (std::exchange(watching_wakeups_, true)) return;
-  wakeups_.async_wait(asio::posix::stream_descriptor::wait_read, [weak = weak_from_this()](std::error_code error) {
-    auto const self = weak.lock();
-    if (!self || error) return;
-    std::uint64_t count;
-    [[maybe_unused]] auto const n = ::read(self->wakeups_.native_handle(), &count, sizeof count);
-    self->watching_wakeups_ = false;
-    self->look();
-  });
+  wakeups_.async_wait(
+      asio::posix::stream_descriptor::wait_read, [weak = weak_from_this()](std::error_code error) {
+        auto const self = weak.lock();
+        if (!self || error) return;
+        std::uint64_t count;
+        [[maybe_unused]] auto const n = ::read(self->wakeups_.native_handle(), &count, sizeof count);
+        self->watching_wakeups_ = false;
+        self->look();
+      });
 }
 
 void copy_stream::watch_clock() {
@@ -101,6 +105,10 @@ void copy_stream::look() {
   }
   if (waiting_.empty()) return;
   if (poll_for_.count() != 0 && std::chrono::steady_clock::now() - last_news_ < poll_for_) return ask_again();
+  if (poll_for_.count() != 0) {
+    std::scoped_lock lock(mutex_);
+    queue_->notify();
+  }
   watch_wakeups();
   watch_clock();
 }
@@ -118,4 +126,4 @@ void copy_stream::forget() noexcept {
   waiting_.clear();
 }
 
-}  // namespace ropeway::session
+} // namespace ropeway::session

@@ -28,18 +28,20 @@ class copy_stream : public std::enable_shared_from_this<copy_stream> {
   using callback = std::function<void(std::error_code)>;
 
   /// With `poll_for`, a queue that has work is asked again and again, one turn of the loop each, until it has
-  /// finished nothing for so long; then its wake-up is waited for. Being told by the driver takes tens of microseconds
-  /// longer than asking (docs/performance.md), and both processes pay that for every bucket.
-  copy_stream(strand const& on, std::unique_ptr<memory::queue> queue, std::chrono::microseconds poll_for = {});
+  /// finished nothing for so long; then its wake-up is waited for. Being told by the driver takes tens of
+  /// microseconds longer than asking (docs/performance.md), and both processes pay that for every bucket.
+  copy_stream(strand const& on, std::unique_ptr<memory::queue> queue,
+              std::chrono::microseconds poll_for = {});
 
   void start_after(ready_after const& when);
   /// Throws transfer_error(errc::not_open) after shut().
   void copy(std::span<memory::copy_op const> ops);
-  /// Calls `done` on the strand, never from inside this call, once everything queued so far was seen to finish, with
-  /// an error if the device failed. Callbacks come in order.
+  /// Calls `done` on the strand, never from inside this call, once everything queued so far was seen to
+  /// finish, with an error if the device failed. Callbacks come in order.
   void then(callback done);
   bool idle() const noexcept { return waiting_.empty(); }
-  /// Lets nothing in any more and waits for what runs, at most queue::drain_limit. Any thread. False: it still runs.
+  /// Lets nothing in any more and waits for what runs, at most queue::drain_limit. Any thread. False: it
+  /// still runs.
   bool shut() noexcept;
   /// Forgets the callbacks and stops watching; what they hold is let go of. On the strand, after shut().
   void forget() noexcept;
@@ -55,15 +57,16 @@ class copy_stream : public std::enable_shared_from_this<copy_stream> {
   void look();
 
   strand strand_;
-  std::mutex mutex_;  // the queue is for one thread at a time, and shut() comes from the destructor's
+  std::mutex mutex_; // the queue is for one thread at a time, and shut() comes from the destructor's
   std::unique_ptr<memory::queue> queue_;
   bool shut_ = false;
   asio::posix::stream_descriptor wakeups_;
-  asio::steady_timer second_look_;  // a CUDA host function is not called after a context error: ask now and then
+  asio::steady_timer
+      second_look_; // a CUDA host function is not called after a context error: ask now and then
   bool watching_wakeups_ = false, watching_clock_ = false, asking_ = false;
   std::chrono::microseconds const poll_for_;
   std::chrono::steady_clock::time_point last_news_{};
   std::deque<waiter> waiting_;
 };
 
-}  // namespace ropeway::session
+} // namespace ropeway::session

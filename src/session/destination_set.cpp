@@ -68,4 +68,4 @@ std::optional<std::uint64_t> destination_set::version() const {
   return version_;
 }
 
-}  // namespace ropeway::detail
+} // namespace ropeway::detail

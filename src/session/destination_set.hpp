@@ -18,10 +18,11 @@ namespace ropeway::detail {
 class destination_plan {
  public:
   plan::scatter scatter;
-  std::vector<std::uint32_t> covered;  ///< the destinations that an update of this layout writes
+  std::vector<std::uint32_t> covered; ///< the destinations that an update of this layout writes
 };
 
-/// Places are added by the embedder before a load; what they hold is written by the session and read by anyone.
+/// Places are added by the embedder before a load; what they hold is written by the session and read by
+/// anyone.
 class destination_set {
  public:
   std::vector<plan::destination> places;
@@ -48,12 +49,12 @@ class destination_set {
     plan::layout_hash layout;
     std::unique_ptr<destination_plan> plan;
   };
-  std::vector<known> plans_;  // the newest last; a handful
+  std::vector<known> plans_; // the newest last; a handful
 
-  mutable std::mutex mutex_;  // for what follows: servers ask from any thread
+  mutable std::mutex mutex_; // for what follows: servers ask from any thread
   std::vector<bool> torn_;
   std::optional<std::uint64_t> version_;
   bool loading_ = false;
 };
 
-}  // namespace ropeway::detail
+} // namespace ropeway::detail

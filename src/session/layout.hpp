@@ -18,4 +18,4 @@ struct layout {
   std::uint64_t carrier_bytes = 0;
 };
 
-}  // namespace ropeway::session
+} // namespace ropeway::session

@@ -13,7 +13,7 @@ void link::say(protocol::message const& what, int fd, std::shared_ptr<void const
     try {
       if (connection_.try_send(scratch_, fds)) return;
     } catch (transfer_error const&) {
-      return;  // gone; hear() tells
+      return; // gone; hear() tells
     }
   }
   rest_.push_back({scratch_, fd, std::move(keep)});
@@ -32,16 +32,16 @@ awaitable<void> link::say_the_rest(std::shared_ptr<link> self) {
       co_await self->connection_.send(next.bytes, fds);
       self->rest_.pop_front();
     }
-  } catch (std::exception const&) {
-    self->rest_.clear();
-  }
+  } catch (std::exception const&) { self->rest_.clear(); }
   self->saying_ = false;
   if (self->close_after_) self->close();
 }
 
 void link::close_when_said() {
-  if (saying_) close_after_ = true;
-  else close();
+  if (saying_)
+    close_after_ = true;
+  else
+    close();
 }
 
 awaitable<link::incoming> link::hear() { return hear_on(shared_from_this()); }
@@ -52,7 +52,8 @@ awaitable<link::incoming> link::hear_on(std::shared_ptr<link> self) {
   std::string wrong;
   auto const bytes = std::span<std::byte const>(self->buffer_).first(got.bytes);
   std::optional<protocol::message> what = protocol::decode(bytes, wrong);
-  if (!what) throw transfer_error(errc::protocol_error, "the peer sent a message that can't be read: " + wrong);
+  if (!what)
+    throw transfer_error(errc::protocol_error, "the peer sent a message that can't be read: " + wrong);
   if (got.fds.size() != protocol::expected_fds(*what))
     throw transfer_error(errc::protocol_error, "the peer sent " + std::to_string(got.fds.size()) +
                                                    " descriptors with a message that has " +
@@ -63,4 +64,4 @@ awaitable<link::incoming> link::hear_on(std::shared_ptr<link> self) {
   co_return result;
 }
 
-}  // namespace ropeway::session
+} // namespace ropeway::session

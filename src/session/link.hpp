@@ -47,4 +47,4 @@ class link : public std::enable_shared_from_this<link> {
   bool saying_ = false, close_after_ = false;
 };
 
-}  // namespace ropeway::session
+} // namespace ropeway::session

@@ -7,17 +7,20 @@
 
 namespace ropeway::session {
 
-/// Not asio::experimental::channel: that one is broken in Asio 1.22. Wait in a loop that checks the condition; a
-/// cancelled wait throws asio::error::operation_aborted.
+/// Not asio::experimental::channel: that one is broken in Asio 1.22. Wait in a loop that checks the
+/// condition; a cancelled wait throws asio::error::operation_aborted.
 class notifier {
  public:
-  explicit notifier(strand const& on) : timer_(on) { timer_.expires_at(asio::steady_timer::time_point::max()); }
+  explicit notifier(strand const& on) : timer_(on) {
+    timer_.expires_at(asio::steady_timer::time_point::max());
+  }
 
   awaitable<void> wait() {
     auto const seen = count_;
     auto [error] = co_await timer_.async_wait(compat::as_result);
     // A timer says operation_aborted for a notification and for a cancellation alike.
-    if (count_ == seen) throw std::system_error(error ? error : make_error_code(asio::error::operation_aborted));
+    if (count_ == seen)
+      throw std::system_error(error ? error : make_error_code(asio::error::operation_aborted));
   }
   void notify() {
     ++count_;
@@ -29,4 +32,4 @@ class notifier {
   std::uint64_t count_ = 0;
 };
 
-}  // namespace ropeway::session
+} // namespace ropeway::session

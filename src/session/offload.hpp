@@ -1,4 +1,5 @@
-// Slow jobs off the embedder's loop: mapping, registering, reading manifests, unmapping. Part of ropeway; Apache-2.0.
+// Slow jobs off the embedder's loop: mapping, registering, reading manifests, unmapping. Part of ropeway;
+// Apache-2.0.
 #pragma once
 #include <asio/post.hpp>
 #include <asio/thread_pool.hpp>
@@ -11,8 +12,8 @@
 
 namespace ropeway::session {
 
-/// One thread, started on first use; jobs run in order. The destructor waits for the job that runs and forgets the
-/// others: keep each bounded.
+/// One thread, started on first use; jobs run in order. The destructor waits for the job that runs and
+/// forgets the others: keep each bounded.
 class offload {
  public:
   ~offload() {
@@ -30,9 +31,7 @@ class offload {
       auto value = std::make_shared<result>();
       try {
         *value = job();
-      } catch (...) {
-        error = std::current_exception();
-      }
+      } catch (...) { error = std::current_exception(); }
       // The job may own what is slow to destroy: let go of it here.
       { [[maybe_unused]] auto const gone = std::move(job); }
       asio::post(back, [then = std::move(then), error, value]() mutable { then(error, std::move(*value)); });
@@ -59,15 +58,11 @@ class offload {
 inline transfer_error as_transfer_error(std::exception_ptr const& error, errc otherwise) {
   try {
     std::rethrow_exception(error);
-  } catch (transfer_error const& known) {
-    return known;
-  } catch (std::system_error const& system) {
+  } catch (transfer_error const& known) { return known; } catch (std::system_error const& system) {
     return transfer_error(system.code(), system.what());
   } catch (std::bad_alloc const&) {
     return transfer_error(errc::out_of_memory, "host memory ran out");
-  } catch (std::exception const& other) {
-    return transfer_error(otherwise, other.what());
-  } catch (...) {
+  } catch (std::exception const& other) { return transfer_error(otherwise, other.what()); } catch (...) {
     return transfer_error(otherwise, "an exception of unknown type");
   }
 }
@@ -77,4 +72,4 @@ inline errc as_errc(std::error_code code, errc otherwise) noexcept {
   return code.category() == ropeway_category() ? static_cast<errc>(code.value()) : otherwise;
 }
 
-}  // namespace ropeway::session
+} // namespace ropeway::session

@@ -22,7 +22,8 @@ wire::trust trust_of(receiver_options const& options) {
 
 receiver_options checked(receiver_options options) {
   auto const refuse = [](char const* what) { throw transfer_error(errc::invalid_argument, what); };
-  if (options.name().empty() || options.name().size() > max_name) refuse("the receiver's name must have 1 to 255 bytes");
+  if (options.name().empty() || options.name().size() > max_name)
+    refuse("the receiver's name must have 1 to 255 bytes");
   if (options.group().size() > max_name) refuse("the group's name must have at most 255 bytes");
   if (options.group().empty() != (options.group_size() == 0)) refuse("a group needs both a name and a size");
   for (auto const limit : {options.connect_limit(), options.handshake_limit(), options.silence_limit()})
@@ -53,7 +54,7 @@ std::shared_ptr<plan::manifest const> read_from(memory::backend& host, unique_fd
   return manifest;
 }
 
-}  // namespace
+} // namespace
 
 void held_bucket::release(ready_after when) {
   if (released_.exchange(true) || !load) return;
@@ -63,12 +64,12 @@ void held_bucket::release(ready_after when) {
 
 receiver_core::receiver_core(asio::any_io_executor executor, receiver_options options,
                              std::shared_ptr<memory::backends> memory)
-    : executor_(executor),
-      options_(checked(std::move(options))),
-      memory_(std::move(memory)),
-      strand_(asio::make_strand(executor)),
-      close_limit_(strand_),
-      deadline_(strand_) {}
+    : executor_(executor)
+    , options_(checked(std::move(options)))
+    , memory_(std::move(memory))
+    , strand_(asio::make_strand(executor))
+    , close_limit_(strand_)
+    , deadline_(strand_) {}
 
 receiver_core::~receiver_core() = default;
 
@@ -77,67 +78,72 @@ std::optional<std::uint64_t> receiver_core::version() const noexcept {
   return version_;
 }
 
-// ---- initiating calls, any thread --------------------------------------------------------------------------------
+// ---- initiating calls, any thread
+// --------------------------------------------------------------------------------
 
 void receiver_core::post_connect(std::string path, std::unique_ptr<completion<nothing>> done,
                                  std::shared_ptr<stop_request> stop) {
-  asio::post(strand_, [self = shared_from_this(), path = std::move(path), shared = share(std::move(done)), stop] {
-    if (self->closing_) return (*shared)->complete(failure(errc::not_open, "the receiver is being closed"), {});
-    if (self->connecting_ || self->connector_runs_ || self->machine_)
-      return (*shared)->complete(failure(errc::busy, "there is a session already; close it first"), {});
-    if (stop->requested()) return (*shared)->complete(failure(aborted_by_caller()), {});
-    self->on_connected_ = std::move(*shared);
-    self->connecting_ = true;
-    self->graceful_end_ = false;
-    stop->attach([weak = self->weak_from_this()] {
-      auto const alive = weak.lock();
-      if (!alive) return;
-      asio::post(alive->strand_, [alive] {
-        if (!alive->on_connected_) return;
-        alive->stop_connecting();
-        alive->connect_failed(failure(aborted_by_caller(), "the connect was cancelled"));
+  asio::post(
+      strand_, [self = shared_from_this(), path = std::move(path), shared = share(std::move(done)), stop] {
+        if (self->closing_)
+          return (*shared)->complete(failure(errc::not_open, "the receiver is being closed"), {});
+        if (self->connecting_ || self->connector_runs_ || self->machine_)
+          return (*shared)->complete(failure(errc::busy, "there is a session already; close it first"), {});
+        if (stop->requested()) return (*shared)->complete(failure(aborted_by_caller()), {});
+        self->on_connected_ = std::move(*shared);
+        self->connecting_ = true;
+        self->graceful_end_ = false;
+        stop->attach([weak = self->weak_from_this()] {
+          auto const alive = weak.lock();
+          if (!alive) return;
+          asio::post(alive->strand_, [alive] {
+            if (!alive->on_connected_) return;
+            alive->stop_connecting();
+            alive->connect_failed(failure(aborted_by_caller(), "the connect was cancelled"));
+          });
+        });
+        // Finding the devices can take long the first time.
+        struct found {
+          std::shared_ptr<memory::backend> backend;
+          std::vector<memory::device_uuid> devices;
+        };
+        auto look = [memory = self->memory_, where = self->options_.where()] {
+          found result;
+          result.backend = memory->get(where);
+          if (where.is_cuda()) result.devices = memory->cuda_devices();
+          return result;
+        };
+        auto then = [weak = self->weak_from_this(), path](std::exception_ptr error, found result) {
+          auto const alive = weak.lock();
+          if (!alive || !alive->on_connected_) return;
+          try {
+            if (error) std::rethrow_exception(error);
+            alive->devices_ = std::move(result.devices);
+            if (!alive->stream_) {
+              alive->stream_ = std::make_shared<copy_stream>(alive->strand_, result.backend->make_queue(),
+                                                             session::poll_time(alive->options_.where()));
+              std::scoped_lock lock(alive->shared_mutex_);
+              alive->stream_to_drain_ = alive->stream_;
+            }
+          } catch (...) {
+            return alive->connect_failed(
+                failure(session::as_transfer_error(std::current_exception(), errc::no_device)));
+          }
+          auto run = run_connect(alive, path);
+          alive->connector_runs_ = true;
+          auto ended = [alive](std::exception_ptr) { alive->connector_runs_ = false; };
+          asio::co_spawn(alive->strand_, std::move(run),
+                         asio::bind_cancellation_slot(alive->stop_connecting_.slot(), std::move(ended)));
+        };
+        self->offload_.run(self->strand_, std::move(look), std::move(then));
       });
-    });
-    // Finding the devices can take long the first time.
-    struct found {
-      std::shared_ptr<memory::backend> backend;
-      std::vector<memory::device_uuid> devices;
-    };
-    auto look = [memory = self->memory_, where = self->options_.where()] {
-      found result;
-      result.backend = memory->get(where);
-      if (where.is_cuda()) result.devices = memory->cuda_devices();
-      return result;
-    };
-    auto then = [weak = self->weak_from_this(), path](std::exception_ptr error, found result) {
-      auto const alive = weak.lock();
-      if (!alive || !alive->on_connected_) return;
-      try {
-        if (error) std::rethrow_exception(error);
-        alive->devices_ = std::move(result.devices);
-        if (!alive->stream_) {
-          alive->stream_ = std::make_shared<copy_stream>(alive->strand_, result.backend->make_queue(),
-                                                          session::poll_time(alive->options_.where()));
-          std::scoped_lock lock(alive->shared_mutex_);
-          alive->stream_to_drain_ = alive->stream_;
-        }
-      } catch (...) {
-        return alive->connect_failed(failure(session::as_transfer_error(std::current_exception(), errc::no_device)));
-      }
-      auto run = run_connect(alive, path);
-      alive->connector_runs_ = true;
-      auto ended = [alive](std::exception_ptr) { alive->connector_runs_ = false; };
-      asio::co_spawn(alive->strand_, std::move(run),
-                     asio::bind_cancellation_slot(alive->stop_connecting_.slot(), std::move(ended)));
-    };
-    self->offload_.run(self->strand_, std::move(look), std::move(then));
-  });
 }
 
 void receiver_core::post_next(std::unique_ptr<completion<std::optional<update>>> done,
                               std::shared_ptr<stop_request> stop) {
   asio::post(strand_, [self = shared_from_this(), shared = share(std::move(done)), stop] {
-    if (self->on_update_) return (*shared)->complete(failure(errc::busy, "next_update is awaited already"), {});
+    if (self->on_update_)
+      return (*shared)->complete(failure(errc::busy, "next_update is awaited already"), {});
     if (self->unclaimed_) {
       auto given = std::move(self->unclaimed_);
       self->unclaimed_.reset();
@@ -174,7 +180,8 @@ void receiver_core::post_close(std::unique_ptr<completion<nothing>> done) {
       self->close_limit_.expires_after(std::chrono::seconds(10));
       self->close_limit_.async_wait([weak = self->weak_from_this()](std::error_code error) {
         auto const alive = weak.lock();
-        if (alive && !error) alive->end_session(failure(aborted_by_caller(), "the receiver was closed"), false);
+        if (alive && !error)
+          alive->end_session(failure(aborted_by_caller(), "the receiver was closed"), false);
       });
     }
     if (self->load_ && !self->load_->error)
@@ -192,11 +199,13 @@ void receiver_core::post_load(std::shared_ptr<load_operation> load, std::shared_
     if (load->how != load_operation::way::undecided)
       return (*shared)->complete(failure(errc::busy, "this update is being loaded already"), {});
     if (!into->start_load())
-      return (*shared)->complete(failure(errc::busy, "another update is being loaded into these destinations"), {});
+      return (*shared)->complete(
+          failure(errc::busy, "another update is being loaded into these destinations"), {});
     if (stop->requested()) {
       into->end_load();
       (*shared)->complete(failure(aborted_by_caller()), {});
-      return self->give_up(load, aborted_by_caller(), errc::peer_aborted, "the receiver cancelled the update");
+      return self->give_up(load, aborted_by_caller(), errc::peer_aborted,
+                           "the receiver cancelled the update");
     }
     load->into = into;
     try {
@@ -212,8 +221,8 @@ void receiver_core::post_load(std::shared_ptr<load_operation> load, std::shared_
       (*shared)->complete(failure(what), {});
       if (self->load_ == load && self->machine_) {
         self->load_.reset();
-        self->machine_->refuse_update(session::as_errc(what.code(), errc::out_of_memory), words.substr(0, max_text),
-                                      clock::now());
+        self->machine_->refuse_update(session::as_errc(what.code(), errc::out_of_memory),
+                                      words.substr(0, max_text), clock::now());
         self->pump();
       }
       return;
@@ -254,19 +263,21 @@ void receiver_core::post_bucket(std::shared_ptr<load_operation> load,
   });
 }
 
-void receiver_core::post_commit(std::shared_ptr<load_operation> load, std::unique_ptr<completion<load_report>> done,
+void receiver_core::post_commit(std::shared_ptr<load_operation> load,
+                                std::unique_ptr<completion<load_report>> done,
                                 std::shared_ptr<stop_request> stop) {
   asio::post(strand_, [self = shared_from_this(), load, shared = share(std::move(done)), stop] {
     if (auto const error = self->not_usable(*load)) return (*shared)->complete(error, {});
     if (load->how == load_operation::way::into || load->on_bucket || load->on_loaded)
       return (*shared)->complete(failure(errc::busy, "this update is being loaded already"), {});
     if (load->given != load->what.buckets || load->held != 0)
-      return (*shared)->complete(failure(errc::invalid_argument, "commit: " + std::to_string(load->what.buckets - load->given) +
-                                                                     " buckets were not taken and " + std::to_string(load->held) +
-                                                                     " not released"),
-                                 {});
+      return (*shared)->complete(
+          failure(errc::invalid_argument, "commit: " + std::to_string(load->what.buckets - load->given) +
+                                              " buckets were not taken and " + std::to_string(load->held) +
+                                              " not released"),
+          {});
     load->on_loaded = std::move(*shared);
-    if (!load->accepted) self->accept(*load, load_operation::way::by_bucket);  // an update without buckets
+    if (!load->accepted) self->accept(*load, load_operation::way::by_bucket); // an update without buckets
     stop->attach([weak = self->weak_from_this(), load] {
       auto const alive = weak.lock();
       if (!alive) return;
@@ -284,7 +295,8 @@ void receiver_core::post_refuse(std::shared_ptr<load_operation> load, std::strin
   asio::post(strand_, [self = shared_from_this(), load, why = std::move(why)] {
     if (load->over || load->aborting || self->load_ != load || !self->machine_) return;
     if (load->accepted)
-      return self->give_up(load, make_error_code(errc::loader_failed), errc::loader_failed, why.substr(0, max_text));
+      return self->give_up(load, make_error_code(errc::loader_failed), errc::loader_failed,
+                           why.substr(0, max_text));
     load->over = true;
     load->error = failure(errc::not_open, "this update was refused");
     self->load_.reset();
@@ -343,7 +355,7 @@ void receiver_core::abandon() noexcept {
     }
     if (self->load_) {
       self->load_->error = failure(aborted_by_caller(), "the receiver was destroyed");
-      self->load_->copies_in_flight = 0;  // the stream was drained
+      self->load_->copies_in_flight = 0; // the stream was drained
     }
     if (self->machine_) {
       self->machine_->close("the receiver was destroyed", clock::now());
@@ -356,7 +368,8 @@ void receiver_core::abandon() noexcept {
   });
 }
 
-// ---- connecting --------------------------------------------------------------------------------------------------
+// ---- connecting
+// --------------------------------------------------------------------------------------------------
 
 awaitable<void> receiver_core::run_connect(std::shared_ptr<receiver_core> self, std::string path) {
   failure error;
@@ -368,9 +381,11 @@ awaitable<void> receiver_core::run_connect(std::shared_ptr<receiver_core> self, 
   } catch (...) {
     error = failure(session::as_transfer_error(std::current_exception(), errc::connect_timeout));
   }
-  if (!self->on_connected_ || self->machine_ || !self->connecting_) co_return;  // cancelled meanwhile
-  if (error) self->connect_failed(error);
-  else self->connected(std::move(*made));
+  if (!self->on_connected_ || self->machine_ || !self->connecting_) co_return; // cancelled meanwhile
+  if (error)
+    self->connect_failed(error);
+  else
+    self->connected(std::move(*made));
 }
 
 void receiver_core::connected(wire::connection connection) {
@@ -408,7 +423,8 @@ void receiver_core::connect_failed(failure error) {
   if (on_connected_) std::exchange(on_connected_, nullptr)->complete(std::move(error), {});
 }
 
-awaitable<void> receiver_core::hear_sender(std::shared_ptr<receiver_core> self, std::shared_ptr<session::link> link) {
+awaitable<void> receiver_core::hear_sender(std::shared_ptr<receiver_core> self,
+                                           std::shared_ptr<session::link> link) {
   errc code = errc::peer_gone;
   std::string words;
   try {
@@ -423,15 +439,14 @@ awaitable<void> receiver_core::hear_sender(std::shared_ptr<receiver_core> self, 
   } catch (std::system_error const& error) {
     code = session::as_errc(error.code(), errc::peer_gone);
     words = error.what();
-  } catch (std::exception const& error) {
-    words = error.what();
-  }
+  } catch (std::exception const& error) { words = error.what(); }
   if (self->link_ != link || !self->machine_) co_return;
   self->machine_->gone(code, words, clock::now());
   self->pump();
 }
 
-// ---- one update --------------------------------------------------------------------------------------------------
+// ---- one update
+// --------------------------------------------------------------------------------------------------
 
 failure receiver_core::not_usable(load_operation const& load) const {
   if (load.error) return load.error;
@@ -461,13 +476,15 @@ void receiver_core::give_bucket(load_operation& load) {
     std::exchange(load.on_bucket, nullptr)->complete({}, {});
   } else if (load.slots && load.held >= *load.slots) {
     std::exchange(load.on_bucket, nullptr)
-        ->complete(failure(errc::slots_held, "all " + std::to_string(*load.slots) +
-                                                 " slots are held by buckets that were not released; release one first"),
+        ->complete(failure(errc::slots_held,
+                           "all " + std::to_string(*load.slots) +
+                               " slots are held by buckets that were not released; release one first"),
                    {});
   }
 }
 
-void receiver_core::loaded(std::shared_ptr<load_operation> const& load, std::uint64_t seq, std::uint64_t bytes) {
+void receiver_core::loaded(std::shared_ptr<load_operation> const& load, std::uint64_t seq,
+                           std::uint64_t bytes) {
   load->bytes_loaded += bytes;
   if (load->session != session_ || !machine_ || load->aborting || load->over) return;
   if (options_.watched_by())
@@ -486,7 +503,7 @@ void receiver_core::commit(std::shared_ptr<load_operation> const& load) {
     version_ = load->what.version;
   }
   machine_->commit_done(clock::now());
-  pump();  // says committed, unless a pump is at it already
+  pump(); // says committed, unless a pump is at it already
   end_load(load, {});
 }
 
@@ -495,7 +512,8 @@ void receiver_core::give_up(std::shared_ptr<load_operation> const& load, std::er
   if (load->over || load->aborting || load_ != load || !machine_) return;
   load->because = code;
   load->error = failure(code, text);
-  if (load->accepted) machine_->give_up(on_wire, std::move(text), clock::now());
+  if (load->accepted)
+    machine_->give_up(on_wire, std::move(text), clock::now());
   else {
     load->over = true;
     load_.reset();
@@ -511,7 +529,8 @@ void receiver_core::end_load(std::shared_ptr<load_operation> const& load, failur
   if (load_ == load) load_.reset();
   if (load->into) load->into->end_load();
   if (!load->error) load->error = error;
-  if (options_.watched_by() && load->accepted) options_.watched_by()->update_ended(load->what.version, !error);
+  if (options_.watched_by() && load->accepted)
+    options_.watched_by()->update_ended(load->what.version, !error);
   load->arrived.clear();
   load_report report;
   report.version = load->what.version;
@@ -524,7 +543,8 @@ void receiver_core::end_load(std::shared_ptr<load_operation> const& load, failur
   if (load->on_loaded) std::exchange(load->on_loaded, nullptr)->complete(load->error, report);
 }
 
-/// Ends an aborted load once its copies are done, and tells the machine once the embedder holds no view either.
+/// Ends an aborted load once its copies are done, and tells the machine once the embedder holds no view
+/// either.
 void receiver_core::settle() {
   auto const load = load_;
   if (!load || !load->aborting || load->copies_in_flight != 0) return;
@@ -532,7 +552,7 @@ void receiver_core::settle() {
   if (!load->over) {
     auto const keep = load_;
     end_load(load, error);
-    load_ = keep;  // until its views are back
+    load_ = keep; // until its views are back
   }
   if (load->held != 0) return;
   load_.reset();
@@ -555,12 +575,14 @@ void receiver_core::end_session(failure error, bool graceful) {
   deadline_.cancel();
   armed_.reset();
   unclaimed_.reset();
-  for (auto& [number, ring] : rings_) offload_.dispose(std::move(ring));  // unmapping can take long
+  for (auto& [number, ring] : rings_) offload_.dispose(std::move(ring)); // unmapping can take long
   rings_.clear();
   if (on_connected_) std::exchange(on_connected_, nullptr)->complete(error, {});
   if (on_update_) {
-    if (graceful) std::exchange(on_update_, nullptr)->complete({}, {});
-    else std::exchange(on_update_, nullptr)->complete(error, {});
+    if (graceful)
+      std::exchange(on_update_, nullptr)->complete({}, {});
+    else
+      std::exchange(on_update_, nullptr)->complete(error, {});
   }
   end_close();
 }
@@ -572,7 +594,8 @@ void receiver_core::end_close() {
   for (auto& done : std::exchange(on_closed_, {})) done->complete({}, {});
 }
 
-// ---- carrying out what the machine decided -----------------------------------------------------------------------
+// ---- carrying out what the machine decided
+// -----------------------------------------------------------------------
 
 void receiver_core::pump() {
   if (pumping_ || !machine_) return;
@@ -580,16 +603,21 @@ void receiver_core::pump() {
   std::optional<receive_action::closed> ended;
   for (auto actions = machine_->take(); !actions.empty(); actions = machine_->take())
     for (auto& action : actions) {
-      if (auto const* const last = std::get_if<receive_action::closed>(&action)) ended = *last;
-      else std::visit([this](auto& one) { act(one); }, action);
+      if (auto const* const last = std::get_if<receive_action::closed>(&action))
+        ended = *last;
+      else
+        std::visit([this](auto& one) { act(one); }, action);
     }
   pumping_ = false;
   if (ended) {
     bool const graceful = ended->code == errc::ok;
     failure error;
-    if (closing_) error = failure(aborted_by_caller(), "the receiver was closed");
-    else if (!graceful) error = failure(ended->code, ended->text);
-    else error = failure(errc::not_open, "the sender has closed");
+    if (closing_)
+      error = failure(aborted_by_caller(), "the receiver was closed");
+    else if (!graceful)
+      error = failure(ended->code, ended->text);
+    else
+      error = failure(errc::not_open, "the sender has closed");
     end_session(error, graceful && !closing_);
   } else {
     arm_deadline();
@@ -638,7 +666,8 @@ void receiver_core::act(receive_action::map_ring& action) {
       throw transfer_error(errc::overflow, "the sender's ring has an impossible size");
     if (what.on_device) {
       if (!where.is_cuda())
-        throw transfer_error(errc::not_reachable, "this receiver loads into host memory and can't map a CUDA device");
+        throw transfer_error(errc::not_reachable,
+                             "this receiver loads into host memory and can't map a CUDA device");
       result->memory = memory->get(where)->import_region(std::move(input->fd), bytes, what.origin);
     } else {
       result->memory = memory->get(device::host())->import_region(std::move(input->fd), bytes, {});
@@ -646,13 +675,14 @@ void receiver_core::act(receive_action::map_ring& action) {
     }
     return result;
   };
-  auto then = [weak = weak_from_this(), session = session_, id = action.what.id](
-                  std::exception_ptr error, std::shared_ptr<mapped_ring> ring) {
+  auto then = [weak = weak_from_this(), session = session_,
+               id = action.what.id](std::exception_ptr error, std::shared_ptr<mapped_ring> ring) {
     auto const self = weak.lock();
     if (!self || self->session_ != session || !self->machine_) return;
     if (error) {
       auto const what = session::as_transfer_error(error, errc::not_reachable);
-      self->machine_->ring_refused(id, session::as_errc(what.code(), errc::not_reachable), what.what(), clock::now());
+      self->machine_->ring_refused(id, session::as_errc(what.code(), errc::not_reachable), what.what(),
+                                   clock::now());
     } else {
       self->rings_[id] = std::move(ring);
       self->machine_->ring_mapped(id, clock::now());
@@ -679,12 +709,13 @@ void receiver_core::act(receive_action::read_manifest& action) {
     return read_from(*host, std::move(*fd), bytes, what);
   };
   auto then = [weak = weak_from_this(), session = session_](std::exception_ptr error,
-                                                           std::shared_ptr<plan::manifest const> manifest) {
+                                                            std::shared_ptr<plan::manifest const> manifest) {
     auto const self = weak.lock();
     if (!self || self->session_ != session || !self->machine_) return;
     if (error) {
       auto const what = session::as_transfer_error(error, errc::protocol_error);
-      self->machine_->manifest_bad(session::as_errc(what.code(), errc::protocol_error), what.what(), clock::now());
+      self->machine_->manifest_bad(session::as_errc(what.code(), errc::protocol_error), what.what(),
+                                   clock::now());
     } else {
       if (self->manifests_.size() == manifests_kept) self->manifests_.erase(self->manifests_.begin());
       auto sizes = manifest->bucket_sizes();
@@ -701,11 +732,13 @@ void receiver_core::act(receive_action::offer& action) {
   load->core = shared_from_this();
   load->session = session_;
   load->what = action.what;
-  load->manifest = manifests_.back();  // the one that was just known
+  load->manifest = manifests_.back(); // the one that was just known
   load_ = load;
   update offered{load};
-  if (on_update_) std::exchange(on_update_, nullptr)->complete({}, std::optional<update>(std::move(offered)));
-  else unclaimed_ = std::move(offered);
+  if (on_update_)
+    std::exchange(on_update_, nullptr)->complete({}, std::optional<update>(std::move(offered)));
+  else
+    unclaimed_ = std::move(offered);
 }
 
 void receiver_core::act(receive_action::bucket& action) {
@@ -773,14 +806,15 @@ void receiver_core::act(receive_action::commit&) {
 
 void receiver_core::act(receive_action::abort& action) {
   auto const load = load_;
-  if (!load) {  // nobody has seen it yet, or it was just given back
+  if (!load) { // nobody has seen it yet, or it was just given back
     machine_->drained(clock::now());
     return;
   }
   load->aborting = true;
   if (!load->error && action.by_peer && action.code != errc::group_incomplete) {
     // Why, in its words; what it is for this side is always the same.
-    transfer_error error(errc::peer_aborted, "the sender gave version " + std::to_string(load->what.version) + " up: " + action.text);
+    transfer_error error(errc::peer_aborted, "the sender gave version " + std::to_string(load->what.version) +
+                                                 " up: " + action.text);
     load->error = failure(error.peer_words(action.text));
   } else if (!load->error) {
     load->error = failure(transfer_error(action.code, action.text).peer_words(action.text));
@@ -792,10 +826,10 @@ void receiver_core::act(receive_action::abort& action) {
     machine_->drained(clock::now());
     return;
   }
-  auto const waiting = std::exchange(load->arrived, {});  // never given: no views of the embedder's
+  auto const waiting = std::exchange(load->arrived, {}); // never given: no views of the embedder's
   // settle(), at the end of the pump, does the rest.
 }
 
-void receiver_core::act(receive_action::closed&) {}  // pump() keeps it for last
+void receiver_core::act(receive_action::closed&) {} // pump() keeps it for last
 
-}  // namespace ropeway::detail
+} // namespace ropeway::detail

@@ -1,7 +1,7 @@
 // Drives the receiver's machine with a socket, mapped rings and a copy queue. Part of ropeway; Apache-2.0.
 //
-// Everything runs on one strand. The machine decides; pump() carries out. The only coroutines are the one that
-// connects and the one that listens.
+// Everything runs on one strand. The machine decides; pump() carries out. The only coroutines are the one
+// that connects and the one that listens.
 #pragma once
 #include <asio/cancellation_signal.hpp>
 #include <asio/steady_timer.hpp>
@@ -53,7 +53,8 @@ class held_bucket {
   std::atomic<bool> released_ = false;
 };
 
-/// One update, from its announcement until its end. Shared by the core, the embedder's `update` and its buckets.
+/// One update, from its announcement until its end. Shared by the core, the embedder's `update` and its
+/// buckets.
 class load_operation : public std::enable_shared_from_this<load_operation> {
  public:
   std::shared_ptr<receiver_core> core;
@@ -71,29 +72,33 @@ class load_operation : public std::enable_shared_from_this<load_operation> {
   std::chrono::steady_clock::time_point accepted_at{};
   std::uint32_t copies_in_flight = 0, held = 0, given = 0;
   std::uint64_t bytes_loaded = 0;
-  std::deque<std::shared_ptr<held_bucket>> arrived;   // by bucket: not taken yet
-  std::optional<std::uint32_t> slots;                 // of the ring that buckets come from
+  std::deque<std::shared_ptr<held_bucket>> arrived; // by bucket: not taken yet
+  std::optional<std::uint32_t> slots;               // of the ring that buckets come from
   std::uint32_t ring = 0;
-  std::error_code because;                            // why this side gave up, if not for an errc
+  std::error_code because; // why this side gave up, if not for an errc
   failure error;
-  std::unique_ptr<completion<load_report>> on_loaded;               // load_into or commit
+  std::unique_ptr<completion<load_report>> on_loaded; // load_into or commit
   std::unique_ptr<completion<std::optional<bucket>>> on_bucket;
 };
 
 class receiver_core : public std::enable_shared_from_this<receiver_core> {
  public:
-  receiver_core(asio::any_io_executor executor, receiver_options options, std::shared_ptr<memory::backends> memory);
+  receiver_core(asio::any_io_executor executor, receiver_options options,
+                std::shared_ptr<memory::backends> memory);
   ~receiver_core();
 
   // Any thread.
   asio::any_io_executor executor() const { return executor_; }
   std::optional<std::uint64_t> version() const noexcept;
-  void post_connect(std::string path, std::unique_ptr<completion<nothing>> done, std::shared_ptr<stop_request> stop);
+  void post_connect(std::string path, std::unique_ptr<completion<nothing>> done,
+                    std::shared_ptr<stop_request> stop);
   void post_next(std::unique_ptr<completion<std::optional<update>>> done, std::shared_ptr<stop_request> stop);
   void post_close(std::unique_ptr<completion<nothing>> done);
-  void post_load(std::shared_ptr<load_operation> load, std::shared_ptr<destination_set> into, ready_after when,
-                 std::unique_ptr<completion<load_report>> done, std::shared_ptr<stop_request> stop);
-  void post_bucket(std::shared_ptr<load_operation> load, std::unique_ptr<completion<std::optional<bucket>>> done,
+  void post_load(std::shared_ptr<load_operation> load, std::shared_ptr<destination_set> into,
+                 ready_after when, std::unique_ptr<completion<load_report>> done,
+                 std::shared_ptr<stop_request> stop);
+  void post_bucket(std::shared_ptr<load_operation> load,
+                   std::unique_ptr<completion<std::optional<bucket>>> done,
                    std::shared_ptr<stop_request> stop);
   void post_commit(std::shared_ptr<load_operation> load, std::unique_ptr<completion<load_report>> done,
                    std::shared_ptr<stop_request> stop);
@@ -107,12 +112,14 @@ class receiver_core : public std::enable_shared_from_this<receiver_core> {
   using clock = std::chrono::steady_clock;
 
   static awaitable<void> run_connect(std::shared_ptr<receiver_core> self, std::string path);
-  static awaitable<void> hear_sender(std::shared_ptr<receiver_core> self, std::shared_ptr<session::link> link);
+  static awaitable<void> hear_sender(std::shared_ptr<receiver_core> self,
+                                     std::shared_ptr<session::link> link);
 
   void connected(wire::connection connection);
   void connect_failed(failure error);
   void stop_connecting();
-  void give_up(std::shared_ptr<load_operation> const& load, std::error_code code, errc on_wire, std::string text);
+  void give_up(std::shared_ptr<load_operation> const& load, std::error_code code, errc on_wire,
+               std::string text);
   void accept(load_operation& load, load_operation::way how);
   void give_bucket(load_operation& load);
   void loaded(std::shared_ptr<load_operation> const& load, std::uint64_t seq, std::uint64_t bytes);
@@ -145,17 +152,17 @@ class receiver_core : public std::enable_shared_from_this<receiver_core> {
   // The session, while there is one.
   std::shared_ptr<session::link> link_;
   std::optional<protocol::receiver_machine> machine_;
-  std::uint64_t session_ = 0;  // counts; answers of slow jobs for an older one are dropped
-  unique_fd incoming_fd_;      // came with the message that is being acted on
+  std::uint64_t session_ = 0; // counts; answers of slow jobs for an older one are dropped
+  unique_fd incoming_fd_;     // came with the message that is being acted on
   std::map<std::uint32_t, std::shared_ptr<mapped_ring>> rings_;
   std::shared_ptr<load_operation> load_;
-  std::optional<update> unclaimed_;  // offered while nobody waited
+  std::optional<update> unclaimed_; // offered while nobody waited
   bool connecting_ = false, greeted_ = false, closing_ = false, graceful_end_ = false;
   failure session_end_{errc::not_open, "connect first"};
   protocol::bytes16 sender_{};
 
   // Kept over sessions.
-  std::vector<std::shared_ptr<plan::manifest const>> manifests_;  // the newest last; a handful
+  std::vector<std::shared_ptr<plan::manifest const>> manifests_; // the newest last; a handful
   std::shared_ptr<copy_stream> stream_;
   std::vector<memory::copy_op> ops_;
   std::vector<memory::device_uuid> devices_;
@@ -172,11 +179,11 @@ class receiver_core : public std::enable_shared_from_this<receiver_core> {
   std::vector<std::unique_ptr<completion<nothing>>> on_closed_;
   bool pumping_ = false;
 
-  mutable std::mutex shared_mutex_;  // for version() and abandon()
+  mutable std::mutex shared_mutex_; // for version() and abandon()
   std::optional<std::uint64_t> version_;
   std::shared_ptr<copy_stream> stream_to_drain_;
   bool abandoned_ = false;
-  session::offload offload_;  // last: its thread ends before what its jobs use
+  session::offload offload_; // last: its thread ends before what its jobs use
 };
 
-}  // namespace ropeway::detail
+} // namespace ropeway::detail

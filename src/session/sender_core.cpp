@@ -27,7 +27,8 @@ wire::trust trust_of(sender_options const& options) {
 bytes16 random_instance() {
   bytes16 id{};
   if (::getrandom(id.data(), id.size(), 0) != static_cast<ssize_t>(id.size()))
-    throw transfer_error(std::error_code(errno, std::system_category()), "no random bytes for the sender's identity");
+    throw transfer_error(std::error_code(errno, std::system_category()),
+                         "no random bytes for the sender's identity");
   return id;
 }
 
@@ -50,7 +51,8 @@ sender_options checked(sender_options options) {
   if (options.bucket_bytes() < unit) refuse("bucket_bytes must be at least 256");
   if (options.bucket_bytes() > std::uint64_t(1) << 40) refuse("bucket_bytes must be at most 1 TiB");
   if (options.slots() < 1 || options.slots() > 64) refuse("slots must be 1 to 64");
-  if (options.max_receivers() < 1 || options.max_receivers() > 1000) refuse("max_receivers must be 1 to 1000");
+  if (options.max_receivers() < 1 || options.max_receivers() > 1000)
+    refuse("max_receivers must be 1 to 1000");
   for (auto const limit : {options.handshake_limit(), options.decide_limit(), options.silence_limit(),
                            options.commit_limit(), options.source_limit()})
     if (limit.count() <= 0) refuse("every limit must be positive");
@@ -63,20 +65,20 @@ std::chrono::nanoseconds since(std::chrono::steady_clock::time_point start) {
   return std::chrono::steady_clock::now() - start;
 }
 
-}  // namespace
+} // namespace
 
 sender_core::sender_core(asio::any_io_executor executor, std::string path, sender_options options,
                          std::shared_ptr<memory::backends> memory)
-    : executor_(executor),
-      path_(path),
-      options_(checked(std::move(options))),
-      memory_(std::move(memory)),
-      strand_(asio::make_strand(executor)),
-      listener_(strand_, std::move(path), trust_of(options_)),
-      machine_(settings_of(options_, instance_ = random_instance())),
-      packs_changed_(strand_),
-      deadline_(strand_),
-      close_limit_(strand_) {}
+    : executor_(executor)
+    , path_(path)
+    , options_(checked(std::move(options)))
+    , memory_(std::move(memory))
+    , strand_(asio::make_strand(executor))
+    , listener_(strand_, std::move(path), trust_of(options_))
+    , machine_(settings_of(options_, instance_ = random_instance()))
+    , packs_changed_(strand_)
+    , deadline_(strand_)
+    , close_limit_(strand_) {}
 
 sender_core::~sender_core() = default;
 
@@ -85,7 +87,8 @@ void sender_core::start() {
   asio::co_spawn(strand_, std::move(acceptor), asio::detached);
 }
 
-// ---- initiating calls, any thread --------------------------------------------------------------------------------
+// ---- initiating calls, any thread
+// --------------------------------------------------------------------------------
 
 std::shared_ptr<session::layout> sender_core::last_layout() const {
   std::scoped_lock lock(shared_mutex_);
@@ -98,7 +101,8 @@ void sender_core::keep_layout(std::shared_ptr<session::layout> layout) {
 }
 
 void sender_core::post_begin(std::shared_ptr<send_operation> operation) {
-  asio::post(strand_, [self = shared_from_this(), operation = std::move(operation)] { self->begin(operation); });
+  asio::post(strand_,
+             [self = shared_from_this(), operation = std::move(operation)] { self->begin(operation); });
 }
 
 void sender_core::post_stop(std::shared_ptr<send_operation> operation) {
@@ -109,7 +113,8 @@ void sender_core::post_stop(std::shared_ptr<send_operation> operation) {
   });
 }
 
-void sender_core::post_source_free(std::shared_ptr<send_operation> operation, std::unique_ptr<completion<nothing>> done,
+void sender_core::post_source_free(std::shared_ptr<send_operation> operation,
+                                   std::unique_ptr<completion<nothing>> done,
                                    std::shared_ptr<stop_request> stop) {
   auto const shared = std::make_shared<std::unique_ptr<completion<nothing>>>(std::move(done));
   asio::post(strand_, [self = shared_from_this(), operation, shared, stop] {
@@ -120,7 +125,8 @@ void sender_core::post_source_free(std::shared_ptr<send_operation> operation, st
     stop->attach([self, operation, key] {
       asio::post(self->strand_, [operation, key] {
         auto& waiting = operation->on_source_free;
-        auto const found = std::find_if(waiting.begin(), waiting.end(), [&](auto& w) { return w.get() == key; });
+        auto const found =
+            std::find_if(waiting.begin(), waiting.end(), [&](auto& w) { return w.get() == key; });
         if (found == waiting.end()) return;
         auto const cancelled = std::move(*found);
         waiting.erase(found);
@@ -130,7 +136,8 @@ void sender_core::post_source_free(std::shared_ptr<send_operation> operation, st
   });
 }
 
-void sender_core::post_done(std::shared_ptr<send_operation> operation, std::unique_ptr<completion<send_report>> done,
+void sender_core::post_done(std::shared_ptr<send_operation> operation,
+                            std::unique_ptr<completion<send_report>> done,
                             std::shared_ptr<stop_request> stop) {
   auto const shared = std::make_shared<std::unique_ptr<completion<send_report>>>(std::move(done));
   asio::post(strand_, [self = shared_from_this(), operation, shared, stop] {
@@ -144,7 +151,8 @@ void sender_core::post_done(std::shared_ptr<send_operation> operation, std::uniq
   });
 }
 
-void sender_core::post_wait(std::size_t count, milliseconds limit, std::unique_ptr<completion<std::size_t>> done,
+void sender_core::post_wait(std::size_t count, milliseconds limit,
+                            std::unique_ptr<completion<std::size_t>> done,
                             std::shared_ptr<stop_request> stop) {
   auto const shared = std::make_shared<std::unique_ptr<completion<std::size_t>>>(std::move(done));
   asio::post(strand_, [self = shared_from_this(), count, limit, shared, stop] {
@@ -155,7 +163,8 @@ void sender_core::post_wait(std::size_t count, milliseconds limit, std::unique_p
       auto const alive = weak.lock();
       if (!alive) return;
       auto& waiting = alive->waiters_;
-      auto const found = std::find_if(waiting.begin(), waiting.end(), [&](auto& w) { return w.done.get() == key; });
+      auto const found =
+          std::find_if(waiting.begin(), waiting.end(), [&](auto& w) { return w.done.get() == key; });
       if (found == waiting.end()) return;
       auto const ended = std::move(found->done);
       waiting.erase(found);
@@ -163,8 +172,8 @@ void sender_core::post_wait(std::size_t count, milliseconds limit, std::unique_p
     };
     timer->async_wait([end, count](std::error_code error) {
       if (error) return;
-      end(failure(errc::too_few_receivers,
-                  "fewer than " + std::to_string(count) + " receivers connected in time; start them or wait longer"));
+      end(failure(errc::too_few_receivers, "fewer than " + std::to_string(count) +
+                                               " receivers connected in time; start them or wait longer"));
     });
     self->waiters_.push_back({count, std::move(*shared), std::move(timer)});
     stop->attach([self, end] {
@@ -176,7 +185,8 @@ void sender_core::post_wait(std::size_t count, milliseconds limit, std::unique_p
 }
 
 void sender_core::post_receivers(std::unique_ptr<completion<std::vector<connected_receiver>>> done) {
-  auto const shared = std::make_shared<std::unique_ptr<completion<std::vector<connected_receiver>>>>(std::move(done));
+  auto const shared =
+      std::make_shared<std::unique_ptr<completion<std::vector<connected_receiver>>>>(std::move(done));
   asio::post(strand_, [self = shared_from_this(), shared] {
     std::vector<connected_receiver> all;
     for (auto const& state : self->machine_.peers()) {
@@ -267,7 +277,8 @@ void sender_core::abandon() noexcept {
   });
 }
 
-// ---- one update --------------------------------------------------------------------------------------------------
+// ---- one update
+// --------------------------------------------------------------------------------------------------
 
 void sender_core::fail_begin(std::shared_ptr<send_operation> const& operation, failure error) {
   operation->error = std::move(error);
@@ -281,7 +292,8 @@ void sender_core::fail_begin(std::shared_ptr<send_operation> const& operation, f
 void sender_core::begin(std::shared_ptr<send_operation> const& operation) {
   if (closing_) return fail_begin(operation, failure(errc::not_open, "the sender is closed"));
   if (current_)
-    return fail_begin(operation, failure(errc::busy, "a send runs already: await it before the next, or cancel it"));
+    return fail_begin(operation,
+                      failure(errc::busy, "a send runs already: await it before the next, or cancel it"));
   if (operation->because) return fail_begin(operation, failure(operation->because));
   auto set = operation->set;
   if (set->error) return fail_begin(operation, set->error);
@@ -302,9 +314,11 @@ void sender_core::begin(std::shared_ptr<send_operation> const& operation) {
       set->where = set->source->where();
       ring = ring_of(set->where);
     }
-    if (ring != host_ring) memory_->get(device_of(ring));  // so that a missing device fails the send, not a receiver
+    if (ring != host_ring)
+      memory_->get(device_of(ring)); // so that a missing device fails the send, not a receiver
   } catch (...) {
-    return fail_begin(operation, failure(session::as_transfer_error(std::current_exception(), errc::source_failed)));
+    return fail_begin(operation,
+                      failure(session::as_transfer_error(std::current_exception(), errc::source_failed)));
   }
 
   auto const& manifest = set->layout->manifest;
@@ -331,9 +345,11 @@ void sender_core::begin(std::shared_ptr<send_operation> const& operation) {
   auto ended = [self = shared_from_this(), operation](std::exception_ptr error) {
     self->packer_ended(operation, error);
   };
-  asio::co_spawn(strand_, std::move(packer), asio::bind_cancellation_slot(stop_packer_.slot(), std::move(ended)));
+  asio::co_spawn(strand_, std::move(packer),
+                 asio::bind_cancellation_slot(stop_packer_.slot(), std::move(ended)));
 
-  if (options_.watched_by()) options_.watched_by()->update_began(report.version, report.bytes, report.buckets);
+  if (options_.watched_by())
+    options_.watched_by()->update_began(report.version, report.bytes, report.buckets);
   machine_.begin_update(std::move(facts), clock::now());
   pump();
 }
@@ -360,13 +376,11 @@ awaitable<delivery> try_next(tensor_source& source, std::uint32_t index) {
   delivery result;
   try {
     result.tensor = co_await source.next(index);
-  } catch (...) {
-    result.error = std::current_exception();
-  }
+  } catch (...) { result.error = std::current_exception(); }
   co_return result;
 }
 
-}  // namespace
+} // namespace
 
 awaitable<source_tensor> sender_core::next_tensor(std::shared_ptr<sender_core> self, tensor_source& source,
                                                   std::uint32_t index) {
@@ -374,9 +388,9 @@ awaitable<source_tensor> sender_core::next_tensor(std::shared_ptr<sender_core> s
   asio::steady_timer limit(self->strand_, self->options_.source_limit());
   auto first = co_await (try_next(source, index) || limit.async_wait(use_awaitable));
   if (first.index() == 1)
-    throw transfer_error(errc::source_failed,
-                         "the source did not deliver its next tensor within " +
-                             std::to_string(self->options_.source_limit().count()) + " ms");
+    throw transfer_error(errc::source_failed, "the source did not deliver its next tensor within " +
+                                                  std::to_string(self->options_.source_limit().count()) +
+                                                  " ms");
   delivery made = std::get<0>(std::move(first));
   if (made.error) std::rethrow_exception(made.error);
   co_return std::move(made.tensor);
@@ -388,19 +402,23 @@ namespace {
 void check_delivery(tensor_info const& announced, source_tensor const& delivered) {
   auto const& view = delivered.view;
   auto const refuse = [&](std::string const& how) {
-    throw transfer_error(errc::source_failed, "the source announced tensor " + announced.name + " and delivered " + how)
+    throw transfer_error(errc::source_failed,
+                         "the source announced tensor " + announced.name + " and delivered " + how)
         .tensor(announced.name);
   };
   if (view.data() == nullptr) refuse("nothing");
   if (view.name() != announced.name) refuse("tensor " + std::string(view.name()));
   if (view.wire_type() != announced.type)
-    refuse("it as " + std::string(name(view.wire_type())) + " instead of " + std::string(name(announced.type)));
-  if (!(view.dims() == announced.dims)) refuse("it as " + to_string(view.dims()) + " instead of " + to_string(announced.dims));
+    refuse("it as " + std::string(name(view.wire_type())) + " instead of " +
+           std::string(name(announced.type)));
+  if (!(view.dims() == announced.dims))
+    refuse("it as " + to_string(view.dims()) + " instead of " + to_string(announced.dims));
 }
 
-}  // namespace
+} // namespace
 
-awaitable<void> sender_core::pack_buckets(std::shared_ptr<sender_core> self, std::shared_ptr<send_operation> operation) {
+awaitable<void> sender_core::pack_buckets(std::shared_ptr<sender_core> self,
+                                          std::shared_ptr<send_operation> operation) {
   auto const set = operation->set;
   auto const& manifest = set->layout->manifest;
   std::uint32_t const ring = ring_of(set->where);
@@ -408,7 +426,7 @@ awaitable<void> sender_core::pack_buckets(std::shared_ptr<sender_core> self, std
   std::uint32_t packed = 0;
   plan::gather gather(manifest);
   bool waited_for_caller = false;
-  source_tensor current;                    // of a source: the tensor that the last piece came from
+  source_tensor current; // of a source: the tensor that the last piece came from
   std::optional<std::uint32_t> current_index;
   while (packed < buckets && !operation->stopping) {
     if (self->packs_.empty()) {
@@ -421,7 +439,8 @@ awaitable<void> sender_core::pack_buckets(std::shared_ptr<sender_core> self, std
     if (!waited_for_caller) stream->start_after(operation->when);
     waited_for_caller = true;
     std::byte* const base = self->slot(ring, job.slot);
-    std::vector<std::shared_ptr<void const>> owners;  // of a source's tensors, until this bucket's copies are done
+    std::vector<std::shared_ptr<void const>>
+        owners; // of a source's tensors, until this bucket's copies are done
     self->ops_.clear();
     for (plan::piece const& piece : manifest.pieces_of(job.bucket)) {
       if (set->source && current_index != piece.tensor) {
@@ -447,11 +466,13 @@ awaitable<void> sender_core::pack_buckets(std::shared_ptr<sender_core> self, std
       if (!alive || alive->current_ != operation) return;
       --alive->copies_in_flight_;
       if (error) {
-        alive->give_up(error, errc::device_failed, "the sender's device failed while packing: " + error.message());
+        alive->give_up(error, errc::device_failed,
+                       "the sender's device failed while packing: " + error.message());
       } else {
         alive->bytes_packed_ += bytes;
         if (alive->options_.watched_by())
-          alive->options_.watched_by()->bucket_moved(operation->version, operation->report.buckets, alive->bytes_packed_);
+          alive->options_.watched_by()->bucket_moved(operation->version, operation->report.buckets,
+                                                     alive->bytes_packed_);
         alive->machine_.packed(seq, clock::now());
         alive->pump();
       }
@@ -526,7 +547,8 @@ void sender_core::complete(std::shared_ptr<send_operation> const& operation) {
   if (closing_) end_close();
 }
 
-// ---- connections -------------------------------------------------------------------------------------------------
+// ---- connections
+// -------------------------------------------------------------------------------------------------
 
 awaitable<void> sender_core::accept_peers(std::shared_ptr<sender_core> self) {
   std::weak_ptr<sender_core> const weak = self;
@@ -564,10 +586,8 @@ awaitable<void> sender_core::hear_peer(std::shared_ptr<sender_core> self, protoc
   } catch (std::system_error const& error) {
     code = session::as_errc(error.code(), errc::peer_gone);
     words = error.what();
-  } catch (std::exception const& error) {
-    words = error.what();
-  }
-  if (!self->peers_.contains(id)) co_return;  // dropped by the machine
+  } catch (std::exception const& error) { words = error.what(); }
+  if (!self->peers_.contains(id)) co_return; // dropped by the machine
   auto const leaving = self->peers_.extract(id);
   leaving.mapped().link->close();
   if (self->options_.watched_by() && leaving.mapped().announced)
@@ -577,7 +597,8 @@ awaitable<void> sender_core::hear_peer(std::shared_ptr<sender_core> self, protoc
   self->settle();
 }
 
-// ---- carrying out what the machine decided -----------------------------------------------------------------------
+// ---- carrying out what the machine decided
+// -----------------------------------------------------------------------
 
 void sender_core::pump() {
   if (pumping_) return;
@@ -608,7 +629,8 @@ void sender_core::arm_deadline() {
 
 void sender_core::wake_waiters() {
   auto const here = machine_.greeted();
-  auto const ready = std::partition(waiters_.begin(), waiters_.end(), [&](auto& w) { return w.count > here; });
+  auto const ready =
+      std::partition(waiters_.begin(), waiters_.end(), [&](auto& w) { return w.count > here; });
   std::vector<count_waiter> woken;
   std::move(ready, waiters_.end(), std::back_inserter(woken));
   waiters_.erase(ready, waiters_.end());
@@ -659,7 +681,8 @@ void sender_core::announced() {
   started->complete(error, error ? sending() : sending(current_));
 }
 
-/// Makes the sealed memory that carries a layout's manifest; gives the update up if there is no memory for it.
+/// Makes the sealed memory that carries a layout's manifest; gives the update up if there is no memory for
+/// it.
 bool sender_core::carry(session::layout& layout) {
   if (layout.carrier.memory) return true;
   try {
@@ -685,7 +708,8 @@ void sender_core::give_up_later(transfer_error what) {
 
 void sender_core::act(send_action::make_ring& action) {
   // With the device of the update that needs it: a host ring that a GPU relays to is registered with it.
-  auto const relayed_from = current_ && ring_of(current_->set->where) != action.ring ? current_->set->where : device_of(action.ring);
+  auto const relayed_from = current_ && ring_of(current_->set->where) != action.ring ? current_->set->where
+                                                                                     : device_of(action.ring);
   struct made {
     std::shared_ptr<memory::backend> backend;
     memory::backend::shared_region shared;
@@ -714,9 +738,7 @@ void sender_core::act(send_action::make_ring& action) {
         if (self->abandoned_) return;
         self->all_streams_.push_back(entry.pack);
         self->rings_.insert_or_assign(ring, std::move(entry));
-      } catch (...) {
-        error = std::current_exception();
-      }
+      } catch (...) { error = std::current_exception(); }
     }
     if (error) {
       auto const what = session::as_transfer_error(error, errc::out_of_memory);
@@ -724,7 +746,8 @@ void sender_core::act(send_action::make_ring& action) {
         self->current_->because = what.code();
         self->current_->error = failure(what);
       }
-      self->machine_.ring_failed(ring, session::as_errc(what.code(), errc::out_of_memory), what.what(), clock::now());
+      self->machine_.ring_failed(ring, session::as_errc(what.code(), errc::out_of_memory), what.what(),
+                                 clock::now());
     } else {
       self->machine_.ring_ready(ring, clock::now());
     }
@@ -746,7 +769,8 @@ void sender_core::act(send_action::relay& action) {
   auto& from = rings_.at(ring);
   try {
     if (!from.relay) {
-      from.relay = std::make_shared<copy_stream>(strand_, from.backend->make_queue(), session::poll_time(device_of(ring)));
+      from.relay = std::make_shared<copy_stream>(strand_, from.backend->make_queue(),
+                                                 session::poll_time(device_of(ring)));
       std::scoped_lock lock(shared_mutex_);
       all_streams_.push_back(from.relay);
     }
@@ -766,7 +790,8 @@ void sender_core::act(send_action::relay& action) {
     if (!self || self->current_ != operation) return;
     --self->copies_in_flight_;
     if (error) {
-      self->give_up(error, errc::device_failed, "the sender's device failed while relaying: " + error.message());
+      self->give_up(error, errc::device_failed,
+                    "the sender's device failed while relaying: " + error.message());
     } else {
       self->machine_.relayed(seq, clock::now());
       self->pump();
@@ -786,7 +811,7 @@ void sender_core::act(send_action::drop& action) {
 
 void sender_core::act(send_action::source_free&) {
   auto const operation = current_;
-  if (!operation || operation->because) return;  // given up: that is no freedom to report
+  if (!operation || operation->because) return; // given up: that is no freedom to report
   operation->source_is_free = true;
   operation->report.source_free = since(operation->called);
   for (auto& waiting : std::exchange(operation->on_source_free, {})) waiting->complete({}, {});
@@ -821,4 +846,4 @@ void sender_core::act(send_action::finished& action) {
   asio::post(strand_, [self = shared_from_this()] { self->settle(); });
 }
 
-}  // namespace ropeway::detail
+} // namespace ropeway::detail

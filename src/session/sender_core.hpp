@@ -1,7 +1,7 @@
 // Drives the sender's machine with a socket, rings and copy queues. Part of ropeway; Apache-2.0.
 //
-// Everything runs on one strand. The machine decides; pump() carries out. The only coroutines are the acceptor, one
-// listener a connection, and one packer an update.
+// Everything runs on one strand. The machine decides; pump() carries out. The only coroutines are the
+// acceptor, one listener a connection, and one packer an update.
 #pragma once
 #include <asio/cancellation_signal.hpp>
 #include <asio/steady_timer.hpp>
@@ -44,12 +44,12 @@ class send_operation {
   std::unique_ptr<completion<sending>> on_started;
   std::vector<std::unique_ptr<completion<nothing>>> on_source_free;
   std::unique_ptr<completion<send_report>> on_done;
-  bool stopping = false;      // given up: nothing more is packed
+  bool stopping = false; // given up: nothing more is packed
   bool packer_runs = false;
-  bool finished = false;      // the machine said so
-  bool over = false;          // every completion was or can be given
+  bool finished = false; // the machine said so
+  bool over = false;     // every completion was or can be given
   bool source_is_free = false;
-  std::error_code because;    // why this side gave up, if not for an errc
+  std::error_code because; // why this side gave up, if not for an errc
   failure error;
   send_report report;
 };
@@ -88,12 +88,12 @@ class sender_core : public std::enable_shared_from_this<sender_core> {
     std::shared_ptr<memory::backend> backend;
     memory::backend::shared_region shared;
     std::shared_ptr<copy_stream> pack, relay;
-    std::vector<std::shared_ptr<void>> registrations;  // of the host ring, with devices that relay to it
+    std::vector<std::shared_ptr<void>> registrations; // of the host ring, with devices that relay to it
   };
   struct peer {
     std::shared_ptr<session::link> link;
     std::string name;
-    bool announced = false;  // to the observer
+    bool announced = false; // to the observer
   };
   struct count_waiter {
     std::size_t count;
@@ -104,7 +104,8 @@ class sender_core : public std::enable_shared_from_this<sender_core> {
   static awaitable<void> accept_peers(std::shared_ptr<sender_core> self);
   static awaitable<void> hear_peer(std::shared_ptr<sender_core> self, protocol::peer_id id,
                                    std::shared_ptr<session::link> link);
-  static awaitable<void> pack_buckets(std::shared_ptr<sender_core> self, std::shared_ptr<send_operation> operation);
+  static awaitable<void> pack_buckets(std::shared_ptr<sender_core> self,
+                                      std::shared_ptr<send_operation> operation);
   static awaitable<source_tensor> next_tensor(std::shared_ptr<sender_core> self, tensor_source& source,
                                               std::uint32_t index);
 
@@ -134,8 +135,12 @@ class sender_core : public std::enable_shared_from_this<sender_core> {
   void act(protocol::send_action::drain& action);
   void act(protocol::send_action::finished& action);
   std::byte* slot(std::uint32_t ring, std::uint32_t number) const;
-  static std::uint32_t ring_of(device where) { return where.is_cuda() ? 1 + std::uint32_t(where.ordinal()) : 0; }
-  static device device_of(std::uint32_t ring) { return ring == 0 ? device::host() : device::cuda(int(ring) - 1); }
+  static std::uint32_t ring_of(device where) {
+    return where.is_cuda() ? 1 + std::uint32_t(where.ordinal()) : 0;
+  }
+  static device device_of(std::uint32_t ring) {
+    return ring == 0 ? device::host() : device::cuda(int(ring) - 1);
+  }
   std::uint64_t slot_bytes() const noexcept { return options_.bucket_bytes(); }
   void tell_observer_of_peers();
 
@@ -155,7 +160,7 @@ class sender_core : public std::enable_shared_from_this<sender_core> {
   session::notifier packs_changed_;
   asio::cancellation_signal stop_packer_;
   std::vector<memory::copy_op> ops_;
-  std::uint32_t copies_in_flight_ = 0;  // of the current update: packs and relays
+  std::uint32_t copies_in_flight_ = 0; // of the current update: packs and relays
   bool drain_asked_ = false;
   std::uint64_t bytes_packed_ = 0;
   asio::steady_timer deadline_;
@@ -165,11 +170,11 @@ class sender_core : public std::enable_shared_from_this<sender_core> {
   asio::steady_timer close_limit_;
   bool pumping_ = false, closing_ = false, closed_ = false;
 
-  mutable std::mutex shared_mutex_;  // for what initiating calls read on any thread, and abandon()
+  mutable std::mutex shared_mutex_; // for what initiating calls read on any thread, and abandon()
   std::shared_ptr<session::layout> last_layout_;
   std::vector<std::shared_ptr<copy_stream>> all_streams_;
   bool abandoned_ = false;
-  session::offload offload_;  // last: its thread ends before what its jobs use
+  session::offload offload_; // last: its thread ends before what its jobs use
 };
 
-}  // namespace ropeway::detail
+} // namespace ropeway::detail

@@ -1,4 +1,5 @@
-// How an operation of the compiled library meets any completion token. Not for users. Part of ropeway; Apache-2.0.
+// How an operation of the compiled library meets any completion token. Not for users. Part of ropeway;
+// Apache-2.0.
 #pragma once
 #include <asio/any_io_executor.hpp>
 #include <asio/associated_allocator.hpp>
@@ -71,8 +72,8 @@ class stop_request {
 /// The result of operations that have none: their signature is void(Error).
 struct nothing {};
 
-/// The handler of one operation, type-erased. complete() may be called from any thread, once; the handler then runs
-/// on its associated executor, never inside complete(). Destroying it uncalled drops the handler.
+/// The handler of one operation, type-erased. complete() may be called from any thread, once; the handler
+/// then runs on its associated executor, never inside complete(). Destroying it uncalled drops the handler.
 template <class T>
 class completion {
  public:
@@ -87,24 +88,31 @@ class handler_completion final : public completion<T> {
 
  public:
   handler_completion(Handler handler, asio::any_io_executor const& fallback)
-      : handler_(std::move(handler)), work_(asio::get_associated_executor(handler_, fallback)), io_work_(fallback) {}
+      : handler_(std::move(handler))
+      , work_(asio::get_associated_executor(handler_, fallback))
+      , io_work_(fallback) {}
 
   void complete(failure error, T result) override {
-    auto const target = work_.get_executor();
-    auto deliver = [handler = std::move(handler_), error = std::move(error), result = std::move(result)]() mutable {
+    auto deliver = [handler = std::move(handler_), error = std::move(error),
+                    result = std::move(result)]() mutable {
       // The slot must forget the operation before the handler can reuse or destroy it.
       if (auto slot = asio::get_associated_cancellation_slot(handler); slot.is_connected()) slot.clear();
       auto take = [](failure taken) {
-        if constexpr (std::is_same_v<Error, failure>) return taken;
-        else return taken.code();
+        if constexpr (std::is_same_v<Error, failure>)
+          return taken;
+        else
+          return taken.code();
       };
-      if constexpr (std::is_same_v<T, nothing>) std::move(handler)(take(std::move(error)));
-      else std::move(handler)(take(std::move(error)), std::move(result));
+      if constexpr (std::is_same_v<T, nothing>)
+        std::move(handler)(take(std::move(error)));
+      else
+        std::move(handler)(take(std::move(error)), std::move(result));
     };
     // Off the session's strand first; then where the handler belongs, without a second hop if that is here.
-    auto hand_over = [target, deliver = std::move(deliver)]() mutable { asio::dispatch(target, std::move(deliver)); };
+    auto hand_over = [work = std::move(work_), deliver = std::move(deliver)]() mutable {
+      asio::dispatch(work.get_executor(), std::move(deliver));
+    };
     asio::post(io_work_.get_executor(), std::move(hand_over));
-    work_.reset();
     io_work_.reset();
   }
 
@@ -115,12 +123,17 @@ class handler_completion final : public completion<T> {
 };
 
 template <class Error, class T>
-struct signature { using type = void(Error, T); };
+struct signature {
+  using type = void(Error, T);
+};
 template <class Error>
-struct signature<Error, nothing> { using type = void(Error); };
+struct signature<Error, nothing> {
+  using type = void(Error);
+};
 
 /// Starts `start(std::unique_ptr<completion<T>>, std::shared_ptr<stop_request>)` for any token with signature
-/// void(Error, T) (void(Error) where T is nothing), where Error is std::error_code (users) or failure (the throwing forms).
+/// void(Error, T) (void(Error) where T is nothing), where Error is std::error_code (users) or failure (the
+/// throwing forms).
 template <class T, class Error, class Start, class Token>
 auto initiate(asio::any_io_executor executor, Start start, Token&& token) {
   return asio::async_initiate<Token, typename signature<Error, T>::type>(
@@ -136,4 +149,4 @@ auto initiate(asio::any_io_executor executor, Start start, Token&& token) {
       token, std::move(executor), std::move(start));
 }
 
-}  // namespace ropeway::detail
+} // namespace ropeway::detail

@@ -18,10 +18,15 @@ void completion::release() noexcept {
   if (references_.fetch_sub(1, std::memory_order_acq_rel) == 1) delete this;
 }
 
-CUresult completion::enqueue(driver const& table, CUstream on) {
+CUresult completion::enqueue(driver const& table, CUstream on, std::uint64_t ticket) {
+  std::lock_guard lock(mutex_); // also keeps two callers' tickets in the stream's order
+  tickets_.push_back(ticket);
   references_.fetch_add(1, std::memory_order_relaxed);
   CUresult const result = table.cuStreamAddCallback(on, &completion::reached, this, 0);
-  if (result != CUDA_SUCCESS) release();
+  if (result != CUDA_SUCCESS) {
+    tickets_.pop_back();
+    references_.fetch_sub(1, std::memory_order_relaxed); // the caller holds another
+  }
   return result;
 }
 
@@ -34,7 +39,9 @@ void completion::ring() noexcept {
 void completion::reached(CUstream, CUresult status, void* self) {
   auto* that = static_cast<completion*>(self);
   if (status == CUDA_SUCCESS) {
-    that->done_.fetch_add(1, std::memory_order_acq_rel);
+    std::lock_guard lock(that->mutex_);
+    that->done_.store(that->tickets_.front(), std::memory_order_release);
+    that->tickets_.erase(that->tickets_.begin());
   } else {
     int none = CUDA_SUCCESS;
     that->status_.compare_exchange_strong(none, static_cast<int>(status), std::memory_order_acq_rel);

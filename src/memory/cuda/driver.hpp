@@ -20,7 +20,7 @@
   X(cuModuleLoadData) X(cuModuleUnload) X(cuModuleGetFunction) X(cuFuncGetAttribute) X(cuLaunchKernel)       \
   X(cuStreamCreateWithPriority) X(cuStreamDestroy) X(cuStreamQuery) X(cuStreamWaitEvent) X(cuStreamGetCtx)   \
   X(cuStreamIsCapturing) X(cuStreamAddCallback)                                                              \
-  X(cuEventCreate) X(cuEventDestroy) X(cuEventRecord) X(cuEventSynchronize)                                  \
+  X(cuEventCreate) X(cuEventDestroy) X(cuEventRecord) X(cuEventSynchronize) X(cuEventQuery)                                  \
   X(cuMemcpyAsync) X(cuPointerGetAttributes) X(cuMemGetInfo) X(cuMemHostAlloc) X(cuMemFreeHost)              \
   X(cuMemHostRegister) X(cuMemHostUnregister)                                                                \
   X(cuMemGetAllocationGranularity) X(cuMemCreate) X(cuMemRelease)                                            \

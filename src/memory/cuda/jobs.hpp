@@ -16,14 +16,16 @@ class jobs {
     kind what = kind::mark;
     std::vector<copy_op> ops;
     CUevent event = nullptr;
+    std::uint64_t ticket = 0;
   };
 
-  void add(kind what, std::span<copy_op const> ops = {}, CUevent event = nullptr) {
+  void add(kind what, std::span<copy_op const> ops = {}, CUevent event = nullptr, std::uint64_t ticket = 0) {
     if (count_ == all_.size()) all_.emplace_back();
     job& next = all_[count_];
     next.what = what;
     next.ops.assign(ops.begin(), ops.end());
     next.event = event;
+    next.ticket = ticket;
     ++count_;
   }
   std::span<job> get() noexcept { return {all_.data(), count_}; }

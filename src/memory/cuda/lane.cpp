@@ -127,11 +127,15 @@ void lane::record(event const& on) {
   d.check(d.cuEventRecord(on.get(), work_.get()), "a copy can't be followed");
 }
 
-void lane::mark(completion& to) {
-  driver const& d = owner_->call();
+void lane::mark(completion& to, std::uint64_t ticket) {
   record(marked_);
-  d.check(d.cuStreamWaitEvent(notices_.get(), marked_.get(), 0), "a copy can't be followed");
-  d.check(to.enqueue(d, notices_.get()), "a copy can't be followed");
+  tell(to, marked_, ticket);
+}
+
+void lane::tell(completion& to, event const& recorded, std::uint64_t ticket) {
+  driver const& d = owner_->call();
+  d.check(d.cuStreamWaitEvent(notices_.get(), recorded.get(), 0), "a copy can't be followed");
+  d.check(to.enqueue(d, notices_.get(), ticket), "a copy can't be followed");
 }
 
 void lane::finish() {

@@ -24,8 +24,10 @@ class lane {
   void launch();
 
   void wait(CUevent when);
-  /// Adds one to `to` when everything so far is done.
-  void mark(completion& to);
+  /// Tells `to` that `ticket` is done when everything so far is.
+  void mark(completion& to, std::uint64_t ticket);
+  /// Tells it when what was recorded is.
+  void tell(completion& to, event const& recorded, std::uint64_t ticket);
   /// Blocks until everything so far is done.
   void finish();
   void record(event const& on);

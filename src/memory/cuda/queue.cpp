@@ -40,8 +40,10 @@ class core : public std::enable_shared_from_this<core> {
 
   void start_after(ready_after const& when);
   void copy(std::span<copy_op const> ops);
-  void mark();
-  CUresult query() noexcept;
+  void mark(std::uint64_t ticket, bool quietly);
+  void notify();
+  /// The newest ticket whose event the device has reached, or 0; `state` says what asking brought last.
+  std::uint64_t reached(CUresult& state) noexcept;
   /// Whether anything is under way on the device, notices of it included.
   bool busy() noexcept;
   void fail(std::error_code code, char const* what) noexcept;
@@ -53,7 +55,8 @@ class core : public std::enable_shared_from_this<core> {
   void stop(bool drained) noexcept;
 
  private:
-  void hand_over(jobs::kind what, std::span<copy_op const> ops = {}, CUevent event = nullptr);
+  void hand_over(jobs::kind what, std::span<copy_op const> ops = {}, CUevent event = nullptr,
+                 std::uint64_t ticket = 0);
   void carry_out(jobs::job& next);
   void start_worker();
   static void work(std::shared_ptr<core> self);
@@ -63,7 +66,14 @@ class core : public std::enable_shared_from_this<core> {
   lane lane_;
   gates gates_;
   completion* completion_;
-  std::optional<staging> staging_; // the worker's
+  struct mark_event {
+    std::uint64_t ticket;
+    event recorded;
+  };
+  std::vector<mark_event> marks_;   // not seen to be reached yet; of the queue's user; a handful
+  std::vector<event> spare_events_; // to be recorded again
+  std::uint64_t told_ = 0;          // the newest ticket that a callback follows
+  std::optional<staging> staging_;  // the worker's
 
   std::atomic<std::size_t> waiting_{0}; // jobs that the worker has not finished
   std::atomic<bool> failed_{false};
@@ -104,18 +114,44 @@ void core::copy(std::span<copy_op const> ops) {
   if (staged) hand_over(jobs::kind::copy, lane_.staged());
 }
 
-void core::mark() {
+void core::mark(std::uint64_t ticket, bool quietly) {
   if (failed()) return;
-  if (!idle()) return hand_over(jobs::kind::mark);
+  if (!idle()) return hand_over(jobs::kind::mark, {}, nullptr, ticket);
   try {
     scope here(*owner_);
-    lane_.mark(*completion_);
+    if (spare_events_.empty()) spare_events_.emplace_back(owner_);
+    lane_.record(spare_events_.back());
+    marks_.push_back({ticket, std::move(spare_events_.back())});
+    spare_events_.pop_back();
+  } catch (transfer_error const& error) { fail(error); }
+  if (!quietly) notify();
+}
+
+void core::notify() {
+  if (failed() || marks_.empty() || told_ == marks_.back().ticket) return;
+  try {
+    scope here(*owner_);
+    lane_.tell(*completion_, marks_.back().recorded, marks_.back().ticket);
+    told_ = marks_.back().ticket;
   } catch (transfer_error const& error) { fail(error); }
 }
 
-CUresult core::query() noexcept {
+std::uint64_t core::reached(CUresult& state) noexcept {
+  if (marks_.empty()) return 0;
   scope here(*owner_, std::nothrow);
-  return here.entered() ? lane_.query() : CUDA_ERROR_CONTEXT_IS_DESTROYED;
+  if (!here.entered()) {
+    state = CUDA_ERROR_CONTEXT_IS_DESTROYED;
+    return 0;
+  }
+  auto next = marks_.begin();
+  for (; next != marks_.end(); ++next) {
+    state = owner_->call().cuEventQuery(next->recorded.get());
+    if (state != CUDA_SUCCESS) break;
+    spare_events_.push_back(std::move(next->recorded));
+  }
+  std::uint64_t const newest = next == marks_.begin() ? 0 : std::prev(next)->ticket;
+  marks_.erase(marks_.begin(), next);
+  return newest;
 }
 
 bool core::busy() noexcept {
@@ -153,11 +189,11 @@ void core::throw_failure() {
   throw transfer_error(failure_code_, "copies on " + to_string(owner_->where()) + " ended: " + failure_);
 }
 
-void core::hand_over(jobs::kind what, std::span<copy_op const> ops, CUevent event) {
+void core::hand_over(jobs::kind what, std::span<copy_op const> ops, CUevent event, std::uint64_t ticket) {
   start_worker();
   {
     std::lock_guard lock(mutex_);
-    incoming_.add(what, ops, event);
+    incoming_.add(what, ops, event, ticket);
     waiting_.fetch_add(1, std::memory_order_relaxed);
   }
   work_.notify_one();
@@ -225,7 +261,7 @@ void core::carry_out(jobs::job& next) {
     lane_.wait(next.event);
     gates_.give_back(next.event);
     break;
-  case jobs::kind::mark: lane_.mark(*completion_); break;
+  case jobs::kind::mark: lane_.mark(*completion_, next.ticket); break;
   case jobs::kind::copy:
     if (lane_.sort(next.ops))
       std::swap(next.ops, lane_.staged());
@@ -261,18 +297,23 @@ class device_queue final : public queue {
   }
 
   std::uint64_t mark() override {
-    core_->mark();
-    return ++marked_;
+    core_->mark(++marked_, false);
+    return marked_;
   }
+
+  std::uint64_t mark_quietly() override {
+    core_->mark(++marked_, true);
+    return marked_;
+  }
+
+  void notify() override { core_->notify(); }
 
   progress poll() override {
     completion const& seen = core_->progress_so_far();
     completed_ = std::max(completed_, seen.done());
     CUresult state = seen.status();
-    if (state == CUDA_SUCCESS && completed_ < marked_ && !core_->failed() && core_->idle()) {
-      state = core_->query();
-      if (state == CUDA_SUCCESS) completed_ = marked_;
-    }
+    if (state == CUDA_SUCCESS && completed_ < marked_ && !core_->failed())
+      completed_ = std::max(completed_, core_->reached(state));
     if (state != CUDA_SUCCESS && state != CUDA_ERROR_NOT_READY)
       core_->fail(make_error_code(errc::device_failed), core_->owner().call().text(state).c_str());
     return {completed_, core_->failure()};
