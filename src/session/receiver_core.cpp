@@ -59,7 +59,7 @@ std::shared_ptr<plan::manifest const> read_from(memory::backend& host, unique_fd
 void held_bucket::release(ready_after when) {
   if (released_.exchange(true) || !load) return;
   auto const core = load->core;
-  if (core) core->post_released(load, seq, when);
+  if (core) core->post_released(load, seq, bytes, when);
 }
 
 receiver_core::receiver_core(asio::any_io_executor executor, receiver_options options,
@@ -316,16 +316,17 @@ void receiver_core::post_not_now(std::shared_ptr<load_operation> load, milliseco
   });
 }
 
-void receiver_core::post_released(std::shared_ptr<load_operation> load, std::uint64_t seq, ready_after when) {
-  asio::post(strand_, [self = shared_from_this(), load, seq, when] {
-    auto const free = [weak = self->weak_from_this(), load, seq](std::error_code error) {
+void receiver_core::post_released(std::shared_ptr<load_operation> load, std::uint64_t seq,
+                                  std::uint64_t bytes, ready_after when) {
+  asio::post(strand_, [self = shared_from_this(), load, seq, bytes, when] {
+    auto const free = [weak = self->weak_from_this(), load, seq, bytes](std::error_code error) {
       auto const alive = weak.lock();
       if (!alive) return;
       --load->held;
       if (error)
         alive->give_up(load, error, errc::device_failed, "the receiver's device failed: " + error.message());
       else
-        alive->loaded(load, seq, 0);
+        alive->loaded(load, seq, bytes);
       alive->settle();
     };
     if (when.type() == ready_after::kind::nothing) return free({});
@@ -708,10 +709,11 @@ void receiver_core::act(receive_action::read_manifest& action) {
     auto const host = memory->get(device::host());
     return read_from(*host, std::move(*fd), bytes, what);
   };
-  auto then = [weak = weak_from_this(), session = session_](std::exception_ptr error,
-                                                            std::shared_ptr<plan::manifest const> manifest) {
+  wanted_update_ = action.what.update;
+  auto then = [weak = weak_from_this(), session = session_, wanted = wanted_update_](
+                  std::exception_ptr error, std::shared_ptr<plan::manifest const> manifest) {
     auto const self = weak.lock();
-    if (!self || self->session_ != session || !self->machine_) return;
+    if (!self || self->session_ != session || !self->machine_ || self->wanted_update_ != wanted) return;
     if (error) {
       auto const what = session::as_transfer_error(error, errc::protocol_error);
       self->machine_->manifest_bad(session::as_errc(what.code(), errc::protocol_error), what.what(),
@@ -756,6 +758,7 @@ void receiver_core::act(receive_action::bucket& action) {
     held->ring = ring->second;
     held->seq = action.seq;
     held->number = action.bucket;
+    held->bytes = action.bytes;
     held->pieces.reserve(pieces.size());
     for (plan::piece const& piece : pieces) {
       bucket_piece view;
@@ -805,6 +808,7 @@ void receiver_core::act(receive_action::commit&) {
 }
 
 void receiver_core::act(receive_action::abort& action) {
+  wanted_update_ = 0;
   auto const load = load_;
   if (!load) { // nobody has seen it yet, or it was just given back
     machine_->drained(clock::now());

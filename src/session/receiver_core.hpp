@@ -45,7 +45,7 @@ class held_bucket {
 
   std::shared_ptr<load_operation> load;
   std::shared_ptr<mapped_ring> ring;
-  std::uint64_t seq = 0;
+  std::uint64_t seq = 0, bytes = 0;
   std::uint32_t number = 0;
   std::vector<bucket_piece> pieces;
 
@@ -104,7 +104,8 @@ class receiver_core : public std::enable_shared_from_this<receiver_core> {
                    std::shared_ptr<stop_request> stop);
   void post_refuse(std::shared_ptr<load_operation> load, std::string why);
   void post_not_now(std::shared_ptr<load_operation> load, milliseconds retry, std::string why);
-  void post_released(std::shared_ptr<load_operation> load, std::uint64_t seq, ready_after when);
+  void post_released(std::shared_ptr<load_operation> load, std::uint64_t seq, std::uint64_t bytes,
+                     ready_after when);
   /// From the owner's destructor: no copy touches the embedder's memory any more when this returns.
   void abandon() noexcept;
 
@@ -154,6 +155,7 @@ class receiver_core : public std::enable_shared_from_this<receiver_core> {
   std::optional<protocol::receiver_machine> machine_;
   std::uint64_t session_ = 0; // counts; answers of slow jobs for an older one are dropped
   unique_fd incoming_fd_;     // came with the message that is being acted on
+  std::uint64_t wanted_update_ = 0; // whose manifest is looked for; an answer for another one comes too late
   std::map<std::uint32_t, std::shared_ptr<mapped_ring>> rings_;
   std::shared_ptr<load_operation> load_;
   std::optional<update> unclaimed_; // offered while nobody waited

@@ -55,7 +55,7 @@ void run_to_end(std::function<awaitable<void>()> const& start, std::chrono::mill
   try {
     std::rethrow_exception(thrown);
   } catch (std::exception const& e) {
-    FAIL_CHECK("the test's body threw: " << e.what());
+    FAIL_CHECK("the test's body threw: " << std::string(e.what()));
   } // anything else is doctest's own, which ends the test case
 }
 
