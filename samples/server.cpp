@@ -100,7 +100,7 @@ int main(int argc, char** argv) try {
   asio::thread_pool pool(1); // after the loop, so that it ends before: what runs on it completes on the loop
   server self{argv[2], pool, nullptr, nullptr};
   ropeway::receiver_options options;
-  options.name(self.name);
+  options.name(self.name).connect_limit(std::chrono::seconds(60)); // the trainer may have much to load
   ropeway::receiver receiver(loop.get_executor(), options);
   if (argc == 4)
     asio::co_spawn(loop, accept(self, answers::acceptor(loop, answers::endpoint(argv[3]))),

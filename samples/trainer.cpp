@@ -73,12 +73,13 @@ int main(int argc, char** argv) try {
   if (argc < 4 || argc > 5)
     throw std::invalid_argument("usage: trainer SOCKET VERSIONS RECEIVERS [CHECKPOINT]");
   auto const versions = std::stoull(argv[2]), receivers = std::stoull(argv[3]);
+  model trained = load(argc == 5 ? argv[4] : nullptr); // before the sender listens: peers want an answer soon
   asio::io_context loop;
   asio::thread_pool pool(1); // after the loop, so that it ends before: what runs on it completes on the loop
   ropeway::sender_options options;
   options.min_receivers(static_cast<std::uint32_t>(receivers)); // a version that not all took is an error
   ropeway::sender sender(loop.get_executor(), argv[1], options);
-  asio::co_spawn(loop, train(sender, pool, load(argc == 5 ? argv[4] : nullptr), versions, receivers),
+  asio::co_spawn(loop, train(sender, pool, std::move(trained), versions, receivers),
                  [](std::exception_ptr error) {
                    if (error) std::rethrow_exception(error);
                  });
