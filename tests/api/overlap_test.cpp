@@ -88,7 +88,8 @@ void copies_are_waited_out(ender what) {
   // A good version first: what is made once is there, and an update that is aborted at once is seen.
   std::vector<destinations> first;
   first.push_back(std::move(into));
-  auto delivered = beside(io.get_executor(), deliver(*over, 1, source->views(), first));
+  auto const views = source->views(); // outlives the coroutine, which only refers to it
+  auto delivered = beside(io.get_executor(), deliver(*over, 1, views, first));
   CHECK(run_script(io, *devices.when, [&] { return delivered.done(); }));
   into = std::move(first[0]);
   devices.when->set(script::pace::held);
