@@ -72,8 +72,8 @@ class receiver_options {
   ROPEWAY_KNOB(milliseconds, connect_limit, std::chrono::seconds(10))
   /// From the connection until the sender has welcomed us.
   ROPEWAY_KNOB(milliseconds, handshake_limit, std::chrono::seconds(5))
-  /// The longest that the sender may say nothing while an update runs; at least the sender's own silence limit,
-  /// of which a third is how often it speaks.
+  /// The longest that the sender may say nothing while an update runs; at least the sender's own silence
+  /// limit, of which a third is how often it speaks.
   ROPEWAY_KNOB(milliseconds, silence_limit, std::chrono::seconds(10))
   /// Users, beside our own, whose sender is trusted.
   ROPEWAY_KNOB(std::vector<uid_t>, allowed_users, {})

@@ -13,8 +13,7 @@ using detail::nothing;
 using detail::stop_request;
 using detail::without_result;
 
-// ---- destinations
-// ------------------------------------------------------------------------------------------------
+// ---- destinations ----
 
 destinations::destinations() : set_(std::make_shared<detail::destination_set>()) {}
 destinations::destinations(destinations&&) noexcept = default;
@@ -65,8 +64,7 @@ bool destinations::torn() const noexcept { return set_->torn(); }
 std::vector<std::string> destinations::torn_tensors() const { return set_->torn_tensors(); }
 std::optional<std::uint64_t> destinations::version() const noexcept { return set_->version(); }
 
-// ---- bucket
-// ------------------------------------------------------------------------------------------------------
+// ---- bucket ----
 
 bucket& bucket::operator=(bucket&& other) noexcept {
   std::swap(held_, other.held_);
@@ -81,8 +79,7 @@ void bucket::release(ready_after when) {
   if (held_) held_->release(when);
 }
 
-// ---- update
-// ------------------------------------------------------------------------------------------------------
+// ---- update ----
 
 update& update::operator=(update&& other) noexcept {
   std::swap(operation_, other.operation_);
@@ -139,8 +136,7 @@ void update::not_now(milliseconds retry, std::string why) {
   operation_->core->post_not_now(operation_, retry, std::move(why));
 }
 
-// ---- receiver
-// ----------------------------------------------------------------------------------------------------
+// ---- receiver ----
 
 receiver detail::make_receiver(any_io_executor executor, receiver_options options,
                                std::shared_ptr<memory::backends> memory) {

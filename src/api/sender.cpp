@@ -68,8 +68,7 @@ sender::~sender() {
 any_io_executor sender::get_executor() const { return core_->executor(); }
 std::string const& sender::path() const noexcept { return core_->path(); }
 
-// ---- collecting
-// --------------------------------------------------------------------------------------------------
+// ---- collecting ----
 
 sender::collector::collector(detail::sender_core& core)
     : core_(core), set_(std::make_shared<detail::tensor_set>()) {
@@ -121,8 +120,7 @@ std::shared_ptr<detail::tensor_set> sender::collect(tensor_source& source) {
   return set;
 }
 
-// ---- operations
-// --------------------------------------------------------------------------------------------------
+// ---- operations ----
 
 void sender::begin_send(core_pointer const& core, std::uint64_t version, set_pointer set, ready_after when,
                         std::unique_ptr<completion<send_report>> done, std::shared_ptr<stop_request> stop) {
@@ -184,8 +182,7 @@ awaitable<void> sender::close() {
   return without_result(await<nothing>(core_->executor(), std::move(start)));
 }
 
-// ---- sending
-// -----------------------------------------------------------------------------------------------------
+// ---- sending ----
 
 sending& sending::operator=(sending&& other) noexcept {
   std::swap(operation_, other.operation_);

@@ -14,17 +14,28 @@ struct dtype_row {
   std::string_view name;
 };
 constexpr dtype_row dtype_table[] = {
-    {dtype::boolean, 8, "BOOL"},        {dtype::u8, 8, "U8"},
-    {dtype::i8, 8, "I8"},               {dtype::u16, 16, "U16"},
-    {dtype::i16, 16, "I16"},            {dtype::u32, 32, "U32"},
-    {dtype::i32, 32, "I32"},            {dtype::u64, 64, "U64"},
-    {dtype::i64, 64, "I64"},            {dtype::f16, 16, "F16"},
-    {dtype::bf16, 16, "BF16"},          {dtype::f32, 32, "F32"},
-    {dtype::f64, 64, "F64"},            {dtype::c64, 64, "C64"},
-    {dtype::f8_e4m3, 8, "F8_E4M3"},     {dtype::f8_e5m2, 8, "F8_E5M2"},
-    {dtype::f8_e8m0, 8, "F8_E8M0"},     {dtype::f8_e4m3fnuz, 8, "F8_E4M3FNUZ"},
-    {dtype::f8_e5m2fnuz, 8, "F8_E5M2FNUZ"}, {dtype::f6_e2m3, 6, "F6_E2M3"},
-    {dtype::f6_e3m2, 6, "F6_E3M2"},     {dtype::f4, 4, "F4"},
+    {dtype::boolean, 8, "BOOL"},
+    {dtype::u8, 8, "U8"},
+    {dtype::i8, 8, "I8"},
+    {dtype::u16, 16, "U16"},
+    {dtype::i16, 16, "I16"},
+    {dtype::u32, 32, "U32"},
+    {dtype::i32, 32, "I32"},
+    {dtype::u64, 64, "U64"},
+    {dtype::i64, 64, "I64"},
+    {dtype::f16, 16, "F16"},
+    {dtype::bf16, 16, "BF16"},
+    {dtype::f32, 32, "F32"},
+    {dtype::f64, 64, "F64"},
+    {dtype::c64, 64, "C64"},
+    {dtype::f8_e4m3, 8, "F8_E4M3"},
+    {dtype::f8_e5m2, 8, "F8_E5M2"},
+    {dtype::f8_e8m0, 8, "F8_E8M0"},
+    {dtype::f8_e4m3fnuz, 8, "F8_E4M3FNUZ"},
+    {dtype::f8_e5m2fnuz, 8, "F8_E5M2FNUZ"},
+    {dtype::f6_e2m3, 6, "F6_E2M3"},
+    {dtype::f6_e3m2, 6, "F6_E3M2"},
+    {dtype::f4, 4, "F4"},
 };
 static_assert([] {
   for (std::size_t i = 0; i < std::size(dtype_table); ++i)
@@ -37,7 +48,7 @@ dtype_row const* row(dtype type) noexcept {
   return index < std::size(dtype_table) ? &dtype_table[index] : nullptr;
 }
 
-}  // namespace
+} // namespace
 
 std::uint32_t bits(dtype type) noexcept { return row(type) ? row(type)->bits : 0; }
 std::string_view name(dtype type) noexcept { return row(type) ? row(type)->name : "unknown"; }
@@ -50,7 +61,8 @@ std::optional<dtype> parse_dtype(std::string_view spelling) noexcept {
 shape::shape(std::span<std::uint64_t const> extents) {
   if (extents.size() > max_rank)
     throw transfer_error(errc::unsupported, "a tensor of " + std::to_string(extents.size()) +
-                                                " dimensions; at most " + std::to_string(max_rank) + " are carried");
+                                                " dimensions; at most " + std::to_string(max_rank) +
+                                                " are carried");
   std::copy(extents.begin(), extents.end(), extents_.begin());
   rank_ = static_cast<std::uint8_t>(extents.size());
 }
@@ -59,7 +71,7 @@ std::optional<std::uint64_t> shape::elements() const noexcept {
   std::uint64_t product = 1;
   bool overflow = false;
   for (std::uint64_t extent : extents()) {
-    if (extent == 0) return 0;  // whatever the other extents are
+    if (extent == 0) return 0; // whatever the other extents are
     if (__builtin_mul_overflow(product, extent, &product)) overflow = true;
   }
   if (overflow) return {};
@@ -119,7 +131,7 @@ template <class Byte>
 std::array<std::int64_t, max_rank> basic_tensor_view<Byte>::strides() const noexcept {
   if (strided_) return strides_;
   std::array<std::int64_t, max_rank> result{};
-  std::uint64_t step = 1;  // may wrap for a tensor without elements, whose strides mean nothing
+  std::uint64_t step = 1; // may wrap for a tensor without elements, whose strides mean nothing
   for (std::size_t i = dims_.rank(); i-- > 0;) {
     result[i] = static_cast<std::int64_t>(step);
     step *= dims_[i];
@@ -130,4 +142,4 @@ std::array<std::int64_t, max_rank> basic_tensor_view<Byte>::strides() const noex
 template class basic_tensor_view<std::byte const>;
 template class basic_tensor_view<std::byte>;
 
-}  // namespace ropeway
+} // namespace ropeway

@@ -28,4 +28,4 @@ class unique_fd {
   int fd_ = -1;
 };
 
-}  // namespace ropeway
+} // namespace ropeway

@@ -20,82 +20,132 @@ inline constexpr std::size_t max_text = 32 * 1024;
 inline constexpr std::size_t max_name = 255;
 inline constexpr std::size_t max_devices = 64;
 
-// ---- receiver to sender ---------------------------------------------------------------------------------------
+// ---- receiver to sender ----
 
 /// First words of a receiver. Its encoding is frozen for all protocol versions: fields are only ever appended
 /// behind `name`, and a reader skips what it does not know.
 struct hello {
-  std::uint64_t magic = 0;             ///< hello_magic
-  std::uint16_t oldest = 0, newest = 0;  ///< protocol versions that the receiver speaks
-  std::uint64_t schema = 0;            ///< schema_hash() of the receiver's build
-  bytes16 last_sender{};               ///< sender instance of the version held; zero for none
-  std::uint64_t last_update = 0;       ///< update id of the version held; settles an unconfirmed commit
+  std::uint64_t magic = 0;              ///< hello_magic
+  std::uint16_t oldest = 0, newest = 0; ///< protocol versions that the receiver speaks
+  std::uint64_t schema = 0;             ///< schema_hash() of the receiver's build
+  bytes16 last_sender{};                ///< sender instance of the version held; zero for none
+  std::uint64_t last_update = 0;        ///< update id of the version held; settles an unconfirmed commit
   std::uint64_t version_held = 0;
-  std::uint32_t group_size = 0;        ///< 0: in no group
-  std::string group;                   ///< empty: in no group
-  std::string name;                    ///< how the receiver wants to be called in reports
-  std::vector<bytes16> devices;        ///< CUDA devices whose memory it may be able to map; empty: host only
+  std::uint32_t group_size = 0; ///< 0: in no group
+  std::string group;            ///< empty: in no group
+  std::string name;             ///< how the receiver wants to be called in reports
+  std::vector<bytes16> devices; ///< CUDA devices whose memory it may be able to map; empty: host only
 };
-inline constexpr std::uint64_t hello_magic = 0x3179617765706f72;  // "ropeway1"
+inline constexpr std::uint64_t hello_magic = 0x3179617765706f72; // "ropeway1"
 
-struct ring_mapped { std::uint32_t ring = 0; };
-struct ring_refused { std::uint32_t ring = 0; std::uint16_t code = 0; std::string text; };
-struct need_manifest { std::uint64_t update = 0; };
-struct accept { std::uint64_t update = 0; };
-struct refuse { std::uint64_t update = 0; std::uint16_t code = 0; std::string text; };
-struct not_now { std::uint64_t update = 0; std::uint32_t retry_ms = 0; std::string text; };
+struct ring_mapped {
+  std::uint32_t ring = 0;
+};
+struct ring_refused {
+  std::uint32_t ring = 0;
+  std::uint16_t code = 0;
+  std::string text;
+};
+struct need_manifest {
+  std::uint64_t update = 0;
+};
+struct accept {
+  std::uint64_t update = 0;
+};
+struct refuse {
+  std::uint64_t update = 0;
+  std::uint16_t code = 0;
+  std::string text;
+};
+struct not_now {
+  std::uint64_t update = 0;
+  std::uint32_t retry_ms = 0;
+  std::string text;
+};
 /// The slot's content is no longer needed; seen complete, never merely queued.
-struct released { std::uint64_t update = 0; std::uint64_t seq = 0; };
-struct all_copied { std::uint64_t update = 0; };
-struct committed { std::uint64_t update = 0; };
-struct failed { std::uint64_t update = 0; std::uint16_t code = 0; std::string text; };
+struct released {
+  std::uint64_t update = 0;
+  std::uint64_t seq = 0;
+};
+struct all_copied {
+  std::uint64_t update = 0;
+};
+struct committed {
+  std::uint64_t update = 0;
+};
+struct failed {
+  std::uint64_t update = 0;
+  std::uint16_t code = 0;
+  std::string text;
+};
 
-// ---- sender to receiver ---------------------------------------------------------------------------------------
+// ---- sender to receiver ----
 
 struct welcome {
-  std::uint16_t version = 0;           ///< the protocol version chosen
-  bytes16 sender{};                    ///< this sender instance
-  std::uint64_t bucket_bytes = 0;      ///< the sender's bucket size rules
-  std::uint32_t silence_ms = 0;        ///< the sender drops a peer that is silent for so long while it is due
+  std::uint16_t version = 0;      ///< the protocol version chosen
+  bytes16 sender{};               ///< this sender instance
+  std::uint64_t bucket_bytes = 0; ///< the sender's bucket size rules
+  std::uint32_t silence_ms = 0;   ///< the sender drops a peer that is silent for so long while it is due
 };
-struct turned_away { std::uint16_t code = 0; std::string text; };
+struct turned_away {
+  std::uint16_t code = 0;
+  std::string text;
+};
 /// A ring of slots, with its memory as one fd beside the message.
 struct ring {
-  std::uint32_t id = 0;                ///< number within the session
-  std::uint8_t on_device = 0;          ///< 0: host memory, 1: CUDA memory
-  bytes16 origin{};                    ///< the CUDA device's UUID; zero for the host
+  std::uint32_t id = 0;       ///< number within the session
+  std::uint8_t on_device = 0; ///< 0: host memory, 1: CUDA memory
+  bytes16 origin{};           ///< the CUDA device's UUID; zero for the host
   std::uint64_t slot_bytes = 0;
   std::uint32_t slots = 0;
 };
 struct begin {
-  std::uint64_t update = 0;            ///< never reused by a sender instance
-  std::uint64_t version = 0;           ///< the embedder's label
+  std::uint64_t update = 0;  ///< never reused by a sender instance
+  std::uint64_t version = 0; ///< the embedder's label
   bytes16 layout{};
   std::uint64_t total_bytes = 0;
   std::uint32_t tensors = 0;
   std::uint32_t buckets = 0;
 };
 /// The manifest, as one sealed memfd of exactly `bytes` beside the message.
-struct manifest_follows { std::uint64_t update = 0; std::uint64_t bytes = 0; };
+struct manifest_follows {
+  std::uint64_t update = 0;
+  std::uint64_t bytes = 0;
+};
 struct published {
   std::uint64_t update = 0;
-  std::uint64_t seq = 0;               ///< 64 bits, never restarts in a session
+  std::uint64_t seq = 0; ///< 64 bits, never restarts in a session
   std::uint32_t bucket = 0;
   std::uint32_t ring = 0, slot = 0;
   std::uint64_t bytes = 0;
 };
-struct commit { std::uint64_t update = 0; };
+struct commit {
+  std::uint64_t update = 0;
+};
 
-// ---- both ways ------------------------------------------------------------------------------------------------
+// ---- both ways ----
 
-struct abort_update { std::uint64_t update = 0; std::uint16_t code = 0; std::string text; };
-/// Answer to abort_update (or, after an own abort, said by itself): this side's copies are drained; slots are free.
-struct aborted { std::uint64_t update = 0; };
-struct alive { std::uint64_t update = 0; };  ///< still working on it
-struct goodbye { std::uint16_t code = 0; std::string text; };
+struct abort_update {
+  std::uint64_t update = 0;
+  std::uint16_t code = 0;
+  std::string text;
+};
+/// Answer to abort_update (or, after an own abort, said by itself): this side's copies are drained; slots are
+/// free.
+struct aborted {
+  std::uint64_t update = 0;
+};
+struct alive {
+  std::uint64_t update = 0;
+}; ///< still working on it
+struct goodbye {
+  std::uint16_t code = 0;
+  std::string text;
+};
 
-BOOST_DESCRIBE_STRUCT(hello, (), (magic, oldest, newest, schema, last_sender, last_update, version_held, group_size,
-                                  group, name, devices))
+BOOST_DESCRIBE_STRUCT(hello, (),
+                      (magic, oldest, newest, schema, last_sender, last_update, version_held, group_size,
+                       group, name, devices))
 BOOST_DESCRIBE_STRUCT(ring_mapped, (), (ring))
 BOOST_DESCRIBE_STRUCT(ring_refused, (), (ring, code, text))
 BOOST_DESCRIBE_STRUCT(need_manifest, (), (update))
@@ -119,8 +169,8 @@ BOOST_DESCRIBE_STRUCT(alive, (), (update))
 BOOST_DESCRIBE_STRUCT(goodbye, (), (code, text))
 
 /// One message. The alternative's index is its tag on the wire: append only, `hello` stays first.
-using message = std::variant<hello, welcome, turned_away, ring, ring_mapped, ring_refused, begin, need_manifest,
-                             manifest_follows, accept, refuse, not_now, published, released, all_copied, commit,
-                             committed, failed, abort_update, aborted, alive, goodbye>;
+using message = std::variant<hello, welcome, turned_away, ring, ring_mapped, ring_refused, begin,
+                             need_manifest, manifest_follows, accept, refuse, not_now, published, released,
+                             all_copied, commit, committed, failed, abort_update, aborted, alive, goodbye>;
 
-}  // namespace ropeway::protocol
+} // namespace ropeway::protocol

@@ -1,16 +1,21 @@
-// The receiver's half of the protocol as a plain class: events in, actions out. No I/O, no clock, no device, no
-// Asio. One machine is one session. Part of ropeway; Apache-2.0.
+// The receiver's half of the protocol as a plain class: events in, actions out. No I/O, no clock, no device,
+// no Asio. One machine is one session. Part of ropeway; Apache-2.0.
 //
 //   idle -> announced -> (needs the manifest) -> offered -> loading -> all copied -> committing -> idle
 //
 // The rules that it keeps:
-//  - Nothing from the peer is believed: update ids, bucket order (0, 1, 2, ... without gap), seq (growing), ring and
-//    slot numbers, a slot published again before its release, bytes against the manifest, commit before all_copied,
-//    begin while an update runs: each is errc::protocol_error, ends the session and tells the driver once.
-//  - `released` is said for a bucket exactly once, when the driver has said loaded(seq); all_copied when all buckets
-//    of the manifest were loaded (and, where the embedder takes buckets itself, it has said that all is in place).
+//  - Nothing from the peer is believed: update ids, bucket order (0, 1, 2, ... without gap), seq (growing),
+//  ring and
+//    slot numbers, a slot published again before its release, bytes against the manifest, commit before
+//    all_copied, begin while an update runs: each is errc::protocol_error, ends the session and tells the
+//    driver once.
+//  - `released` is said for a bucket exactly once, when the driver has said loaded(seq); all_copied when all
+//  buckets
+//    of the manifest were loaded (and, where the embedder takes buckets itself, it has said that all is in
+//    place).
 //  - An abort from either side ends the update: the driver drains its copies, then `aborted` is said.
-//  - While the embedder or the copies work on an update, `alive` is said often enough for the sender's silence limit.
+//  - While the embedder or the copies work on an update, `alive` is said often enough for the sender's
+//  silence limit.
 #pragma once
 #include <chrono>
 #include <cstdint>
@@ -29,9 +34,10 @@ using time_point = std::chrono::steady_clock::time_point;
 using duration = std::chrono::steady_clock::duration;
 
 struct receiver_settings {
-  hello greeting;  ///< what to say first; magic, versions and schema are filled in if 0
+  hello greeting; ///< what to say first; magic, versions and schema are filled in if 0
   duration handshake = std::chrono::seconds(5);
-  duration silence = std::chrono::seconds(10);  ///< while an update runs: the longest the sender may say nothing
+  duration silence =
+      std::chrono::seconds(10); ///< while an update runs: the longest the sender may say nothing
   std::uint64_t max_bucket_bytes = std::uint64_t(1) << 40;
   std::uint64_t max_manifest_bytes = std::uint64_t(1) << 30;
   std::uint32_t max_slots = 64;
@@ -39,32 +45,60 @@ struct receiver_settings {
 
 /// What the driver must do, in this order.
 namespace receive_action {
-struct say { message what; };
+struct say {
+  message what;
+};
 /// The handshake is done.
-struct greeted { bytes16 sender{}; std::uint64_t bucket_bytes = 0; };
+struct greeted {
+  bytes16 sender{};
+  std::uint64_t bucket_bytes = 0;
+};
 /// Map this ring (its fd came with the message); answer ring_mapped or ring_refused.
-struct map_ring { ring what; };
-/// Read, check and keep the manifest (its fd came with the message); it must have the layout and the counts of
-/// `what`; answer manifest_known or manifest_bad.
-struct read_manifest { begin what; std::uint64_t bytes = 0; };
+struct map_ring {
+  ring what;
+};
+/// Read, check and keep the manifest (its fd came with the message); it must have the layout and the counts
+/// of `what`; answer manifest_known or manifest_bad.
+struct read_manifest {
+  begin what;
+  std::uint64_t bytes = 0;
+};
 /// Look whether the manifest of this layout is known; answer manifest_known or manifest_unknown.
-struct look_up_manifest { begin what; };
+struct look_up_manifest {
+  begin what;
+};
 /// An update stands before the embedder's door: answer accept_update, refuse_update or not_now_update.
-struct offer { begin what; };
+struct offer {
+  begin what;
+};
 /// A bucket's bytes are in this slot: load it; answer loaded(seq) when they are no longer needed.
-struct bucket { std::uint64_t update = 0, seq = 0; std::uint32_t bucket = 0, ring = 0, slot = 0; std::uint64_t bytes = 0; };
+struct bucket {
+  std::uint64_t update = 0, seq = 0;
+  std::uint32_t bucket = 0, ring = 0, slot = 0;
+  std::uint64_t bytes = 0;
+};
 /// All copies were seen complete by both sides: make the version whole; answer commit_done or commit_failed.
-struct commit { std::uint64_t update = 0; };
-/// The update is over without a commit: tell the embedder, stop copying, answer drained() when no copy runs any more.
-/// `by_peer`: the sender said so; else this side did, or the session ended.
-struct abort { std::uint64_t update = 0; errc code = errc::ok; std::string text; bool by_peer = false; };
+struct commit {
+  std::uint64_t update = 0;
+};
+/// The update is over without a commit: tell the embedder, stop copying, answer drained() when no copy runs
+/// any more. `by_peer`: the sender said so; else this side did, or the session ended.
+struct abort {
+  std::uint64_t update = 0;
+  errc code = errc::ok;
+  std::string text;
+  bool by_peer = false;
+};
 /// The session is over; close the connection. ok: the sender said goodbye. Sent once, last.
-struct closed { errc code = errc::ok; std::string text; };
-}  // namespace receive_action
-using receiver_action =
-    std::variant<receive_action::say, receive_action::greeted, receive_action::map_ring, receive_action::read_manifest,
-                 receive_action::look_up_manifest, receive_action::offer, receive_action::bucket,
-                 receive_action::commit, receive_action::abort, receive_action::closed>;
+struct closed {
+  errc code = errc::ok;
+  std::string text;
+};
+} // namespace receive_action
+using receiver_action = std::variant<receive_action::say, receive_action::greeted, receive_action::map_ring,
+                                     receive_action::read_manifest, receive_action::look_up_manifest,
+                                     receive_action::offer, receive_action::bucket, receive_action::commit,
+                                     receive_action::abort, receive_action::closed>;
 
 class receiver_machine {
  public:
@@ -74,7 +108,7 @@ class receiver_machine {
   receiver_machine& operator=(receiver_machine&&) noexcept;
 
   // Events.
-  void connected(time_point now);  ///< says hello
+  void connected(time_point now); ///< says hello
   void received(message const& what, time_point now);
   void gone(errc code, std::string text, time_point now);
   void ring_mapped(std::uint32_t ring, time_point now);
@@ -82,8 +116,10 @@ class receiver_machine {
   /// `bucket_bytes`: the used bytes of each bucket by the (checked) manifest.
   void manifest_known(std::vector<std::uint64_t> bucket_bytes, time_point now);
   void manifest_unknown(time_point now);
-  void manifest_bad(errc code, std::string text, time_point now);  ///< drops the session (errc::protocol_error)
-  /// With `by_hand`, all_copied waits for in_place() too: an embedder that takes buckets says itself when it is done.
+  void manifest_bad(errc code, std::string text,
+                    time_point now); ///< drops the session (errc::protocol_error)
+  /// With `by_hand`, all_copied waits for in_place() too: an embedder that takes buckets says itself when it
+  /// is done.
   void accept_update(time_point now, bool by_hand = false);
   void in_place(time_point now);
   void refuse_update(errc code, std::string text, time_point now);
@@ -95,13 +131,13 @@ class receiver_machine {
   void give_up(errc code, std::string text, time_point now);
   void drained(time_point now);
   void tick(time_point now);
-  void close(std::string text, time_point now);  ///< gives a running update up, says goodbye
+  void close(std::string text, time_point now); ///< gives a running update up, says goodbye
 
   std::vector<receiver_action> take();
   std::optional<time_point> deadline() const;
 
   bool greeted() const;
-  bool updating() const;  ///< from begin until committed, refused or aborted (and drained)
+  bool updating() const; ///< from begin until committed, refused or aborted (and drained)
   bool over() const;
 
  private:
@@ -109,4 +145,4 @@ class receiver_machine {
   std::unique_ptr<impl> impl_;
 };
 
-}  // namespace ropeway::protocol
+} // namespace ropeway::protocol

@@ -1,17 +1,24 @@
-// The sender's half of the protocol as a plain class: events in, actions out. No I/O, no clock, no device, no Asio:
-// cancellation and time are inputs. One machine serves all sessions of a sender. Part of ropeway; Apache-2.0.
+// The sender's half of the protocol as a plain class: events in, actions out. No I/O, no clock, no device, no
+// Asio: cancellation and time are inputs. One machine serves all sessions of a sender. Part of ropeway;
+// Apache-2.0.
 //
 // The rules that it keeps (docs/protocol.md tells them in order):
 //  - A slot is packed only while free: no receiver may still read it, no relay from it is running.
-//  - Every bucket is packed once. It is published to a receiver only after it was packed, and on the host ring only
+//  - Every bucket is packed once. It is published to a receiver only after it was packed, and on the host
+//  ring only
 //    after it was relayed there.
-//  - Who takes part is settled before the first bucket is published: everyone who was greeted when the update began
-//    has accepted (and mapped its ring), refused, said not now, died, or run out of time. Packing may start earlier.
-//  - A receiver gets `commit` when it has said all_copied; a member of a group only when all members have; if one
+//  - Who takes part is settled before the first bucket is published: everyone who was greeted when the update
+//  began
+//    has accepted (and mapped its ring), refused, said not now, died, or run out of time. Packing may start
+//    earlier.
+//  - A receiver gets `commit` when it has said all_copied; a member of a group only when all members have; if
+//  one
 //    member of a group fails, is missing or refuses, every member gets abort_update (errc::group_incomplete).
-//  - After an abort a receiver's slots stay taken until it says `aborted`, `released` or dies; it is left out of (and
+//  - After an abort a receiver's slots stay taken until it says `aborted`, `released` or dies; it is left out
+//  of (and
 //    holds up) later updates until then. A peer that is due and silent for longer than `silence` is dropped.
-//  - Anything that the protocol does not allow drops the peer (errc::protocol_error), and never harms another one.
+//  - Anything that the protocol does not allow drops the peer (errc::protocol_error), and never harms another
+//  one.
 #pragma once
 #include <chrono>
 #include <cstdint>
@@ -35,16 +42,17 @@ struct sender_settings {
   bytes16 instance{};
   std::uint64_t bucket_bytes = 0;
   std::uint32_t slots = 2;
-  std::uint32_t max_peers = 63;  ///< connections beyond are turned away
+  std::uint32_t max_peers = 63; ///< connections beyond are turned away
   duration handshake = std::chrono::seconds(5);
-  duration decide = std::chrono::seconds(10);  ///< begin until accept, refuse or not_now; and mapping a ring
+  duration decide = std::chrono::seconds(10); ///< begin until accept, refuse or not_now; and mapping a ring
   duration silence = std::chrono::seconds(10);
   duration commit = std::chrono::seconds(60);
 };
 
-/// Rings are numbered by where their memory lies, for all sessions of a sender: 0 is the ring in host memory, 1 + n
-/// the one on the driver's CUDA device n. An update is packed into one ring, `update_facts::ring`; a receiver that
-/// can't map a CUDA ring takes the update from the host ring, to which each bucket is then relayed.
+/// Rings are numbered by where their memory lies, for all sessions of a sender: 0 is the ring in host memory,
+/// 1 + n the one on the driver's CUDA device n. An update is packed into one ring, `update_facts::ring`; a
+/// receiver that can't map a CUDA ring takes the update from the host ring, to which each bucket is then
+/// relayed.
 inline constexpr std::uint32_t host_ring = 0;
 
 /// Peer ids from here on are the machine's own.
@@ -56,45 +64,69 @@ struct update_facts {
   bytes16 layout{};
   std::uint64_t total_bytes = 0;
   std::uint32_t tensors = 0;
-  std::vector<std::uint64_t> bucket_bytes;  ///< used bytes of each bucket; may be empty (no tensors)
-  std::uint32_t ring = host_ring;           ///< the ring that buckets are packed into: 0 host, 1 + n CUDA device n
+  std::vector<std::uint64_t> bucket_bytes; ///< used bytes of each bucket; may be empty (no tensors)
+  std::uint32_t ring = host_ring; ///< the ring that buckets are packed into: 0 host, 1 + n CUDA device n
 };
 
 struct peer_result {
   peer_id peer = 0;
   std::string name;
   outcome what = outcome::skipped;
-  std::uint16_t code = 0;  ///< an errc
+  std::uint16_t code = 0; ///< an errc
   std::string text;
-  std::uint32_t ring = host_ring;  ///< the route that its bytes took
-  time_point decided{};    ///< when this was known
+  std::uint32_t ring = host_ring; ///< the route that its bytes took
+  time_point decided{};           ///< when this was known
 };
 
 /// What the driver must do, in this order. `seq` names one filling of a slot.
 namespace send_action {
 /// Send `what` to `to`; attach the ring's memory if it is a `ring`, the manifest if it is `manifest_follows`
-/// (the driver fills in slot_bytes, origin and bytes). What is said right before a `drop` is best effort: try once.
-struct say { peer_id to = 0; message what; };
-/// Make this ring, once; answer ring_ready or ring_failed. Never asked twice for one ring of one machine unless it failed.
-struct make_ring { std::uint32_t ring = 0; };
-/// Fill slot `slot` of the update's ring with bucket `bucket`; answer packed(seq) when seen complete. In seq order.
-struct pack { std::uint64_t seq = 0; std::uint32_t bucket = 0, slot = 0; };
+/// (the driver fills in slot_bytes, origin and bytes). What is said right before a `drop` is best effort: try
+/// once.
+struct say {
+  peer_id to = 0;
+  message what;
+};
+/// Make this ring, once; answer ring_ready or ring_failed. Never asked twice for one ring of one machine
+/// unless it failed.
+struct make_ring {
+  std::uint32_t ring = 0;
+};
+/// Fill slot `slot` of the update's ring with bucket `bucket`; answer packed(seq) when seen complete. In seq
+/// order.
+struct pack {
+  std::uint64_t seq = 0;
+  std::uint32_t bucket = 0, slot = 0;
+};
 /// Copy slot `from` of the update's ring to host slot `to`; answer relayed(seq) when seen complete.
-struct relay { std::uint64_t seq = 0; std::uint32_t from = 0, to = 0; std::uint64_t bytes = 0; };
+struct relay {
+  std::uint64_t seq = 0;
+  std::uint32_t from = 0, to = 0;
+  std::uint64_t bytes = 0;
+};
 /// Close the connection; the machine has forgotten the peer already. Do not answer with gone().
-struct drop { peer_id peer = 0; errc code = errc::ok; std::string text; };
-/// The source is no longer read (the last bucket is packed, or the update was given up and drained): the trainer may
-/// change its weights. Exactly once an update, before `finished`.
+struct drop {
+  peer_id peer = 0;
+  errc code = errc::ok;
+  std::string text;
+};
+/// The source is no longer read (the last bucket is packed, or the update was given up and drained): the
+/// trainer may change its weights. Exactly once an update, before `finished`.
 struct source_free {};
-/// The update was given up: stop packing (pending pack/relay actions that were not started may be forgotten), wait
-/// for the copies that were, then call drained(). Sent at most once an update, before `finished`.
+/// The update was given up: stop packing (pending pack/relay actions that were not started may be forgotten),
+/// wait for the copies that were, then call drained(). Sent at most once an update, before `finished`.
 struct drain {};
-/// The update is over. `code` is ok, or the sender-side reason; `results` has everybody who was connected at begin.
-struct finished { errc code = errc::ok; std::string text; std::vector<peer_result> results; };
-}  // namespace send_action
-using sender_action = std::variant<send_action::say, send_action::make_ring, send_action::pack, send_action::relay,
-                                   send_action::drop, send_action::source_free, send_action::drain,
-                                   send_action::finished>;
+/// The update is over. `code` is ok, or the sender-side reason; `results` has everybody who was connected at
+/// begin.
+struct finished {
+  errc code = errc::ok;
+  std::string text;
+  std::vector<peer_result> results;
+};
+} // namespace send_action
+using sender_action =
+    std::variant<send_action::say, send_action::make_ring, send_action::pack, send_action::relay,
+                 send_action::drop, send_action::source_free, send_action::drain, send_action::finished>;
 
 class sender_machine {
  public:
@@ -104,19 +136,20 @@ class sender_machine {
   sender_machine& operator=(sender_machine&&) noexcept;
 
   // Events. Each appends actions, to be taken with take(). `now` never goes back.
-  void connected(peer_id peer, std::string words_about_it, time_point now);  ///< e.g. "pid 4711"
+  void connected(peer_id peer, std::string words_about_it, time_point now); ///< e.g. "pid 4711"
   void received(peer_id peer, message const& what, time_point now);
-  void gone(peer_id peer, errc code, std::string text, time_point now);      ///< EOF, reset, decode error, ...
+  void gone(peer_id peer, errc code, std::string text, time_point now); ///< EOF, reset, decode error, ...
   /// Starts an update; not while one runs. Returns its id. Peers that are greeted now take part.
   std::uint64_t begin_update(update_facts facts, time_point now);
   void ring_ready(std::uint32_t ring, time_point now);
   void ring_failed(std::uint32_t ring, errc code, std::string text, time_point now);
   void packed(std::uint64_t seq, time_point now);
   void relayed(std::uint64_t seq, time_point now);
-  /// The sender's own side failed or was cancelled (errc::source_failed, device_failed, or any code): abort it.
+  /// The sender's own side failed or was cancelled (errc::source_failed, device_failed, or any code): abort
+  /// it.
   void give_up(errc code, std::string text, time_point now);
   void drained(time_point now);
-  void tick(time_point now);  ///< call when deadline() has come; harmless at any time
+  void tick(time_point now); ///< call when deadline() has come; harmless at any time
   /// Says goodbye to everybody; a running update is given up first.
   void close(std::string text, time_point now);
 
@@ -126,12 +159,12 @@ class sender_machine {
   std::optional<time_point> deadline() const;
 
   bool updating() const;
-  std::size_t greeted() const;  ///< peers that finished their handshake and are still there
+  std::size_t greeted() const; ///< peers that finished their handshake and are still there
   struct peer_state {
     peer_id peer;
-    std::string name;          ///< "name (pid 4711)"
+    std::string name; ///< "name (pid 4711)"
     std::uint64_t version_held;
-    bool holds_version;        ///< whether version_held came from this sender instance
+    bool holds_version; ///< whether version_held came from this sender instance
     std::string last_error;
   };
   std::vector<peer_state> peers() const;
@@ -141,4 +174,4 @@ class sender_machine {
   std::unique_ptr<impl> impl_;
 };
 
-}  // namespace ropeway::protocol
+} // namespace ropeway::protocol

@@ -78,8 +78,7 @@ std::optional<std::uint64_t> receiver_core::version() const noexcept {
   return version_;
 }
 
-// ---- initiating calls, any thread
-// --------------------------------------------------------------------------------
+// ---- initiating calls, any thread ----
 
 void receiver_core::post_connect(std::string path, std::unique_ptr<completion<nothing>> done,
                                  std::shared_ptr<stop_request> stop) {
@@ -369,8 +368,7 @@ void receiver_core::abandon() noexcept {
   });
 }
 
-// ---- connecting
-// --------------------------------------------------------------------------------------------------
+// ---- connecting ----
 
 awaitable<void> receiver_core::run_connect(std::shared_ptr<receiver_core> self, std::string path) {
   failure error;
@@ -446,8 +444,7 @@ awaitable<void> receiver_core::hear_sender(std::shared_ptr<receiver_core> self,
   self->pump();
 }
 
-// ---- one update
-// --------------------------------------------------------------------------------------------------
+// ---- one update ----
 
 failure receiver_core::not_usable(load_operation const& load) const {
   if (load.error) return load.error;
@@ -595,8 +592,7 @@ void receiver_core::end_close() {
   for (auto& done : std::exchange(on_closed_, {})) done->complete({}, {});
 }
 
-// ---- carrying out what the machine decided
-// -----------------------------------------------------------------------
+// ---- carrying out what the machine decided ----
 
 void receiver_core::pump() {
   if (pumping_ || !machine_) return;

@@ -153,8 +153,8 @@ class receiver_core : public std::enable_shared_from_this<receiver_core> {
   // The session, while there is one.
   std::shared_ptr<session::link> link_;
   std::optional<protocol::receiver_machine> machine_;
-  std::uint64_t session_ = 0; // counts; answers of slow jobs for an older one are dropped
-  unique_fd incoming_fd_;     // came with the message that is being acted on
+  std::uint64_t session_ = 0;       // counts; answers of slow jobs for an older one are dropped
+  unique_fd incoming_fd_;           // came with the message that is being acted on
   std::uint64_t wanted_update_ = 0; // whose manifest is looked for; an answer for another one comes too late
   std::map<std::uint32_t, std::shared_ptr<mapped_ring>> rings_;
   std::shared_ptr<load_operation> load_;

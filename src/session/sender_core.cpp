@@ -87,8 +87,7 @@ void sender_core::start() {
   asio::co_spawn(strand_, std::move(acceptor), asio::detached);
 }
 
-// ---- initiating calls, any thread
-// --------------------------------------------------------------------------------
+// ---- initiating calls, any thread ----
 
 std::shared_ptr<session::layout> sender_core::last_layout() const {
   std::scoped_lock lock(shared_mutex_);
@@ -277,8 +276,7 @@ void sender_core::abandon() noexcept {
   });
 }
 
-// ---- one update
-// --------------------------------------------------------------------------------------------------
+// ---- one update ----
 
 void sender_core::fail_begin(std::shared_ptr<send_operation> const& operation, failure error) {
   operation->error = std::move(error);
@@ -547,8 +545,7 @@ void sender_core::complete(std::shared_ptr<send_operation> const& operation) {
   if (closing_) end_close();
 }
 
-// ---- connections
-// -------------------------------------------------------------------------------------------------
+// ---- connections ----
 
 awaitable<void> sender_core::accept_peers(std::shared_ptr<sender_core> self) {
   std::weak_ptr<sender_core> const weak = self;
@@ -597,8 +594,7 @@ awaitable<void> sender_core::hear_peer(std::shared_ptr<sender_core> self, protoc
   self->settle();
 }
 
-// ---- carrying out what the machine decided
-// -----------------------------------------------------------------------
+// ---- carrying out what the machine decided ----
 
 void sender_core::pump() {
   if (pumping_) return;

@@ -183,18 +183,12 @@ void unconverted(copy_op const& op, box const& b, bool streaming) noexcept {
                 [&](std::byte* to, std::byte const* from) { copy_run(to, from, bytes, streaming); });
   }
   switch (element) {
-  case 1:
-    return elements<raw<1>>(op, b);
-  case 2:
-    return elements<raw<2>>(op, b);
-  case 4:
-    return elements<raw<4>>(op, b);
-  case 8:
-    return elements<raw<8>>(op, b);
-  case 16:
-    return elements<raw<16>>(op, b);
-  default:
-    return any_elements(op, b);
+  case 1: return elements<raw<1>>(op, b);
+  case 2: return elements<raw<2>>(op, b);
+  case 4: return elements<raw<4>>(op, b);
+  case 8: return elements<raw<8>>(op, b);
+  case 16: return elements<raw<16>>(op, b);
+  default: return any_elements(op, b);
   }
 }
 
@@ -205,13 +199,10 @@ void unconverted(copy_op const& op, box const& b, bool streaming) noexcept {
 std::pair<unsigned, unsigned> element_sizes(conversion convert) noexcept {
   switch (convert) {
   case conversion::f32_to_bf16:
-  case conversion::f32_to_f16:
-    return {4, 2};
+  case conversion::f32_to_f16: return {4, 2};
   case conversion::bf16_to_f32:
-  case conversion::f16_to_f32:
-    return {2, 4};
-  case conversion::none:
-    break;
+  case conversion::f16_to_f32: return {2, 4};
+  case conversion::none: break;
   }
   return {0, 0};
 }
@@ -259,16 +250,11 @@ void copy(copy_op const& op, bool streaming) noexcept {
   }
   box const b = simplify(op);
   switch (op.convert) {
-  case conversion::none:
-    return unconverted(op, b, streaming);
-  case conversion::f32_to_bf16:
-    return elements<converted<std::uint32_t, std::uint16_t, f32_to_bf16>>(op, b);
-  case conversion::f32_to_f16:
-    return elements<converted<std::uint32_t, std::uint16_t, f32_to_f16>>(op, b);
-  case conversion::bf16_to_f32:
-    return elements<converted<std::uint16_t, std::uint32_t, bf16_to_f32>>(op, b);
-  case conversion::f16_to_f32:
-    return elements<converted<std::uint16_t, std::uint32_t, f16_to_f32>>(op, b);
+  case conversion::none: return unconverted(op, b, streaming);
+  case conversion::f32_to_bf16: return elements<converted<std::uint32_t, std::uint16_t, f32_to_bf16>>(op, b);
+  case conversion::f32_to_f16: return elements<converted<std::uint32_t, std::uint16_t, f32_to_f16>>(op, b);
+  case conversion::bf16_to_f32: return elements<converted<std::uint16_t, std::uint32_t, bf16_to_f32>>(op, b);
+  case conversion::f16_to_f32: return elements<converted<std::uint16_t, std::uint32_t, f16_to_f32>>(op, b);
   }
 }
 

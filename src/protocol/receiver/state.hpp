@@ -45,7 +45,7 @@ struct receiver_machine::impl {
   begin current;
   std::vector<std::uint64_t> bucket_bytes;
   std::uint32_t next_bucket = 0, loaded_buckets = 0;
-  bool in_place = true;                    ///< the embedder has nothing more to do before all_copied
+  bool in_place = true; ///< the embedder has nothing more to do before all_copied
   std::uint64_t last_seq = 0;
   std::map<std::uint64_t, held_slot> held; ///< by seq: published, not yet released
 

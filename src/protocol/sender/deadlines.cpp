@@ -21,12 +21,9 @@ bool sender_machine::impl::is_due(peer_id id, peer const& p) {
     // With its accept said, and its ring still being made here, it is our turn.
     return !part->accepted || (ring != p.rings.end() && ring->second.what == offered_ring::answer::awaited);
   }
-  case stage::loading:
-    return part->released < part->published || part->released == running->buckets();
-  case stage::committing:
-    return true;
-  default:
-    return false;
+  case stage::loading: return part->released < part->published || part->released == running->buckets();
+  case stage::committing: return true;
+  default: return false;
   }
 }
 
@@ -80,8 +77,7 @@ void sender_machine::impl::fire(timer const& t) {
     return drop(
         t.peer, p.owes == debt::aborted ? errc::peer_silent : errc::commit_timeout,
         words("it has not finished with update ", p.owes_for, " within ", in_ms(settings.commit), " ms"));
-  case timer::kind::alive:
-    return say(t.peer, alive{running->id});
+  case timer::kind::alive: return say(t.peer, alive{running->id});
   }
 }
 
