@@ -83,9 +83,12 @@ awaitable<void> follow(std::shared_ptr<words> parent, std::string path, std::str
 enum class sender_point { idle, announced, streaming };
 
 /// A sender that sends to one receiver, up to a point, and stays there.
-awaitable<void> send_until(std::shared_ptr<words> parent, std::string path, sender_point at) {
+awaitable<void> send_until(std::shared_ptr<words> parent, std::string path, sender_point at,
+                           milliseconds silence = std::chrono::seconds(8)) {
   auto const executor = co_await asio::this_coro::executor;
-  sender to(executor, path, quick_sender(small_bucket));
+  auto options = quick_sender(small_bucket);
+  options.silence_limit(silence);
+  sender to(executor, path, options);
   parent->say("listening");
   co_await to.wait_for_receivers(1, std::chrono::seconds(20));
   event const never(executor), reached(executor);
@@ -362,7 +365,10 @@ TEST_CASE(
   leak_check const nothing_stays;
   scratch const directory;
   auto const path = directory.file("s");
-  peer_process victim([&](auto parent) { return send_until(parent, path, sender_point::streaming); });
+  // A receiver waits at least as long as the sender promises to speak up.
+  auto const silence = patient(milliseconds(300));
+  peer_process victim(
+      [&](auto parent) { return send_until(parent, path, sender_point::streaming, silence); });
   run_to_end([&] { return receive_and_stop(directory, victim); }, std::chrono::seconds(30));
   CHECK(victim.process().wait() == 0);
 }

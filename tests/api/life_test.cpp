@@ -228,7 +228,7 @@ CO_TEST("a slow source and a slow loader are not silent: nobody is dropped while
   line over(executor, setting, sends, receives);
   co_await over.connect();
   event const open(executor), reached(executor);
-  gated_source source(whole, 9, open, reached);
+  gated_source source(whole, 3, open, reached); // in the second bucket
   auto send = beside(executor, over.sender().send_weights(1, source));
   auto update = co_await announced(over.receiver());
   assembly parts(update);

@@ -121,7 +121,7 @@ awaitable<std::vector<image>> take_next(receiver& from, memory_kind& memory) {
   co_return tensors;
 }
 
-awaitable<send_report> deliver(line& over, std::uint64_t version, std::vector<tensor_view> const& tensors,
+awaitable<send_report> deliver(line& over, std::uint64_t version, std::vector<tensor_view> tensors,
                                std::vector<destinations>& into) {
   std::vector<task<load_report>> loads;
   for (std::size_t i = 0; i < into.size(); ++i)

@@ -99,7 +99,7 @@ class assembly {
 
 /// Sends to all receivers of the line, which load in place, and gives the sender's report. A receiver's
 /// failure is thrown.
-awaitable<send_report> deliver(line& over, std::uint64_t version, std::vector<tensor_view> const& tensors,
+awaitable<send_report> deliver(line& over, std::uint64_t version, std::vector<tensor_view> tensors,
                                std::vector<destinations>& into);
 
 /// "committed refused", for messages and comparisons.
