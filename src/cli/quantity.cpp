@@ -8,9 +8,9 @@
 namespace ropeway::cli {
 namespace {
 
-std::string formatted(char const* pattern, double value, char const* unit) {
+std::string formatted(int decimals, double value, char const* unit) {
   std::array<char, 64> text{};
-  std::snprintf(text.data(), text.size(), pattern, value, unit);
+  std::snprintf(text.data(), text.size(), "%.*f %s", decimals, value, unit);
   return text.data();
 }
 
@@ -22,7 +22,7 @@ std::string scaled(double value, std::string_view suffix) {
     ++step;
   }
   std::string const unit = prefixes[step] + std::string(suffix);
-  return formatted(step == 0 ? "%.0f %s" : "%.1f %s", value, unit.c_str());
+  return formatted(step == 0 ? 0 : 1, value, unit.c_str());
 }
 
 } // namespace
@@ -60,7 +60,7 @@ std::optional<std::chrono::milliseconds> parse_seconds(std::string_view text) {
 std::string size_text(std::uint64_t bytes) { return scaled(static_cast<double>(bytes), "B"); }
 
 std::string time_text(std::chrono::nanoseconds time) {
-  return formatted("%.3f %s", std::chrono::duration<double>(time).count(), "s");
+  return formatted(3, std::chrono::duration<double>(time).count(), "s");
 }
 
 std::string rate_text(std::uint64_t bytes, std::chrono::nanoseconds time) {

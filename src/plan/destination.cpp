@@ -162,7 +162,8 @@ void scatter::find_overlaps(manifest const& sent) {
 }
 
 void scatter::index_targets(std::size_t tensors) {
-  std::ranges::stable_sort(targets_, {}, &target::tensor);
+  // Among the destinations of one tensor the order does not matter: they do not overlap.
+  std::ranges::sort(targets_, {}, &target::tensor);
   first_target_.assign(tensors + 1, 0);
   for (auto const& one : targets_) ++first_target_[one.tensor + 1];
   for (std::size_t t = 0; t < tensors; ++t) first_target_[t + 1] += first_target_[t];

@@ -75,7 +75,7 @@ sender_core::sender_core(asio::any_io_executor executor, std::string path, sende
     , memory_(std::move(memory))
     , strand_(asio::make_strand(executor))
     , listener_(strand_, std::move(path), trust_of(options_))
-    , machine_(settings_of(options_, instance_ = random_instance()))
+    , machine_(settings_of(options_, random_instance()))
     , packs_changed_(strand_)
     , deadline_(strand_)
     , close_limit_(strand_) {}

@@ -151,7 +151,6 @@ class sender_core : public std::enable_shared_from_this<sender_core> {
   strand strand_;
   wire::listener listener_;
   protocol::sender_machine machine_;
-  protocol::bytes16 instance_{};
   std::map<protocol::peer_id, peer> peers_;
   protocol::peer_id next_peer_ = 1;
   std::map<std::uint32_t, ring_memory> rings_;

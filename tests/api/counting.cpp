@@ -1,5 +1,7 @@
 #include "counting.hpp"
 
+#include "../support/thread_sanitizer.hpp"
+
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
@@ -14,7 +16,10 @@
 
 namespace {
 std::atomic<std::size_t> blocks{0}, maps{0}, files{0};
+} // namespace
 
+#if !ROPEWAY_THREAD_SANITIZER
+namespace {
 void* counted(std::size_t bytes) {
   ++blocks;
   return std::malloc(bytes != 0 ? bytes : 1);
@@ -39,8 +44,9 @@ void operator delete(void* p) noexcept { std::free(p); }
 void operator delete(void* p, std::size_t) noexcept { std::free(p); }
 void operator delete(void* p, std::align_val_t) noexcept { std::free(p); }
 void operator delete(void* p, std::size_t, std::align_val_t) noexcept { std::free(p); }
+#endif
 
-#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+#if !defined(__SANITIZE_ADDRESS__) && !ROPEWAY_THREAD_SANITIZER
 extern "C" void* mmap(void* at, std::size_t bytes, int access, int flags, int fd, off_t offset) noexcept {
   ++maps;
   return reinterpret_cast<void*>(::syscall(SYS_mmap, at, bytes, access, flags, fd, offset));

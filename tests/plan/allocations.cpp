@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <new>
 
+#include "../support/thread_sanitizer.hpp"
 #include "support.hpp"
 
 namespace {
@@ -12,6 +13,7 @@ std::atomic<std::size_t> count{0};
 
 std::size_t ropeway::test::allocations() noexcept { return count; }
 
+#if !ROPEWAY_THREAD_SANITIZER
 void* operator new(std::size_t n) {
   ++count;
   if (void* p = std::malloc(n != 0 ? n : 1)) return p;
@@ -23,3 +25,4 @@ void* operator new(std::size_t n, std::nothrow_t const&) noexcept {
 }
 void operator delete(void* p) noexcept { std::free(p); }
 void operator delete(void* p, std::size_t) noexcept { std::free(p); }
+#endif

@@ -208,7 +208,7 @@ TEST_CASE("a receiver without CUDA takes a CUDA update from the host ring, by re
         lines("source free", to(1, b.published_of(1, 0, 0, 1)), "relay seq 1 from 0 to 0 bytes 100"));
   b.machine.relayed(1, b.now);
   CHECK(b.done() == lines(to(2, b.published_of(1, 0, 0, 0))));
-  for (peer_id id : {1, 2}) {
+  for (peer_id id : {1u, 2u}) {
     b.from(id, released{1, 1});
     b.from(id, all_copied{1});
     b.from(id, committed{1});

@@ -267,7 +267,7 @@ TEST_CASE("a group commits when all its members have copied, others need not wai
   b.start_accepted(1, 1, 2, 3);
   b.machine.packed(1, b.now);
   b.machine.take();
-  for (peer_id id : {1, 3}) {
+  for (peer_id id : {1u, 3u}) {
     b.from(id, released{1, 1});
     b.from(id, all_copied{1});
   }

@@ -103,6 +103,7 @@ class handler_completion final : public completion<T> {
         else
           return taken.code();
       };
+      static_cast<void>(result); // of operations that have none
       if constexpr (std::is_same_v<T, nothing>)
         std::move(handler)(take(std::move(error)));
       else

@@ -72,7 +72,7 @@ box simplify(copy_op const& op) noexcept {
     if (op.extent[i] != 1) out.dims[out.rank++] = {op.extent[i], op.from_stride[i], op.to_stride[i]};
   }
   // Targets never overlap, so the elements may be taken in any order: nearest targets last.
-  std::stable_sort(out.dims.begin(), out.dims.begin() + static_cast<std::ptrdiff_t>(out.rank),
+  std::sort(out.dims.begin(), out.dims.begin() + static_cast<std::ptrdiff_t>(out.rank),
                    [](dimension const& a, dimension const& b) { return distance(a.to) > distance(b.to); });
   std::size_t kept = 0;
   for (std::size_t i = 0; i < out.rank; ++i) {

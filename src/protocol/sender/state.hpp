@@ -82,6 +82,7 @@ struct sender_machine::impl {
     }
   };
   struct update {
+    update(); // clang 19 does not see the implicit one inside the class
     std::uint64_t id = 0;
     update_facts facts;
     std::vector<participant> participants;

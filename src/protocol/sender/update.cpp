@@ -5,6 +5,8 @@
 
 namespace ropeway::protocol {
 
+sender_machine::impl::update::update() = default;
+
 std::uint64_t sender_machine::impl::begin_update(update_facts facts) {
   if (running)
     throw transfer_error(errc::busy, words("update ", running->id, " is still running; wait for its end"));

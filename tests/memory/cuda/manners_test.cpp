@@ -8,6 +8,7 @@
 #include <new>
 #include <thread>
 
+#include "../../support/thread_sanitizer.hpp"
 #include "../conformance.hpp"
 #include "kit.hpp"
 #include "memory/host/backend.hpp"
@@ -21,6 +22,7 @@ namespace {
 thread_local std::uint64_t allocations = 0;
 } // namespace
 
+#if !ROPEWAY_THREAD_SANITIZER
 // Counts what this thread allocates.
 void* operator new(std::size_t bytes) {
   ++allocations;
@@ -29,6 +31,7 @@ void* operator new(std::size_t bytes) {
 }
 void operator delete(void* at) noexcept { std::free(at); }
 void operator delete(void* at, std::size_t) noexcept { std::free(at); }
+#endif
 
 namespace {
 
