@@ -93,8 +93,10 @@ class peer_process {
       if (thrown) std::rethrow_exception(thrown);
     } catch (std::exception const& e) {
       parent->say(std::string("failed: ") + e.what());
+      parent->forget_executor();
       return 1;
     }
+    parent->forget_executor(); // what it waited with belongs to the loop, which ends first
     return 0;
   }
 
