@@ -12,7 +12,8 @@ TEST_CASE("an errc is an error_code of our category with a sentence") {
 }
 
 TEST_CASE("a transfer_error names what it was about, in one line") {
-  auto const error = transfer_error(errc::source_failed, "disk on fire").tensor("layers.0").peer("server 12").bucket(3);
+  auto const error =
+      transfer_error(errc::source_failed, "disk on fire").tensor("layers.0").peer("server 12").bucket(3);
   CHECK(error.tensor() == "layers.0");
   CHECK(error.bucket() == 3);
   CHECK(std::string(error.what()).find('\n') == std::string::npos);

@@ -46,9 +46,7 @@ template <class Action>
 std::error_code code_of(Action const& action) {
   try {
     action();
-  } catch (std::system_error const& error) {
-    return error.code();
-  }
+  } catch (std::system_error const& error) { return error.code(); }
   return {};
 }
 template <class Action>

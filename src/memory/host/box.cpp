@@ -73,7 +73,7 @@ box simplify(copy_op const& op) noexcept {
   }
   // Targets never overlap, so the elements may be taken in any order: nearest targets last.
   std::sort(out.dims.begin(), out.dims.begin() + static_cast<std::ptrdiff_t>(out.rank),
-                   [](dimension const& a, dimension const& b) { return distance(a.to) > distance(b.to); });
+            [](dimension const& a, dimension const& b) { return distance(a.to) > distance(b.to); });
   std::size_t kept = 0;
   for (std::size_t i = 0; i < out.rank; ++i) {
     dimension const& inner = out.dims[i];

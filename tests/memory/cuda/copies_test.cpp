@@ -25,7 +25,7 @@ struct side {
   char const* name = "";
   ropeway::device where;
   std::shared_ptr<std::byte> memory;
-  std::shared_ptr<void> also; // what must live with it
+  std::shared_ptr<void> also;             // what must live with it
   std::shared_ptr<memory::region> made{}; // by another device, which alone may write: a source only
 
   void write(std::span<std::byte const> from) const {
