@@ -73,6 +73,7 @@ else
   exit 1
 fi
 export LD_LIBRARY_PATH=$PWD/$carry/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+export ROPEWAY_PROGRAM=$PWD/$carry/bin/ropeway # for the tests of the program
 if [ "$mode" = run ]; then
   shift
   program=$1
