@@ -66,14 +66,15 @@ fetch_model() {
 [ -n "$checkpoint" ] || fetch_model
 echo "demo: $checkpoint, $(du -Lsh "$checkpoint" | cut -f1)"
 
-# Asks both servers for what they serve, again and again until they end, one answer a line.
+# ask OVER SOCKET...: asks servers for what they serve, again and again until they end, one answer a line. Those that
+# were never there are not waited for any more when the file OVER exists.
 ask() {
   exec python3 - "$@" <<'PYTHON'
-import socket, sys, time
+import os, socket, sys, time
 open_ones = {}
-waiting = set(sys.argv[1:])
-deadline = time.monotonic() + 60
-while (waiting or open_ones) and time.monotonic() < deadline:
+over, waiting = sys.argv[1], set(sys.argv[2:])
+deadline = time.monotonic() + 120
+while (open_ones or waiting and not os.path.exists(over)) and time.monotonic() < deadline:
     for path in sorted(waiting):
         client = socket.socket(socket.AF_UNIX)
         client.settimeout(30)
@@ -91,7 +92,7 @@ while (waiting or open_ones) and time.monotonic() < deadline:
         except OSError:
             line = ""
         if line:
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 120
             print(line, end="", flush=True)
         else:
             del open_ones[path]
@@ -99,6 +100,8 @@ while (waiting or open_ones) and time.monotonic() < deadline:
 PYTHON
 }
 
+ask "$work/over" "${servers[@]/#/$work/}" >"$work/answers" &
+asker=$!
 echo "demo: one trainer, ${#servers[@]} servers, $versions versions"
 build-demo/samples/trainer "$work/weights.sock" "$versions" "${#servers[@]}" "$checkpoint" >"$work/trainer.out" &
 children+=($!)
@@ -106,11 +109,10 @@ for name in "${servers[@]}"; do
   build-demo/samples/server "$work/weights.sock" "$name" "$work/$name" >"$work/$name.out" &
   children+=($!)
 done
-ask "${servers[@]/#/$work/}" >"$work/answers" &
-asker=$!
 status=0
 for child in "${children[@]}"; do wait "$child" || status=$?; done
 [ "$status" = 0 ] || die "a process failed (its words stand above)"
+: >"$work/over"
 wait "$asker" || die "the servers could not be asked"
 children=() asker=
 
