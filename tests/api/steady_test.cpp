@@ -123,7 +123,7 @@ TEST_CASE("the second send makes no shared memory and no mapping, and its heap b
     auto const many_buckets = warm(20, 20 * 1024, 8 * kib, prepared); // 20 tensors, 200 buckets
     INFO("heap blocks: few " << few.heap << ", many tensors " << many_tensors.heap << ", many buckets "
                              << many_buckets.heap << std::string(prepared ? " (prepared)" : ""));
-    CHECK(many_tensors.heap <= few.heap + 16);
+    CHECK(many_tensors.heap <= few.heap + 100); // timing decides how many wake-ups there are; not 1,980 more
     // Messages and hops through Asio's type-erased executors take blocks, which are given back at once.
     CHECK(many_buckets.heap <= few.heap + 190 * 32);
     CHECK(few.heap < 400);
