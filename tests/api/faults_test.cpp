@@ -162,12 +162,9 @@ awaitable<void> send_and_hit(scratch const& directory, peer_process& victim, pee
     CHECK_MESSAGE(end.starts_with("not committed"), end);
     auto const after = co_await victim.line().hear();
     CHECK(after == "ropeway");
-    victim.line().forget_executor();
   }
   co_await to.close();
   co_await good.line().expect("closed");
-  good.line().forget_executor();
-  victim.line().forget_executor();
   CHECK(directory.entries().empty());
 }
 
@@ -215,7 +212,6 @@ awaitable<void> receive_and_kill(scratch const& directory, peer_process& victim,
   CHECK(clock_type::now() - started < patient(std::chrono::seconds(4)));
   CHECK_FALSE(from.version().has_value());
   if (at != sender_point::announced) CHECK(into.torn() == (at == sender_point::streaming));
-  victim.line().forget_executor();
   auto const closed = co_await try_to(from.next_update());
   CHECK(closed.error == make_error_code(errc::peer_gone));
 
@@ -231,7 +227,6 @@ awaitable<void> receive_and_kill(scratch const& directory, peer_process& victim,
   model const wanted(host_memory(), layers(), 2);
   CHECK(difference(wanted.images(), held) == "");
   co_await successor.line().expect("committed");
-  successor.line().forget_executor();
   co_await from.close();
 }
 
@@ -258,7 +253,6 @@ awaitable<void> receive_and_stop(scratch const& directory, peer_process& victim)
   victim.line().say("go");
   auto const told = co_await victim.line().hear();
   CHECK(told == "dropped");
-  victim.line().forget_executor();
   co_await from.close();
 }
 
@@ -306,10 +300,7 @@ static awaitable<void> serve_two(scratch const& directory, peer_process& one, pe
     for (auto* each : {&one, &two}) co_await each->line().expect("exact");
   }
   co_await to.close();
-  for (auto* each : {&one, &two}) {
-    co_await each->line().expect("closed");
-    each->line().forget_executor();
-  }
+  for (auto* each : {&one, &two}) { co_await each->line().expect("closed"); }
 }
 
 TEST_CASE("two receivers in processes of their own hold every version exactly") {

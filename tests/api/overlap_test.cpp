@@ -96,11 +96,11 @@ void copies_are_waited_out(ender what) {
   auto load = beside(io.get_executor(), load_next(over->receiver(), into));
   auto send = beside(io.get_executor(), over->sender().send_weights(2, source->views()));
 
-  auto const run_until = [&](auto done) {
-    for (int quiet = 0; !done() && quiet < 200;) {
+  auto const run_until = [&](auto done, std::chrono::milliseconds limit = 10s) {
+    auto const end = std::chrono::steady_clock::now() + limit;
+    while (!done() && std::chrono::steady_clock::now() < end) {
       io.restart();
-      quiet = io.poll() > 0 ? 0 : quiet + 1;
-      if (quiet) io.run_one_for(1ms);
+      if (io.poll() == 0) io.run_one_for(1ms);
     }
   };
   auto const reads = [&] {
@@ -119,16 +119,16 @@ void copies_are_waited_out(ender what) {
     // Pack the first bucket, so that the receiver starts to load it.
     while (!writes()) {
       if (!devices.when->finish_next()) break;
-      run_until(writes);
+      run_until(writes, 200ms);
     }
     CHECK(writes());
     load.cancel();
-    run_until([&] { return load.done(); });
+    run_until([&] { return load.done(); }, 200ms);
     CHECK_FALSE(load.done()); // its copy is still queued
     CHECK(writes());
   } else {
     send.cancel();
-    run_until([&] { return send.done(); });
+    run_until([&] { return send.done(); }, 200ms);
     CHECK_FALSE(send.done());
     CHECK(reads());
   }

@@ -7,10 +7,10 @@
 #include <asio/io_context.hpp>
 #include <asio/posix/stream_descriptor.hpp>
 #include <cerrno>
+#include <cstdio>
 #include <exception>
 #include <functional>
 #include <memory>
-#include <optional>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -35,7 +35,7 @@ class words {
   /// The next word; throws when the other process is gone. Cancellation: all types.
   awaitable<std::string> hear() {
     auto const executor = co_await asio::this_coro::executor;
-    if (!wait_) wait_.emplace(executor, ::dup(socket_.get()));
+    asio::posix::stream_descriptor readable(executor, ::dup(socket_.get())); // gone with the executor
     std::array<char, 4096> buffer{};
     for (;;) {
       ssize_t const got = ::recv(socket_.get(), buffer.data(), buffer.size(), MSG_DONTWAIT);
@@ -43,7 +43,7 @@ class words {
       if (got == 0) throw std::runtime_error("the other process is gone");
       if (errno != EAGAIN && errno != EINTR)
         throw std::system_error(errno, std::generic_category(), "hearing a word");
-      co_await wait_->async_wait(asio::posix::stream_descriptor::wait_read, use_awaitable);
+      co_await readable.async_wait(asio::posix::stream_descriptor::wait_read, use_awaitable);
     }
   }
   /// Hears this word and no other.
@@ -51,12 +51,9 @@ class words {
     std::string const heard = co_await hear();
     if (heard != word) throw std::runtime_error("heard '" + heard + "' instead of '" + word + "'");
   }
-  /// Before the io_context that `hear` ran on is destroyed.
-  void forget_executor() { wait_.reset(); }
 
  private:
   unique_fd socket_;
-  std::optional<asio::posix::stream_descriptor> wait_;
 };
 
 class peer_process {
@@ -92,11 +89,10 @@ class peer_process {
     try {
       if (thrown) std::rethrow_exception(thrown);
     } catch (std::exception const& e) {
+      std::fprintf(stderr, "the other process: %s\n", e.what());
       parent->say(std::string("failed: ") + e.what());
-      parent->forget_executor();
       return 1;
     }
-    parent->forget_executor(); // what it waited with belongs to the loop, which ends first
     return 0;
   }
 
