@@ -150,14 +150,15 @@ TEST_CASE("1,000 updates: descriptors, mappings and memory stay flat in both pro
   auto const last = holdings::now();
   while (!heard.done()) side.io().run_one();
   CHECK(last.descriptors == first.descriptors);
-  CHECK(last.mappings == first.mappings);
+  // A thread that starts late, or a sanitizer, maps a few of its own: what leaked would be a thousand.
+  CHECK(last.mappings <= first.mappings + 16);
   std::istringstream before(at_first), after(at_last);
   holdings there, there_last;
   before >> there.descriptors >> there.mappings >> there.resident_kib;
   after >> there_last.descriptors >> there_last.mappings >> there_last.resident_kib;
   CHECK(there.descriptors > 0);
   CHECK(there_last.descriptors == there.descriptors);
-  CHECK(there_last.mappings == there.mappings);
+  CHECK(there_last.mappings <= there.mappings + 16);
 #if !defined(__SANITIZE_ADDRESS__) // freed memory is kept there for a while
   CHECK(last.resident_kib <= first.resident_kib + 512);
   CHECK(there_last.resident_kib <= there.resident_kib + 512);

@@ -13,6 +13,10 @@ namespace {
 // GB/s by the engine and at 43 by the kernel, 1 MiB pieces at 46.
 constexpr std::uint64_t engine_bytes = std::uint64_t{1} << 20;
 
+// Between devices that can't map each other the copy engine takes one row at a time, 4 us each: more than
+// these would hold up an update for longer than a mistake should.
+constexpr std::uint64_t most_far_rows = std::uint64_t{1} << 16;
+
 // What `simplify` refuses.
 constexpr std::uint64_t most_bytes = std::uint64_t{1} << 62;
 
@@ -62,7 +66,17 @@ void lane::sort_one(copy_op const& op) {
     staged_.push_back(op);
     return;
   }
-  if (far) return add_rows(area);
+  if (far) {
+    std::size_t const inner = area.rank - 1;
+    bool const dense = area.from_stride[inner] == 1 && area.to_stride[inner] == 1;
+    std::uint64_t rows = 1;
+    for (std::size_t d = 0; d < (dense ? inner : area.rank); ++d) rows *= area.extent[d];
+    if (rows > most_far_rows)
+      throw transfer_error(errc::unsupported, "a tensor on another GPU than the ring lies in " +
+                                                  std::to_string(rows) +
+                                                  " separate runs; make it contiguous, or move it");
+    return add_rows(area);
+  }
   if (area.contiguous()) {
     bool const host = is_host(from.where) || is_host(to.where);
     bool const peer = from.where == place::peer || to.where == place::peer;

@@ -123,8 +123,12 @@ std::vector<planned> random_plan(std::mt19937& random, std::size_t boxes) {
 
 TEST_CASE("all pairs of memory copy and convert as the host does") {
   auto const backend = memory::cuda::make_backend(0);
-  auto const sides = all_sides(*backend);
+  auto sides = all_sides(*backend);
   auto targets = all_sides(*backend);
+  // Fine boxes of memory that this device can't map are refused: below.
+  auto const unmapped = [](side const& one) { return one.where == device::cuda(1); };
+  std::erase_if(sides, unmapped);
+  std::erase_if(targets, unmapped);
   std::erase_if(targets, [](side const& one) { return one.made != nullptr; });
   auto const content = pattern(room, 77);
   std::vector<std::byte> const empty(room, std::byte{0x5a});
@@ -161,6 +165,43 @@ TEST_CASE("all pairs of memory copy and convert as the host does") {
       }
     }
   }
+}
+
+TEST_CASE("of another device's memory rows are copied, and a large transposed tensor is refused at once") {
+  if (memory::cuda::visible_devices().size() < 2) {
+    MESSAGE("SKIPPED: two GPUs (this machine has one)");
+    return;
+  }
+  auto const backend = memory::cuda::make_backend(0);
+  auto const queue = backend->make_queue();
+  kit &here = kit::device(0), &there = kit::device(1);
+  auto const from = there.allocate(room), to = here.allocate(room);
+  auto const content = pattern(room, 80);
+  there.write(from.get(), content);
+  here.write(to.get(), std::vector<std::byte>(room, std::byte{0}));
+  copy_op op;
+  op.from = from.get(), op.to = to.get();
+  op.from_where = device::cuda(1), op.to_where = device::cuda(0);
+  op.rank = 2;
+  op.from_element = op.to_element = 2;
+  op.extent = {100, 5000};
+  op.from_stride = {20'000, 2};
+  op.to_stride = {10'000, 2};
+  queue->copy({&op, 1});
+  REQUIRE(reaches(*queue, queue->mark()));
+  std::vector<std::byte> got(room);
+  here.read(got, to.get());
+  bool same = true;
+  for (std::size_t row = 0; row < 100; ++row)
+    same = same && std::equal(got.begin() + std::ptrdiff_t(row * 10'000),
+                              got.begin() + std::ptrdiff_t(row * 10'000 + 10'000),
+                              content.begin() + std::ptrdiff_t(row * 20'000));
+  CHECK(same);
+  op.extent = {1000, 1000};
+  op.from_stride = {2, 2000};
+  op.to_stride = {2000, 2};
+  CHECK_THROWS_AS(queue->copy({&op, 1}), transfer_error);
+  CHECK(queue->poll().error == std::error_code());
 }
 
 TEST_CASE("lists of all kinds of memory in turn keep their order") {
