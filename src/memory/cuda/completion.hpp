@@ -32,7 +32,7 @@ class completion {
   void ring() noexcept;
 
  private:
-  explicit completion(unique_fd event) : event_(std::move(event)) {}
+  explicit completion(unique_fd event) : event_(std::move(event)) { tickets_.reserve(64); }
   ~completion() = default;
   static void CUDA_CB reached(CUstream, CUresult status, void* self);
 

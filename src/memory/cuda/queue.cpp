@@ -30,6 +30,8 @@ class core : public std::enable_shared_from_this<core> {
       , gates_(owner_)
       , completion_(completion::make()) {
     entered_.reset();
+    marks_.reserve(most_marks);
+    spare_events_.reserve(most_marks);
   }
   ~core() { completion_->release(); }
 
@@ -70,10 +72,11 @@ class core : public std::enable_shared_from_this<core> {
     std::uint64_t ticket;
     event recorded;
   };
-  std::vector<mark_event> marks_;   // not seen to be reached yet; of the queue's user; a handful
-  std::vector<event> spare_events_; // to be recorded again
-  std::uint64_t told_ = 0;          // the newest ticket that a callback follows
-  std::optional<staging> staging_;  // the worker's
+  std::vector<mark_event> marks_;               // not seen to be reached yet; of the queue's user; a handful
+  std::vector<event> spare_events_;             // to be recorded again
+  static constexpr std::size_t most_marks = 64; // at a time, as a rule: more slots than any ring has
+  std::uint64_t told_ = 0;                      // the newest ticket that a callback follows
+  std::optional<staging> staging_;              // the worker's
 
   std::atomic<std::size_t> waiting_{0}; // jobs that the worker has not finished
   std::atomic<bool> failed_{false};
