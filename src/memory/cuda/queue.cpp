@@ -44,8 +44,8 @@ class core : public std::enable_shared_from_this<core> {
   void copy(std::span<copy_op const> ops);
   void mark(std::uint64_t ticket, bool quietly);
   void notify();
-  /// The newest ticket whose event the device has reached, or 0; `state` says what asking brought last.
-  std::uint64_t reached(CUresult& state) noexcept;
+  /// The newest ticket that the device has reached, at least `known`; `state` says what asking brought last.
+  std::uint64_t reached(std::uint64_t known, CUresult& state) noexcept;
   /// Whether anything is under way on the device, notices of it included.
   bool busy() noexcept;
   void fail(std::error_code code, char const* what) noexcept;
@@ -139,20 +139,24 @@ void core::notify() {
   } catch (transfer_error const& error) { fail(error); }
 }
 
-std::uint64_t core::reached(CUresult& state) noexcept {
-  if (marks_.empty()) return 0;
+std::uint64_t core::reached(std::uint64_t known, CUresult& state) noexcept {
+  // What a callback told first gives its event back, too.
+  auto next = marks_.begin();
+  for (; next != marks_.end() && next->ticket <= known; ++next)
+    spare_events_.push_back(std::move(next->recorded));
+  marks_.erase(marks_.begin(), next);
+  if (marks_.empty()) return known;
   scope here(*owner_, std::nothrow);
   if (!here.entered()) {
     state = CUDA_ERROR_CONTEXT_IS_DESTROYED;
-    return 0;
+    return known;
   }
-  auto next = marks_.begin();
-  for (; next != marks_.end(); ++next) {
+  for (next = marks_.begin(); next != marks_.end(); ++next) {
     state = owner_->call().cuEventQuery(next->recorded.get());
     if (state != CUDA_SUCCESS) break;
     spare_events_.push_back(std::move(next->recorded));
   }
-  std::uint64_t const newest = next == marks_.begin() ? 0 : std::prev(next)->ticket;
+  std::uint64_t const newest = next == marks_.begin() ? known : std::prev(next)->ticket;
   marks_.erase(marks_.begin(), next);
   return newest;
 }
@@ -315,8 +319,7 @@ class device_queue final : public queue {
     completion const& seen = core_->progress_so_far();
     completed_ = std::max(completed_, seen.done());
     CUresult state = seen.status();
-    if (state == CUDA_SUCCESS && completed_ < marked_ && !core_->failed())
-      completed_ = std::max(completed_, core_->reached(state));
+    if (state == CUDA_SUCCESS && !core_->failed()) completed_ = core_->reached(completed_, state);
     if (state != CUDA_SUCCESS && state != CUDA_ERROR_NOT_READY)
       core_->fail(make_error_code(errc::device_failed), core_->owner().call().text(state).c_str());
     return {completed_, core_->failure()};
