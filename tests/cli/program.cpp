@@ -1,37 +1,39 @@
 #include "program.hpp"
 
+#include <array>
 #include <fcntl.h>
 #include <poll.h>
 #include <spawn.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <csignal>
 #include <cstdlib>
-#include <fstream>
-#include <iterator>
 #include <sstream>
 #include <stdexcept>
 #include <utility>
-
-#include "base/unique_fd.hpp"
 
 extern char** environ;
 
 namespace ropeway::testing {
 namespace {
 
-std::string file_for(char const* what) {
-  std::string name = std::string("/tmp/ropeway-test-") + what + "-XXXXXX";
-  unique_fd const made(mkstemp(name.data()));
-  if (!made) throw std::runtime_error("no temporary file can be made");
-  return name;
+unique_fd memory_for(char const* what) {
+  unique_fd made(::memfd_create(what, MFD_CLOEXEC));
+  if (!made) throw std::runtime_error("no memory for what the program says");
+  return made;
 }
 
-std::string content(std::string const& path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), {}};
+std::string content(unique_fd const& memory) {
+  std::string text;
+  std::array<char, 65536> part{};
+  for (;;) {
+    auto const got = ::pread(memory.get(), part.data(), part.size(), static_cast<off_t>(text.size()));
+    if (got <= 0) return text;
+    text.append(part.data(), static_cast<std::size_t>(got));
+  }
 }
 
 } // namespace
@@ -44,7 +46,8 @@ std::vector<std::string> ended::complaints() const {
   return lines;
 }
 
-program::program(std::vector<std::string> const& arguments) : out_(file_for("out")), err_(file_for("err")) {
+program::program(std::vector<std::string> const& arguments)
+    : out_(memory_for("out")), err_(memory_for("err")) {
   char const* const path = std::getenv("ROPEWAY_PROGRAM");
   if (!path) throw std::runtime_error("ROPEWAY_PROGRAM does not say where the program is");
   std::vector<std::string> words{"ropeway"};
@@ -55,26 +58,18 @@ program::program(std::vector<std::string> const& arguments) : out_(file_for("out
   posix_spawn_file_actions_t actions;
   posix_spawn_file_actions_init(&actions);
   posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0);
-  posix_spawn_file_actions_addopen(&actions, 1, out_.c_str(), O_WRONLY, 0);
-  posix_spawn_file_actions_addopen(&actions, 2, err_.c_str(), O_WRONLY, 0);
+  posix_spawn_file_actions_adddup2(&actions, out_.get(), 1);
+  posix_spawn_file_actions_adddup2(&actions, err_.get(), 2);
   int const error = posix_spawn(&pid_, path, &actions, nullptr, pointers.data(), environ);
   posix_spawn_file_actions_destroy(&actions);
   if (error != 0) throw std::runtime_error("the program can't be started");
 }
-
-program::program(program&& other) noexcept
-    : out_(std::exchange(other.out_, {}))
-    , err_(std::exchange(other.err_, {}))
-    , pid_(std::exchange(other.pid_, -1))
-    , status_(other.status_) {}
 
 program::~program() {
   if (pid_ > 0) {
     ::kill(pid_, SIGKILL);
     ::waitpid(pid_, nullptr, 0);
   }
-  if (!out_.empty()) ::unlink(out_.c_str());
-  if (!err_.empty()) ::unlink(err_.c_str());
 }
 
 void program::signal(int number) const { ::kill(pid_, number); }

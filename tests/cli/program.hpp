@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "base/unique_fd.hpp"
+
 namespace ropeway::testing {
 
 struct ended {
@@ -21,7 +23,8 @@ class program {
  public:
   /// `arguments` follow the program's name. ROPEWAY_PROGRAM says where it lies.
   explicit program(std::vector<std::string> const& arguments);
-  program(program&&) noexcept;
+  program(program const&) = delete;
+  program& operator=(program const&) = delete;
   ~program();
 
   void signal(int number) const;
@@ -32,7 +35,7 @@ class program {
 
  private:
   bool gone(int& status) const;
-  std::string out_, err_;
+  unique_fd out_, err_; // memory, so that nothing can be left behind
   mutable pid_t pid_ = -1;
   mutable int status_ = 0;
 };
