@@ -127,12 +127,18 @@ awaitable<send_report> deliver(line& over, std::uint64_t version, std::vector<te
   for (std::size_t i = 0; i < into.size(); ++i)
     loads.push_back(beside(over.executor(), load_next(over.receiver(i), into[i])));
   auto sent = co_await try_to(over.sender().send_weights(version, tensors));
+  if (!sent.ok()) // who was not reached waits still
+    for (auto& load : loads) load.cancel();
+  std::string failed;
   for (auto& load : loads) {
     auto const loaded = co_await load.join();
-    if (!loaded.ok()) throw std::runtime_error("a receiver failed: " + loaded.said());
-    if (loaded.value->version != version) throw std::runtime_error("a receiver loaded another version");
+    if (!loaded.ok())
+      failed = "a receiver failed: " + loaded.said();
+    else if (loaded.value->version != version)
+      failed = "a receiver loaded another version";
   }
-  if (!sent.ok()) throw std::runtime_error("the send failed: " + sent.said());
+  if (!sent.ok()) throw transfer_error(sent.error, "the send failed: " + sent.said());
+  if (!failed.empty()) throw std::runtime_error(failed);
   co_return std::move(*sent.value);
 }
 
