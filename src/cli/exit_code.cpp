@@ -1,6 +1,7 @@
 #include "cli/exit_code.hpp"
 
 #include <cstdint>
+#include <iostream>
 #include <new>
 
 #include "ropeway/error.hpp"
@@ -71,6 +72,22 @@ verdict judge(std::exception_ptr const& error) {
   } catch (std::exception const& e) { return {exit_code::system, printable(e.what())}; } catch (...) {
     return {exit_code::system, "an unknown error"};
   }
+}
+
+ending carry_out(std::function<int()> const& run) {
+  try {
+    int const signal = run();
+    if (signal == 0) return {};
+    return {128 + signal, "interrupted by a signal"};
+  } catch (...) {
+    auto const failed = judge(std::current_exception());
+    return {static_cast<int>(failed.code), failed.line};
+  }
+}
+
+int say(ending const& how) {
+  if (!how.error.empty()) std::cerr << "ropeway: " << how.error << std::endl;
+  return how.status;
 }
 
 } // namespace ropeway::cli

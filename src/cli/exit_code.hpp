@@ -1,6 +1,7 @@
 // What the program's exit status means, and which error leads to which. Part of ropeway; Apache-2.0.
 #pragma once
 #include <exception>
+#include <functional>
 #include <string>
 #include <string_view>
 #include <system_error>
@@ -24,6 +25,16 @@ struct verdict {
   std::string line;
 };
 verdict judge(std::exception_ptr const& error);
+
+/// How a run of a command ended: the exit status, and the one line if something went wrong.
+struct ending {
+  int status = 0;
+  std::string error;
+};
+/// Runs what gives 0 or the number of the signal that ended it, or throws.
+ending carry_out(std::function<int()> const& run);
+/// Says the line, if there is one, on standard error, and gives the status.
+int say(ending const& how);
 
 /// The text with everything that could disturb a terminal or break the line replaced: what a peer or a file
 /// said.

@@ -44,19 +44,16 @@ void print_table(std::ostream& out, checkpoint const& opened) {
 } // namespace
 
 int inspect(inspect_arguments const& arguments) {
-  verdict failed{exit_code::done, {}};
-  try {
+  auto const run = [&] {
     auto const opened = checkpoint::open(arguments.path);
     if (arguments.json)
       print_report(std::cout, to_json(opened), 0, {});
     else
       print_table(std::cout, opened);
     std::cout.flush();
-  } catch (...) {
-    failed = judge(std::current_exception());
-    std::cerr << "ropeway: " << failed.line << std::endl;
-  }
-  return static_cast<int>(failed.code);
+    return 0;
+  };
+  return say(carry_out(run));
 }
 
 } // namespace ropeway::cli

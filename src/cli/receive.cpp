@@ -49,43 +49,25 @@ receiver_options options_for(receive_arguments const& arguments, progress& watch
 /// One run of `ropeway receive`.
 class receive_run {
  public:
-  explicit receive_run(receive_arguments const& arguments)
+  receive_run(receive_arguments const& arguments, std::vector<received_version>& received)
       : arguments_(arguments)
+      , received_(received)
       , watch_(arguments.quiet)
       , window_(arguments.where)
       , receiver_(loop_.get_executor(), options_for(arguments, watch_)) {
     if (arguments.out) check_writable(*arguments.out);
   }
 
-  /// The signal that ended it, or 0. What was received by then stands in `received`.
-  int run() {
-    int signal = 0;
-    std::exception_ptr failed;
-    asio::co_spawn(loop_, whole(signal), [&](std::exception_ptr error) { failed = error; });
-    loop_.run();
-    watch_.end_bar();
-    if (failed) std::rethrow_exception(failed);
-    return signal;
-  }
-
-  std::vector<received_version> received;
+  /// The signal that ended it, or 0. What was received by then stands in the list it was given.
+  int run() { return run_until_signal(loop_, follow(), receiver_.close()); }
 
  private:
-  awaitable<void> whole(int& signal) {
-    std::exception_ptr failed;
-    try {
-      signal = co_await until_signal(follow());
-    } catch (...) { failed = std::current_exception(); }
-    co_await receiver_.close();
-    if (failed) std::rethrow_exception(failed);
-  }
-
   awaitable<void> follow() {
     std::string given_up;
     watch_.line("waiting for the sender at " + arguments_.socket);
     co_await receiver_.connect(arguments_.socket);
     watch_.line("connected to " + arguments_.socket);
-    while (!arguments_.versions || received.size() < *arguments_.versions) {
+    while (!arguments_.versions || received_.size() < *arguments_.versions) {
       auto update = co_await receiver_.next_update();
       if (!update) break;
       make_room(*update);
@@ -110,12 +92,12 @@ class receive_run {
         co_await in_background(pool_, std::move(work));
       }
       tell(entry);
-      received.push_back(std::move(entry));
+      received_.push_back(std::move(entry));
     }
     // The words are for whoever asked for more than came.
-    if (received.size() < arguments_.versions.value_or(1))
+    if (received_.size() < arguments_.versions.value_or(1))
       throw transfer_error(errc::peer_gone,
-                           "the sender said goodbye after " + std::to_string(received.size()) + " of " +
+                           "the sender said goodbye after " + std::to_string(received_.size()) + " of " +
                                std::to_string(arguments_.versions.value_or(1)) + " version(s)" +
                                (given_up.empty() ? "" : "; before: " + given_up));
     if (!arguments_.out) co_return;
@@ -175,6 +157,7 @@ class receive_run {
   }
 
   receive_arguments const& arguments_;
+  std::vector<received_version>& received_;
   progress watch_;
   host_window window_;
   weights weights_;
@@ -213,31 +196,14 @@ void print_table(std::ostream& out, std::vector<received_version> const& receive
 
 int receive(receive_arguments const& arguments) {
   std::vector<received_version> received;
-  int status = 0;
-  std::string error;
-  try {
-    receive_run run(arguments);
-    try {
-      if (int const signal = run.run(); signal != 0) {
-        status = 128 + signal;
-        error = "interrupted by a signal";
-      }
-    } catch (...) {
-      received = std::move(run.received);
-      throw;
-    }
-    received = std::move(run.received);
-  } catch (...) {
-    auto const failed = judge(std::current_exception());
-    status = static_cast<int>(failed.code);
-    error = failed.line;
-  }
+  auto const run = [&] { return receive_run(arguments, received).run(); };
+  ending const end = carry_out(run);
   if (arguments.json)
-    print_report(std::cout, json_report(arguments, received, status == 0 && arguments.out), status, error);
+    print_report(std::cout, json_report(arguments, received, end.status == 0 && arguments.out), end.status,
+                 end.error);
   else
     print_table(std::cout, received);
-  if (!error.empty()) std::cerr << "ropeway: " << error << std::endl;
-  return status;
+  return say(end);
 }
 
 } // namespace ropeway::cli

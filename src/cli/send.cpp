@@ -36,36 +36,18 @@ sender_options options_for(send_arguments const& arguments, progress& watch) {
 /// device, socket.
 class send_run {
  public:
-  explicit send_run(send_arguments const& arguments)
+  send_run(send_arguments const& arguments, std::vector<sent_version>& sent)
       : arguments_(arguments)
+      , sent_(sent)
       , watch_(arguments.quiet)
       , from_(checkpoint::open(arguments.checkpoint))
       , window_(arguments.where)
       , sender_(loop_.get_executor(), arguments.socket, options_for(arguments, watch_)) {}
 
-  /// The signal that ended it, or 0. What was sent by then stands in `sent`.
-  int run() {
-    int signal = 0;
-    std::exception_ptr failed;
-    asio::co_spawn(loop_, whole(signal), [&](std::exception_ptr error) { failed = error; });
-    loop_.run();
-    watch_.end_bar();
-    if (failed) std::rethrow_exception(failed);
-    return signal;
-  }
-
-  std::vector<sent_version> sent;
+  /// The signal that ended it, or 0. What was sent by then stands in the list it was given.
+  int run() { return run_until_signal(loop_, send_all(), sender_.close()); }
 
  private:
-  awaitable<void> whole(int& signal) {
-    std::exception_ptr failed;
-    try {
-      signal = co_await until_signal(send_all());
-    } catch (...) { failed = std::current_exception(); }
-    co_await sender_.close();
-    if (failed) std::rethrow_exception(failed);
-  }
-
   awaitable<void> send_all() {
     watch_.line("listening at " + sender_.path() + " for " + std::to_string(arguments_.receivers) +
                 " receiver(s)");
@@ -84,11 +66,11 @@ class send_run {
         entry.report = co_await sender_.send_weights(version, prepared);
       } catch (send_failed const& error) {
         entry.report = error.report();
-        sent.push_back(std::move(entry));
+        sent_.push_back(std::move(entry));
         throw;
       }
       tell(entry);
-      sent.push_back(std::move(entry));
+      sent_.push_back(std::move(entry));
     }
   }
 
@@ -118,6 +100,7 @@ class send_run {
   }
 
   send_arguments const& arguments_;
+  std::vector<sent_version>& sent_;
   progress watch_;
   checkpoint from_;
   host_window window_;
@@ -157,31 +140,13 @@ void print_table(std::ostream& out, std::vector<sent_version> const& sent) {
 
 int send(send_arguments const& arguments) {
   std::vector<sent_version> sent;
-  int status = 0;
-  std::string error;
-  try {
-    send_run run(arguments);
-    try {
-      if (int const signal = run.run(); signal != 0) {
-        status = 128 + signal;
-        error = "interrupted by a signal";
-      }
-    } catch (...) {
-      sent = std::move(run.sent);
-      throw;
-    }
-    sent = std::move(run.sent);
-  } catch (...) {
-    auto const failed = judge(std::current_exception());
-    status = static_cast<int>(failed.code);
-    error = failed.line;
-  }
+  auto const run = [&] { return send_run(arguments, sent).run(); };
+  ending const end = carry_out(run);
   if (arguments.json)
-    print_report(std::cout, json_report(arguments, sent), status, error);
+    print_report(std::cout, json_report(arguments, sent), end.status, end.error);
   else
     print_table(std::cout, sent);
-  if (!error.empty()) std::cerr << "ropeway: " << error << std::endl;
-  return status;
+  return say(end);
 }
 
 } // namespace ropeway::cli

@@ -6,19 +6,13 @@
 #include <asio/detached.hpp>
 #include <asio/post.hpp>
 
+#include "session/initiating.hpp"
+
 namespace ropeway::detail {
 namespace {
 
 using namespace protocol;
 constexpr std::size_t manifests_kept = 4;
-
-wire::trust trust_of(receiver_options const& options) {
-  wire::trust whom;
-  for (auto const user : options.allowed_users()) whom.user(user);
-  whom.group_access(!options.allowed_users().empty());
-  whom.any_directory(options.allow_shared_directory());
-  return whom;
-}
 
 receiver_options checked(receiver_options options) {
   auto const refuse = [](char const* what) { throw transfer_error(errc::invalid_argument, what); };
@@ -30,13 +24,6 @@ receiver_options checked(receiver_options options) {
     if (limit.count() <= 0) refuse("every limit must be positive");
   return options;
 }
-
-template <class T>
-std::shared_ptr<std::unique_ptr<completion<T>>> share(std::unique_ptr<completion<T>> done) {
-  return std::make_shared<std::unique_ptr<completion<T>>>(std::move(done));
-}
-
-std::error_code aborted_by_caller() { return asio::error::make_error_code(asio::error::operation_aborted); }
 
 /// Reads a manifest from a sealed region into private memory and checks it against its announcement.
 std::shared_ptr<plan::manifest const> read_from(memory::backend& host, unique_fd fd, std::uint64_t bytes,
@@ -138,6 +125,19 @@ void receiver_core::post_connect(std::string path, std::unique_ptr<completion<no
       });
 }
 
+/// Cancelling one of a load's operations aborts the update, if that operation still waits then.
+void receiver_core::give_up_on_stop(std::shared_ptr<load_operation> const& load, stop_request& stop,
+                                    bool (*still_waits)(load_operation const&)) {
+  stop.attach([weak = weak_from_this(), load, still_waits] {
+    auto const alive = weak.lock();
+    if (!alive) return;
+    asio::post(alive->strand_, [alive, load, still_waits] {
+      if (still_waits(*load))
+        alive->give_up(load, aborted_by_caller(), errc::peer_aborted, "the receiver cancelled the update");
+    });
+  });
+}
+
 void receiver_core::post_next(std::unique_ptr<completion<std::optional<update>>> done,
                               std::shared_ptr<stop_request> stop) {
   asio::post(strand_, [self = shared_from_this(), shared = share(std::move(done)), stop] {
@@ -228,13 +228,7 @@ void receiver_core::post_load(std::shared_ptr<load_operation> load, std::shared_
     }
     load->when = when;
     load->on_loaded = std::move(*shared);
-    stop->attach([weak = self->weak_from_this(), load] {
-      auto const alive = weak.lock();
-      if (!alive) return;
-      asio::post(alive->strand_, [alive, load] {
-        alive->give_up(load, aborted_by_caller(), errc::peer_aborted, "the receiver cancelled the update");
-      });
-    });
+    self->give_up_on_stop(load, *stop, [](load_operation const&) { return true; });
     self->accept(*load, load_operation::way::into);
     self->pump();
   });
@@ -249,14 +243,7 @@ void receiver_core::post_bucket(std::shared_ptr<load_operation> load,
       return (*shared)->complete(failure(errc::busy, "this update is being loaded already"), {});
     load->on_bucket = std::move(*shared);
     if (!load->accepted) self->accept(*load, load_operation::way::by_bucket);
-    stop->attach([weak = self->weak_from_this(), load] {
-      auto const alive = weak.lock();
-      if (!alive) return;
-      asio::post(alive->strand_, [alive, load] {
-        if (load->on_bucket)
-          alive->give_up(load, aborted_by_caller(), errc::peer_aborted, "the receiver cancelled the update");
-      });
-    });
+    self->give_up_on_stop(load, *stop, [](load_operation const& one) { return one.on_bucket != nullptr; });
     self->give_bucket(*load);
     self->pump();
   });
@@ -277,14 +264,7 @@ void receiver_core::post_commit(std::shared_ptr<load_operation> load,
           {});
     load->on_loaded = std::move(*shared);
     if (!load->accepted) self->accept(*load, load_operation::way::by_bucket); // an update without buckets
-    stop->attach([weak = self->weak_from_this(), load] {
-      auto const alive = weak.lock();
-      if (!alive) return;
-      asio::post(alive->strand_, [alive, load] {
-        if (load->on_loaded)
-          alive->give_up(load, aborted_by_caller(), errc::peer_aborted, "the receiver cancelled the update");
-      });
-    });
+    self->give_up_on_stop(load, *stop, [](load_operation const& one) { return one.on_loaded != nullptr; });
     self->machine_->in_place(clock::now());
     self->pump();
   });
@@ -344,7 +324,6 @@ void receiver_core::abandon() noexcept {
   std::shared_ptr<copy_stream> stream;
   {
     std::scoped_lock lock(shared_mutex_);
-    abandoned_ = true;
     stream = stream_to_drain_;
   }
   if (stream) stream->shut();
@@ -563,7 +542,7 @@ void receiver_core::settle() {
 copy_stream& receiver_core::stream() { return *stream_; }
 
 void receiver_core::end_session(failure error, bool graceful) {
-  connecting_ = greeted_ = false;
+  connecting_ = false;
   graceful_end_ = graceful;
   session_end_ = error;
   if (link_) link_->close_when_said();
@@ -643,7 +622,6 @@ void receiver_core::act(receive_action::say& action) {
 
 void receiver_core::act(receive_action::greeted& action) {
   sender_ = action.sender;
-  greeted_ = true;
   connecting_ = false;
   if (on_connected_) std::exchange(on_connected_, nullptr)->complete({}, {});
 }

@@ -121,6 +121,8 @@ class receiver_core : public std::enable_shared_from_this<receiver_core> {
   void stop_connecting();
   void give_up(std::shared_ptr<load_operation> const& load, std::error_code code, errc on_wire,
                std::string text);
+  void give_up_on_stop(std::shared_ptr<load_operation> const& load, stop_request& stop,
+                       bool (*still_waits)(load_operation const&));
   void accept(load_operation& load, load_operation::way how);
   void give_bucket(load_operation& load);
   void loaded(std::shared_ptr<load_operation> const& load, std::uint64_t seq, std::uint64_t bytes);
@@ -159,7 +161,7 @@ class receiver_core : public std::enable_shared_from_this<receiver_core> {
   std::map<std::uint32_t, std::shared_ptr<mapped_ring>> rings_;
   std::shared_ptr<load_operation> load_;
   std::optional<update> unclaimed_; // offered while nobody waited
-  bool connecting_ = false, greeted_ = false, closing_ = false, graceful_end_ = false;
+  bool connecting_ = false, closing_ = false, graceful_end_ = false;
   failure session_end_{errc::not_open, "connect first"};
   protocol::bytes16 sender_{};
 
@@ -184,7 +186,6 @@ class receiver_core : public std::enable_shared_from_this<receiver_core> {
   mutable std::mutex shared_mutex_; // for version() and abandon()
   std::optional<std::uint64_t> version_;
   std::shared_ptr<copy_stream> stream_to_drain_;
-  bool abandoned_ = false;
   session::offload offload_; // last: its thread ends before what its jobs use
 };
 

@@ -4,25 +4,17 @@
 
 #include <algorithm>
 #include <asio/bind_cancellation_slot.hpp>
-#include <asio/bind_executor.hpp>
 #include <asio/co_spawn.hpp>
 #include <asio/detached.hpp>
-#include <asio/dispatch.hpp>
 #include <asio/post.hpp>
 #include <cstring>
+
+#include "session/initiating.hpp"
 
 namespace ropeway::detail {
 namespace {
 
 using namespace protocol;
-
-wire::trust trust_of(sender_options const& options) {
-  wire::trust whom;
-  for (auto const user : options.allowed_users()) whom.user(user);
-  whom.group_access(!options.allowed_users().empty());
-  whom.any_directory(options.allow_shared_directory());
-  return whom;
-}
 
 bytes16 random_instance() {
   bytes16 id{};
@@ -107,15 +99,14 @@ void sender_core::post_begin(std::shared_ptr<send_operation> operation) {
 void sender_core::post_stop(std::shared_ptr<send_operation> operation) {
   asio::post(strand_, [self = shared_from_this(), operation = std::move(operation)] {
     if (self->current_ != operation || operation->finished) return;
-    self->give_up(asio::error::make_error_code(asio::error::operation_aborted), errc::peer_aborted,
-                  "the sender cancelled the update");
+    self->give_up(aborted_by_caller(), errc::peer_aborted, "the sender cancelled the update");
   });
 }
 
 void sender_core::post_source_free(std::shared_ptr<send_operation> operation,
                                    std::unique_ptr<completion<nothing>> done,
                                    std::shared_ptr<stop_request> stop) {
-  auto const shared = std::make_shared<std::unique_ptr<completion<nothing>>>(std::move(done));
+  auto const shared = share(std::move(done));
   asio::post(strand_, [self = shared_from_this(), operation, shared, stop] {
     if (operation->source_is_free) return (*shared)->complete({}, {});
     if (operation->over) return (*shared)->complete(operation->error, {});
@@ -129,7 +120,7 @@ void sender_core::post_source_free(std::shared_ptr<send_operation> operation,
         if (found == waiting.end()) return;
         auto const cancelled = std::move(*found);
         waiting.erase(found);
-        cancelled->complete(failure(asio::error::make_error_code(asio::error::operation_aborted)), {});
+        cancelled->complete(failure(aborted_by_caller()), {});
       });
     });
   });
@@ -138,7 +129,7 @@ void sender_core::post_source_free(std::shared_ptr<send_operation> operation,
 void sender_core::post_done(std::shared_ptr<send_operation> operation,
                             std::unique_ptr<completion<send_report>> done,
                             std::shared_ptr<stop_request> stop) {
-  auto const shared = std::make_shared<std::unique_ptr<completion<send_report>>>(std::move(done));
+  auto const shared = share(std::move(done));
   asio::post(strand_, [self = shared_from_this(), operation, shared, stop] {
     if (operation->on_done) {
       failure const busy(errc::busy, "sending::done is awaited already");
@@ -153,7 +144,7 @@ void sender_core::post_done(std::shared_ptr<send_operation> operation,
 void sender_core::post_wait(std::size_t count, milliseconds limit,
                             std::unique_ptr<completion<std::size_t>> done,
                             std::shared_ptr<stop_request> stop) {
-  auto const shared = std::make_shared<std::unique_ptr<completion<std::size_t>>>(std::move(done));
+  auto const shared = share(std::move(done));
   asio::post(strand_, [self = shared_from_this(), count, limit, shared, stop] {
     if (self->closing_) return (*shared)->complete(failure(errc::not_open, "the sender is closed"), 0);
     auto const key = shared->get();
@@ -175,17 +166,13 @@ void sender_core::post_wait(std::size_t count, milliseconds limit,
                                                " receivers connected in time; start them or wait longer"));
     });
     self->waiters_.push_back({count, std::move(*shared), std::move(timer)});
-    stop->attach([self, end] {
-      asio::post(self->strand_,
-                 [end] { end(failure(asio::error::make_error_code(asio::error::operation_aborted))); });
-    });
+    stop->attach([self, end] { asio::post(self->strand_, [end] { end(failure(aborted_by_caller())); }); });
     self->wake_waiters();
   });
 }
 
 void sender_core::post_receivers(std::unique_ptr<completion<std::vector<connected_receiver>>> done) {
-  auto const shared =
-      std::make_shared<std::unique_ptr<completion<std::vector<connected_receiver>>>>(std::move(done));
+  auto const shared = share(std::move(done));
   asio::post(strand_, [self = shared_from_this(), shared] {
     std::vector<connected_receiver> all;
     for (auto const& state : self->machine_.peers()) {
@@ -200,7 +187,7 @@ void sender_core::post_receivers(std::unique_ptr<completion<std::vector<connecte
 }
 
 void sender_core::post_close(std::unique_ptr<completion<nothing>> done) {
-  auto const shared = std::make_shared<std::unique_ptr<completion<nothing>>>(std::move(done));
+  auto const shared = share(std::move(done));
   asio::post(strand_, [self = shared_from_this(), shared] {
     self->on_closed_.push_back(std::move(*shared));
     if (self->closed_) return self->end_close();
@@ -210,8 +197,7 @@ void sender_core::post_close(std::unique_ptr<completion<nothing>> done) {
     self->close_limit_.async_wait([weak = self->weak_from_this()](std::error_code error) {
       if (auto const alive = weak.lock(); alive && !error) alive->end_close();
     });
-    if (self->current_ && !self->current_->because)
-      self->current_->because = asio::error::make_error_code(asio::error::operation_aborted);
+    if (self->current_ && !self->current_->because) self->current_->because = aborted_by_caller();
     self->machine_.close("the sender closed", clock::now());
     self->pump();
     self->settle();
@@ -265,7 +251,7 @@ void sender_core::abandon() noexcept {
   asio::post(strand_, [self = shared_from_this()] {
     self->closing_ = true;
     if (auto const operation = self->current_) {
-      operation->because = asio::error::make_error_code(asio::error::operation_aborted);
+      operation->because = aborted_by_caller();
       operation->error = failure(operation->because, "the sender was destroyed");
       operation->finished = true;
       self->end_close();

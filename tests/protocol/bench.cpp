@@ -14,18 +14,6 @@ std::string reason(errc e, std::string const& text) {
   return "(" + std::to_string(static_cast<unsigned>(e)) + ") " + text;
 }
 
-char const* word(outcome o) {
-  switch (o) {
-  case outcome::committed: return "committed";
-  case outcome::refused: return "refused";
-  case outcome::skipped: return "skipped";
-  case outcome::failed: return "failed";
-  case outcome::dropped: return "dropped";
-  case outcome::unconfirmed: return "unconfirmed";
-  }
-  return "?";
-}
-
 } // namespace
 
 std::string show(sender_action const& what) {
@@ -45,7 +33,7 @@ std::string show(sender_action const& what) {
             std::string line = "finished " + reason(a.code, a.text);
             for (auto const& r : a.results)
               line +=
-                  words("[", r.peer, " ", word(r.what), " (", r.code, ") ", r.text, " ring ", r.ring, "]");
+                  words("[", r.peer, " ", name(r.what), " (", r.code, ") ", r.text, " ring ", r.ring, "]");
             return line;
           },
       },
