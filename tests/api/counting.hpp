@@ -1,13 +1,10 @@
-// Counts what a process asks for: heap blocks, shared memory, mappings, descriptors. Part of ropeway;
-// Apache-2.0.
+// Counts what a process asks for: shared memory, mappings, descriptors. Part of ropeway; Apache-2.0.
 #pragma once
 #include <cstddef>
 #include <string>
 
 namespace ropeway::testing {
 
-/// Calls of operator new by this process so far.
-std::size_t heap_blocks() noexcept;
 /// Calls of mmap and memfd_create so far; always 0 under a sanitizer, which has its own.
 std::size_t mappings_made() noexcept;
 std::size_t memory_files_made() noexcept;

@@ -6,6 +6,7 @@
 
 #include "counting.hpp"
 #include "line.hpp"
+#include "support/allocations.hpp"
 #include "support/co_test.hpp"
 #include "support/peer_process.hpp"
 
@@ -75,14 +76,14 @@ class sending_side {
       CHECK(report.count(outcome::committed) == 1);
       done = true;
     };
-    counts const before{heap_blocks(), mappings_made(), memory_files_made()};
+    counts const before{allocations(), mappings_made(), memory_files_made()};
     if (prepared) {
       sender_->send_weights(version, *prepared, handler);
     } else {
       sender_->send_weights(version, views_, handler);
     }
     while (!done) io_.run_one();
-    return {heap_blocks() - before.heap, mappings_made() - before.maps, memory_files_made() - before.files};
+    return {allocations() - before.heap, mappings_made() - before.maps, memory_files_made() - before.files};
   }
   prepared_tensors prepare() { return sender_->prepare(views_); }
   words& server() { return server_.line(); }

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include "../support/allocations.hpp"
 #include "ropeway/error.hpp"
 #include "support.hpp"
 
@@ -526,14 +527,14 @@ TEST_CASE("once grown, neither side allocates, however many pieces there are") {
   bytes slot(512);
   std::vector<memory::copy_op> ops;
   ops.reserve(100000);
-  auto const before = test::allocations();
+  auto const before = testing::allocations();
   bool same = true;
   for (auto const& p : m.pieces()) {
     packer.ops_for_piece(p, sources[p.tensor], slot.data(), device::host(), ops);
     into.ops_for_piece(p, slot.data(), device::host(), ops);
     same = same && m.same_tensor(p.tensor, sources[p.tensor].name(), dtype::f32, sources[p.tensor].dims());
   }
-  CHECK(test::allocations() == before);
+  CHECK(testing::allocations() == before);
   CHECK(same);
   CHECK(ops.size() > 100);
 }

@@ -13,9 +13,6 @@
 
 namespace ropeway::test {
 
-/// How often this program has asked for memory.
-std::size_t allocations() noexcept;
-
 class dice {
  public:
   explicit dice(std::uint32_t seed) : engine_(seed) {}

@@ -3,12 +3,10 @@
 #include <doctest/doctest.h>
 
 #include <atomic>
-#include <cstdlib>
 #include <functional>
-#include <new>
 #include <thread>
 
-#include "../../support/thread_sanitizer.hpp"
+#include "../../support/allocations.hpp"
 #include "../conformance.hpp"
 #include "kit.hpp"
 #include "memory/host/backend.hpp"
@@ -17,21 +15,6 @@
 using namespace ropeway;
 using namespace ropeway::testing;
 using memory::copy_op;
-
-namespace {
-thread_local std::uint64_t allocations = 0;
-} // namespace
-
-#if !ROPEWAY_THREAD_SANITIZER
-// Counts what this thread allocates.
-void* operator new(std::size_t bytes) {
-  ++allocations;
-  if (void* at = std::malloc(bytes)) return at;
-  throw std::bad_alloc();
-}
-void operator delete(void* at) noexcept { std::free(at); }
-void operator delete(void* at, std::size_t) noexcept { std::free(at); }
-#endif
 
 namespace {
 
@@ -196,11 +179,11 @@ TEST_CASE("the steady path makes nothing: no memory, no event, no stream, no reg
   };
   for (int i = 0; i < 5; ++i) round();
   int const made = costly;
-  std::uint64_t const allocated = allocations;
+  std::size_t const allocated = allocations_of_this_thread();
   CHECK(made > 0); // it does count
   for (int i = 0; i < 20; ++i) round();
   CHECK(costly == made);
-  CHECK(allocations == allocated);
+  CHECK(allocations_of_this_thread() == allocated);
 }
 
 TEST_CASE("a broken context is reported by the queue itself") { CHECK(run_role("fault") == 0); }
