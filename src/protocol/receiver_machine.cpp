@@ -18,6 +18,10 @@ void receiver_machine::impl::go(stage next) {
   waiting_since = now;
 }
 
+bool receiver_machine::impl::let_go(std::uint64_t seq) {
+  return std::erase_if(held, [&](auto const& h) { return h.seq == seq; }) != 0;
+}
+
 void receiver_machine::impl::stop(errc code, std::string const& text, bool by_peer, last_word word) {
   go(stage::draining);
   at_drained = word;
@@ -217,7 +221,7 @@ void receiver_machine::not_now_update(std::chrono::milliseconds retry, std::stri
 void receiver_machine::loaded(std::uint64_t seq, time_point now) {
   impl& m = *impl_;
   move_clock(m.now, now);
-  if (m.at != impl::stage::loading || m.held.erase(seq) == 0) return;
+  if (m.at != impl::stage::loading || !m.let_go(seq)) return;
   m.say(released{m.current.update, seq});
   ++m.loaded_buckets;
   m.check_all_copied();
@@ -288,7 +292,10 @@ void receiver_machine::close(std::string text, time_point now) {
   if (!m.running() || m.life != impl::session::open) m.end_with_goodbye(errc::ok, m.closing_text);
 }
 
-std::vector<receiver_action> receiver_machine::take() { return std::exchange(impl_->actions, {}); }
+void receiver_machine::take(std::vector<receiver_action>& into) {
+  into.clear();
+  into.swap(impl_->actions);
+}
 std::optional<time_point> receiver_machine::deadline() const { return impl_->due(); }
 bool receiver_machine::greeted() const { return impl_->life == impl::session::open; }
 bool receiver_machine::updating() const { return impl_->running(); }

@@ -133,7 +133,13 @@ class receiver_machine {
   void tick(time_point now);
   void close(std::string text, time_point now); ///< gives a running update up, says goodbye
 
-  std::vector<receiver_action> take();
+  /// As sender_machine::take.
+  void take(std::vector<receiver_action>& into);
+  std::vector<receiver_action> take() {
+    std::vector<receiver_action> all;
+    take(all);
+    return all;
+  }
   std::optional<time_point> deadline() const;
 
   bool greeted() const;

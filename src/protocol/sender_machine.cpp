@@ -112,7 +112,10 @@ void sender_machine::close(std::string text, time_point now) {
   impl_->settle();
 }
 
-std::vector<sender_action> sender_machine::take() { return std::exchange(impl_->actions, {}); }
+void sender_machine::take(std::vector<sender_action>& into) {
+  into.clear();
+  into.swap(impl_->actions);
+}
 
 std::optional<time_point> sender_machine::deadline() const {
   auto const first = impl_->earliest();

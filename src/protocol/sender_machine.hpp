@@ -153,8 +153,14 @@ class sender_machine {
   /// Says goodbye to everybody; a running update is given up first.
   void close(std::string text, time_point now);
 
-  /// Takes the actions that events have produced since the last call.
-  std::vector<sender_action> take();
+  /// Puts the actions that events have produced since the last call in place of what is in `into`, whose
+  /// memory takes the next ones.
+  void take(std::vector<sender_action>& into);
+  std::vector<sender_action> take() {
+    std::vector<sender_action> all;
+    take(all);
+    return all;
+  }
   /// When tick() must be called next; nothing if nobody is waited for.
   std::optional<time_point> deadline() const;
 

@@ -1,6 +1,5 @@
 #include "session/copy_stream.hpp"
 
-#include <asio/bind_executor.hpp>
 #include <asio/post.hpp>
 #include <cerrno>
 #include <unistd.h>
@@ -23,10 +22,11 @@ int duplicate(int fd) {
 
 } // namespace
 
-copy_stream::copy_stream(strand const& on, std::unique_ptr<memory::queue> queue,
+copy_stream::copy_stream(strand const& on, std::unique_ptr<memory::queue> queue, callback done,
                          std::chrono::microseconds poll_for)
     : strand_(on)
     , queue_(std::move(queue))
+    , done_(std::move(done))
     , wakeups_(on, duplicate(queue_->event_fd()))
     , second_look_(on)
     , poll_for_(poll_for) {}
@@ -42,13 +42,13 @@ void copy_stream::copy(std::span<memory::copy_op const> ops) {
   queue_->copy(ops);
 }
 
-void copy_stream::then(callback done) {
+void copy_stream::then(copied what) {
   std::uint64_t ticket;
   {
     std::scoped_lock lock(mutex_);
     ticket = poll_for_.count() != 0 ? queue_->mark_quietly() : queue_->mark();
   }
-  waiting_.push_back({ticket, std::move(done)});
+  waiting_.push_back({ticket, std::move(what)});
   last_news_ = std::chrono::steady_clock::now();
   if (poll_for_.count() != 0) return ask_again();
   watch_wakeups();
@@ -67,15 +67,14 @@ void copy_stream::ask_again() {
 
 void copy_stream::watch_wakeups() {
   if (std::exchange(watching_wakeups_, true)) return;
-  wakeups_.async_wait(
-      asio::posix::stream_descriptor::wait_read, [weak = weak_from_this()](std::error_code error) {
-        auto const self = weak.lock();
-        if (!self || error) return;
-        std::uint64_t count;
-        [[maybe_unused]] auto const n = ::read(self->wakeups_.native_handle(), &count, sizeof count);
-        self->watching_wakeups_ = false;
-        self->look();
-      });
+  wakeups_.async_wait(wire::descriptor::wait_read, [weak = weak_from_this()](std::error_code error) {
+    auto const self = weak.lock();
+    if (!self || error) return;
+    std::uint64_t count;
+    [[maybe_unused]] auto const n = ::read(self->wakeups_.native_handle(), &count, sizeof count);
+    self->watching_wakeups_ = false;
+    self->look();
+  });
 }
 
 void copy_stream::watch_clock() {
@@ -95,13 +94,12 @@ void copy_stream::look() {
     std::scoped_lock lock(mutex_);
     now = queue_->poll();
   }
-  // Callbacks may queue more, so take one at a time.
+  // The owner may queue more, so take one at a time.
   while (!waiting_.empty() && (now.error || waiting_.front().ticket <= now.completed)) {
-    auto const failed = waiting_.front().ticket > now.completed;
-    auto const done = std::move(waiting_.front().done);
-    waiting_.pop_front();
+    waiter first = std::move(waiting_.front());
+    waiting_.erase(waiting_.begin());
     last_news_ = std::chrono::steady_clock::now();
-    done(failed ? now.error : std::error_code());
+    done_(first.what, first.ticket > now.completed ? now.error : std::error_code());
   }
   if (waiting_.empty()) return;
   if (poll_for_.count() != 0 && std::chrono::steady_clock::now() - last_news_ < poll_for_) return ask_again();

@@ -1,10 +1,67 @@
 #include "session/link.hpp"
 
+#include <asio/co_spawn.hpp>
 #include <asio/detached.hpp>
+#include <asio/post.hpp>
+#include <optional>
+#include <utility>
 
-#include "ropeway/error.hpp"
+#include "session/offload.hpp"
 
 namespace ropeway::session {
+namespace {
+
+// So many messages are handled before everything else on the loop gets its turn.
+constexpr int most_at_once = 16;
+
+} // namespace
+
+void link::listen(heard on_message, ended on_end) {
+  on_message_ = std::move(on_message);
+  on_end_ = std::move(on_end);
+  buffer_.resize(wire::max_message);
+  listening_ = true;
+  wait();
+}
+
+void link::wait() {
+  connection_.wait([self = shared_from_this()](std::error_code error) {
+    if (!error) self->hear();
+  });
+}
+
+void link::hear() {
+  auto const keep = shared_from_this(); // a message may end the session that owns us
+  errc code = errc::peer_gone;
+  std::string words;
+  try {
+    for (int i = 0; listening_; ++i) {
+      if (i == most_at_once) return asio::post(strand_, [keep] { keep->hear(); });
+      if (!hear_one()) return wait();
+    }
+    return;
+  } catch (std::system_error const& error) {
+    code = as_errc(error.code(), errc::peer_gone);
+    words = error.what();
+  } catch (std::exception const& error) { words = error.what(); }
+  if (std::exchange(listening_, false)) on_end_(code, std::move(words));
+}
+
+bool link::hear_one() {
+  auto got = connection_.try_receive(buffer_, 1);
+  if (!got) return false;
+  std::string wrong;
+  auto const bytes = std::span<std::byte const>(buffer_).first(got->bytes);
+  std::optional<protocol::message> what = protocol::decode(bytes, wrong);
+  if (!what)
+    throw transfer_error(errc::protocol_error, "the peer sent a message that can't be read: " + wrong);
+  if (got->fds.size() != protocol::expected_fds(*what))
+    throw transfer_error(errc::protocol_error, "the peer sent " + std::to_string(got->fds.size()) +
+                                                   " descriptors with a message that has " +
+                                                   std::to_string(protocol::expected_fds(*what)));
+  on_message_(*what, got->fds.empty() ? unique_fd() : std::move(got->fds.front()));
+  return true;
+}
 
 void link::say(protocol::message const& what, int fd, std::shared_ptr<void const> keep) {
   protocol::encode(what, scratch_);
@@ -13,7 +70,7 @@ void link::say(protocol::message const& what, int fd, std::shared_ptr<void const
     try {
       if (connection_.try_send(scratch_, fds)) return;
     } catch (transfer_error const&) {
-      return; // gone; hear() tells
+      return; // gone; who listens is told
     }
   }
   rest_.push_back({scratch_, fd, std::move(keep)});
@@ -38,30 +95,16 @@ awaitable<void> link::say_the_rest(std::shared_ptr<link> self) {
 }
 
 void link::close_when_said() {
+  listening_ = false;
   if (saying_)
     close_after_ = true;
   else
     close();
 }
 
-awaitable<link::incoming> link::hear() { return hear_on(shared_from_this()); }
-
-awaitable<link::incoming> link::hear_on(std::shared_ptr<link> self) {
-  if (self->buffer_.empty()) self->buffer_.resize(wire::max_message);
-  wire::received got = co_await self->connection_.receive(self->buffer_, 1);
-  std::string wrong;
-  auto const bytes = std::span<std::byte const>(self->buffer_).first(got.bytes);
-  std::optional<protocol::message> what = protocol::decode(bytes, wrong);
-  if (!what)
-    throw transfer_error(errc::protocol_error, "the peer sent a message that can't be read: " + wrong);
-  if (got.fds.size() != protocol::expected_fds(*what))
-    throw transfer_error(errc::protocol_error, "the peer sent " + std::to_string(got.fds.size()) +
-                                                   " descriptors with a message that has " +
-                                                   std::to_string(protocol::expected_fds(*what)));
-  incoming result;
-  result.what = std::move(*what);
-  if (!got.fds.empty()) result.fd = std::move(got.fds.front());
-  co_return result;
+void link::close() noexcept {
+  listening_ = false;
+  connection_.close();
 }
 
 } // namespace ropeway::session

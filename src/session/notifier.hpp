@@ -1,9 +1,6 @@
 // Lets one coroutine wait until another part of the strand has news. Part of ropeway; Apache-2.0.
 #pragma once
-#include <asio/steady_timer.hpp>
-
-#include "ropeway/asio.hpp"
-#include "session/copy_stream.hpp"
+#include "wire/strand.hpp"
 
 namespace ropeway::session {
 
@@ -11,8 +8,8 @@ namespace ropeway::session {
 /// condition; a cancelled wait throws asio::error::operation_aborted.
 class notifier {
  public:
-  explicit notifier(strand const& on) : timer_(on) {
-    timer_.expires_at(asio::steady_timer::time_point::max());
+  explicit notifier(wire::strand const& on) : timer_(on) {
+    timer_.expires_at(wire::timer::time_point::max());
   }
 
   awaitable<void> wait() {
@@ -28,7 +25,7 @@ class notifier {
   }
 
  private:
-  asio::steady_timer timer_;
+  wire::timer timer_;
   std::uint64_t count_ = 0;
 };
 

@@ -8,9 +8,11 @@
 #include <utility>
 
 #include "ropeway/error.hpp"
-#include "session/copy_stream.hpp"
+#include "wire/strand.hpp"
 
 namespace ropeway::session {
+
+using wire::strand;
 
 /// One thread, started on first use; jobs run in order. The destructor waits for the job that runs and
 /// forgets the others: keep each bounded.

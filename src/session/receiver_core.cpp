@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <asio/bind_cancellation_slot.hpp>
 #include <asio/co_spawn.hpp>
-#include <asio/detached.hpp>
 #include <asio/post.hpp>
 
 #include "session/initiating.hpp"
@@ -54,7 +53,7 @@ receiver_core::receiver_core(asio::any_io_executor executor, receiver_options op
     : executor_(executor)
     , options_(checked(std::move(options)))
     , memory_(std::move(memory))
-    , strand_(asio::make_strand(executor))
+    , strand_(wire::make_strand(executor))
     , close_limit_(strand_)
     , deadline_(strand_) {}
 
@@ -106,8 +105,7 @@ void receiver_core::post_connect(std::string path, std::unique_ptr<completion<no
             if (error) std::rethrow_exception(error);
             alive->devices_ = std::move(result.devices);
             if (!alive->stream_) {
-              alive->stream_ = std::make_shared<copy_stream>(alive->strand_, result.backend->make_queue(),
-                                                             session::poll_time(alive->options_.where()));
+              alive->stream_ = alive->make_stream(*result.backend);
               std::scoped_lock lock(alive->shared_mutex_);
               alive->stream_to_drain_ = alive->stream_;
             }
@@ -298,20 +296,15 @@ void receiver_core::post_not_now(std::shared_ptr<load_operation> load, milliseco
 void receiver_core::post_released(std::shared_ptr<load_operation> load, std::uint64_t seq,
                                   std::uint64_t bytes, ready_after when) {
   asio::post(strand_, [self = shared_from_this(), load, seq, bytes, when] {
-    auto const free = [weak = self->weak_from_this(), load, seq, bytes](std::error_code error) {
-      auto const alive = weak.lock();
-      if (!alive) return;
-      --load->held;
-      if (error)
-        alive->give_up(load, error, errc::device_failed, "the receiver's device failed: " + error.message());
-      else
-        alive->loaded(load, seq, bytes);
-      alive->settle();
-    };
-    if (when.type() == ready_after::kind::nothing) return free({});
+    session::copied what;
+    what.whose = load;
+    what.seq = seq;
+    what.bytes = bytes;
+    what.view = true;
+    if (when.type() == ready_after::kind::nothing) return self->copied(what, {});
     try {
       self->stream().start_after(when);
-      self->stream().then(free);
+      self->stream().then(std::move(what));
     } catch (std::exception const& error) {
       --load->held;
       self->give_up(load, make_error_code(errc::device_failed), errc::device_failed, error.what());
@@ -355,7 +348,7 @@ awaitable<void> receiver_core::run_connect(std::shared_ptr<receiver_core> self, 
   try {
     auto const limit = clock::now() + self->options_.connect_limit();
     wire::trust const whom = trust_of(self->options_);
-    made = co_await wire::connect(std::move(path), limit, whom);
+    made = co_await wire::connect(self->strand_, std::move(path), limit, whom);
   } catch (...) {
     error = failure(session::as_transfer_error(std::current_exception(), errc::connect_timeout));
   }
@@ -382,8 +375,21 @@ void receiver_core::connected(wire::connection connection) {
   settings.silence = options_.silence_limit();
   machine_.emplace(std::move(settings));
   machine_->connected(clock::now());
-  auto hearing = hear_sender(shared_from_this(), link_);
-  asio::co_spawn(strand_, std::move(hearing), asio::detached);
+  auto heard = [weak = weak_from_this(), session = session_](protocol::message& what, unique_fd fd) {
+    auto const self = weak.lock();
+    if (!self || self->session_ != session || !self->machine_) return;
+    self->incoming_fd_ = std::move(fd);
+    self->machine_->received(what, clock::now());
+    self->pump();
+    self->incoming_fd_.reset();
+  };
+  auto ended = [weak = weak_from_this(), session = session_](errc code, std::string words) {
+    auto const self = weak.lock();
+    if (!self || self->session_ != session || !self->machine_) return;
+    self->machine_->gone(code, std::move(words), clock::now());
+    self->pump();
+  };
+  link_->listen(std::move(heard), std::move(ended));
   pump();
 }
 
@@ -399,28 +405,6 @@ void receiver_core::connect_failed(failure error) {
   link_.reset();
   if (machine_ && !pumping_) machine_.reset();
   if (on_connected_) std::exchange(on_connected_, nullptr)->complete(std::move(error), {});
-}
-
-awaitable<void> receiver_core::hear_sender(std::shared_ptr<receiver_core> self,
-                                           std::shared_ptr<session::link> link) {
-  errc code = errc::peer_gone;
-  std::string words;
-  try {
-    for (;;) {
-      session::link::incoming heard = co_await link->hear();
-      if (self->link_ != link || !self->machine_) co_return;
-      self->incoming_fd_ = std::move(heard.fd);
-      self->machine_->received(heard.what, clock::now());
-      self->pump();
-      self->incoming_fd_.reset();
-    }
-  } catch (std::system_error const& error) {
-    code = session::as_errc(error.code(), errc::peer_gone);
-    words = error.what();
-  } catch (std::exception const& error) { words = error.what(); }
-  if (self->link_ != link || !self->machine_) co_return;
-  self->machine_->gone(code, words, clock::now());
-  self->pump();
 }
 
 // ---- one update ----
@@ -468,6 +452,29 @@ void receiver_core::loaded(std::shared_ptr<load_operation> const& load, std::uin
     options_.watched_by()->bucket_moved(load->what.version, load->what.buckets, load->bytes_loaded);
   machine_->loaded(seq, clock::now());
   pump();
+}
+
+/// A bucket was seen to be copied, or its views to be read no more.
+void receiver_core::copied(session::copied& what, std::error_code error) {
+  auto const load = std::static_pointer_cast<load_operation>(what.whose);
+  if (what.view) {
+    --load->held;
+  } else if (load->copies_in_flight != 0) { // abandon() has drained the stream, and forgotten them
+    --load->copies_in_flight;
+  }
+  if (error)
+    give_up(load, error, errc::device_failed, "the receiver's device failed: " + error.message());
+  else
+    loaded(load, what.seq, what.bytes);
+  settle();
+}
+
+std::shared_ptr<copy_stream> receiver_core::make_stream(memory::backend& on) {
+  auto done = [weak = weak_from_this()](session::copied& what, std::error_code error) {
+    if (auto const self = weak.lock()) self->copied(what, error);
+  };
+  return std::make_shared<copy_stream>(strand_, on.make_queue(), std::move(done),
+                                       session::poll_time(options_.where()));
 }
 
 void receiver_core::commit(std::shared_ptr<load_operation> const& load) {
@@ -577,8 +584,8 @@ void receiver_core::pump() {
   if (pumping_ || !machine_) return;
   pumping_ = true;
   std::optional<receive_action::closed> ended;
-  for (auto actions = machine_->take(); !actions.empty(); actions = machine_->take())
-    for (auto& action : actions) {
+  for (machine_->take(actions_); !actions_.empty(); machine_->take(actions_))
+    for (auto& action : actions_) {
       if (auto const* const last = std::get_if<receive_action::closed>(&action))
         ended = *last;
       else
@@ -758,17 +765,12 @@ void receiver_core::act(receive_action::bucket& action) {
     }
     stream().copy(ops_);
     ++load->copies_in_flight;
-    stream().then([weak = weak_from_this(), load, keep = ring->second, seq = action.seq,
-                   bytes = action.bytes](std::error_code error) {
-      auto const self = weak.lock();
-      if (!self) return;
-      if (load->copies_in_flight) --load->copies_in_flight;
-      if (error)
-        self->give_up(load, error, errc::device_failed, "the receiver's device failed: " + error.message());
-      else
-        self->loaded(load, seq, bytes);
-      self->settle();
-    });
+    session::copied what;
+    what.whose = load;
+    what.keep = ring->second;
+    what.seq = action.seq;
+    what.bytes = action.bytes;
+    stream().then(std::move(what));
   } catch (...) {
     auto const what = session::as_transfer_error(std::current_exception(), errc::device_failed);
     give_up(load, what.code(), session::as_errc(what.code(), errc::device_failed), what.what());

@@ -1,10 +1,9 @@
 // Drives the receiver's machine with a socket, mapped rings and a copy queue. Part of ropeway; Apache-2.0.
 //
-// Everything runs on one strand. The machine decides; pump() carries out. The only coroutines are the one
-// that connects and the one that listens.
+// Everything runs on one strand. The machine decides; pump() carries out. The only coroutine is the one that
+// connects: what happens once a bucket must not allocate.
 #pragma once
 #include <asio/cancellation_signal.hpp>
-#include <asio/steady_timer.hpp>
 #include <atomic>
 #include <deque>
 #include <map>
@@ -113,8 +112,6 @@ class receiver_core : public std::enable_shared_from_this<receiver_core> {
   using clock = std::chrono::steady_clock;
 
   static awaitable<void> run_connect(std::shared_ptr<receiver_core> self, std::string path);
-  static awaitable<void> hear_sender(std::shared_ptr<receiver_core> self,
-                                     std::shared_ptr<session::link> link);
 
   void connected(wire::connection connection);
   void connect_failed(failure error);
@@ -126,6 +123,8 @@ class receiver_core : public std::enable_shared_from_this<receiver_core> {
   void accept(load_operation& load, load_operation::way how);
   void give_bucket(load_operation& load);
   void loaded(std::shared_ptr<load_operation> const& load, std::uint64_t seq, std::uint64_t bytes);
+  void copied(session::copied& what, std::error_code error);
+  std::shared_ptr<copy_stream> make_stream(memory::backend& on);
   void commit(std::shared_ptr<load_operation> const& load);
   void settle();
   void end_load(std::shared_ptr<load_operation> const& load, failure error);
@@ -168,6 +167,7 @@ class receiver_core : public std::enable_shared_from_this<receiver_core> {
   // Kept over sessions.
   std::vector<std::shared_ptr<plan::manifest const>> manifests_; // the newest last; a handful
   std::shared_ptr<copy_stream> stream_;
+  std::vector<protocol::receiver_action> actions_;
   std::vector<memory::copy_op> ops_;
   std::vector<memory::device_uuid> devices_;
   protocol::bytes16 held_sender_{};
@@ -175,8 +175,8 @@ class receiver_core : public std::enable_shared_from_this<receiver_core> {
 
   asio::cancellation_signal stop_connecting_;
   bool connector_runs_ = false;
-  asio::steady_timer close_limit_;
-  asio::steady_timer deadline_;
+  wire::timer close_limit_;
+  wire::timer deadline_;
   std::optional<clock::time_point> armed_;
   std::unique_ptr<completion<nothing>> on_connected_;
   std::unique_ptr<completion<std::optional<update>>> on_update_;

@@ -65,7 +65,7 @@ sender_core::sender_core(asio::any_io_executor executor, std::string path, sende
     , path_(path)
     , options_(checked(std::move(options)))
     , memory_(std::move(memory))
-    , strand_(asio::make_strand(executor))
+    , strand_(wire::make_strand(executor))
     , listener_(strand_, std::move(path), trust_of(options_))
     , machine_(settings_of(options_, random_instance()))
     , packs_changed_(strand_)
@@ -148,7 +148,7 @@ void sender_core::post_wait(std::size_t count, milliseconds limit,
   asio::post(strand_, [self = shared_from_this(), count, limit, shared, stop] {
     if (self->closing_) return (*shared)->complete(failure(errc::not_open, "the sender is closed"), 0);
     auto const key = shared->get();
-    auto timer = std::make_unique<asio::steady_timer>(self->strand_, limit);
+    auto timer = std::make_unique<wire::timer>(self->strand_, limit);
     auto const end = [weak = self->weak_from_this(), key](failure error) {
       auto const alive = weak.lock();
       if (!alive) return;
@@ -324,13 +324,16 @@ void sender_core::begin(std::shared_ptr<send_operation> const& operation) {
   facts.tensors = report.tensors;
   facts.bucket_bytes = set->layout->bucket_sizes;
   facts.ring = ring;
-  operation->packer_runs = true;
-  auto packer = pack_buckets(shared_from_this(), operation);
-  auto ended = [self = shared_from_this(), operation](std::exception_ptr error) {
-    self->packer_ended(operation, error);
-  };
-  asio::co_spawn(strand_, std::move(packer),
-                 asio::bind_cancellation_slot(stop_packer_.slot(), std::move(ended)));
+  operation->gather.emplace(manifest);
+  if (set->source) {
+    operation->packer_runs = true;
+    auto packer = pack_source(shared_from_this(), operation);
+    auto ended = [self = shared_from_this(), operation](std::exception_ptr error) {
+      self->packer_ended(operation, error);
+    };
+    asio::co_spawn(strand_, std::move(packer),
+                   asio::bind_cancellation_slot(stop_packer_.slot(), std::move(ended)));
+  }
 
   if (options_.watched_by())
     options_.watched_by()->update_began(report.version, report.bytes, report.buckets);
@@ -369,7 +372,7 @@ awaitable<delivery> try_next(tensor_source& source, std::uint32_t index) {
 awaitable<source_tensor> sender_core::next_tensor(std::shared_ptr<sender_core> self, tensor_source& source,
                                                   std::uint32_t index) {
   using namespace compat::awaitable_operators;
-  asio::steady_timer limit(self->strand_, self->options_.source_limit());
+  wire::timer limit(self->strand_, self->options_.source_limit());
   auto first = co_await (try_next(source, index) || limit.async_wait(use_awaitable));
   if (first.index() == 1)
     throw transfer_error(errc::source_failed, "the source did not deliver its next tensor within " +
@@ -401,16 +404,77 @@ void check_delivery(tensor_info const& announced, source_tensor const& delivered
 
 } // namespace
 
-awaitable<void> sender_core::pack_buckets(std::shared_ptr<sender_core> self,
-                                          std::shared_ptr<send_operation> operation) {
+/// Where the update's buckets are packed; the first pack waits for what the caller named.
+std::shared_ptr<copy_stream> sender_core::stream_for_packing(send_operation& operation) {
+  auto const stream = rings_.at(ring_of(operation.set->where)).pack;
+  if (!operation.ordered) stream->start_after(operation.when);
+  operation.ordered = true;
+  return stream;
+}
+
+/// Packs a bucket from tensors that are all there.
+void sender_core::pack_views(send_action::pack const& job) {
+  auto const& set = *current_->set;
+  std::uint32_t const ring = ring_of(set.where);
+  ops_.clear();
+  for (plan::piece const& piece : set.layout->manifest.pieces_of(job.bucket))
+    current_->gather->ops_for_piece(piece, set.views[piece.tensor], slot(ring, job.slot), device_of(ring),
+                                    ops_);
+  queue_pack(current_, job, {});
+}
+
+void sender_core::queue_pack(std::shared_ptr<send_operation> const& operation, send_action::pack const& job,
+                             std::shared_ptr<void const> keep) {
+  auto const stream = stream_for_packing(*operation);
+  stream->copy(ops_);
+  ++copies_in_flight_;
+  session::copied what;
+  what.whose = operation;
+  what.keep = std::move(keep);
+  what.seq = job.seq;
+  what.bytes = operation->set->layout->manifest.buckets()[job.bucket].bytes;
+  stream->then(std::move(what));
+}
+
+/// A pack or a relay was seen to finish.
+void sender_core::copied(bool relayed, session::copied& what, std::error_code error) {
+  auto const operation = current_;
+  if (!operation || operation != what.whose) return;
+  --copies_in_flight_;
+  if (error) {
+    give_up(error, errc::device_failed,
+            std::string("the sender's device failed while ") + (relayed ? "relaying" : "packing") + ": " +
+                error.message());
+  } else if (relayed) {
+    machine_.relayed(what.seq, clock::now());
+    pump();
+  } else {
+    bytes_packed_ += what.bytes;
+    if (options_.watched_by())
+      options_.watched_by()->bucket_moved(operation->version, operation->report.buckets, bytes_packed_);
+    machine_.packed(what.seq, clock::now());
+    pump();
+  }
+  settle();
+}
+
+std::shared_ptr<copy_stream> sender_core::make_stream(ring_memory const& of, device where, bool relays) {
+  auto done = [weak = weak_from_this(), relays](session::copied& what, std::error_code error) {
+    if (auto const self = weak.lock()) self->copied(relays, what, error);
+  };
+  return std::make_shared<copy_stream>(strand_, of.backend->make_queue(), std::move(done),
+                                       session::poll_time(where));
+}
+
+/// Packs buckets from a source, which yields its tensors one by one.
+awaitable<void> sender_core::pack_source(std::shared_ptr<sender_core> self,
+                                         std::shared_ptr<send_operation> operation) {
   auto const set = operation->set;
   auto const& manifest = set->layout->manifest;
   std::uint32_t const ring = ring_of(set->where);
-  std::uint32_t const buckets = static_cast<std::uint32_t>(manifest.buckets().size());
+  auto const buckets = static_cast<std::uint32_t>(manifest.buckets().size());
   std::uint32_t packed = 0;
-  plan::gather gather(manifest);
-  bool waited_for_caller = false;
-  source_tensor current; // of a source: the tensor that the last piece came from
+  source_tensor current; // that the last piece came from
   std::optional<std::uint32_t> current_index;
   while (packed < buckets && !operation->stopping) {
     if (self->packs_.empty()) {
@@ -418,51 +482,26 @@ awaitable<void> sender_core::pack_buckets(std::shared_ptr<sender_core> self,
       continue;
     }
     send_action::pack const job = self->packs_.front();
-    self->packs_.pop_front();
-    auto const stream = self->rings_.at(ring).pack;
-    if (!waited_for_caller) stream->start_after(operation->when);
-    waited_for_caller = true;
+    self->packs_.erase(self->packs_.begin());
     std::byte* const base = self->slot(ring, job.slot);
-    std::vector<std::shared_ptr<void const>>
-        owners; // of a source's tensors, until this bucket's copies are done
+    auto const stream = self->stream_for_packing(*operation);
+    auto const owners = std::make_shared<std::vector<std::shared_ptr<void const>>>();
     self->ops_.clear();
     for (plan::piece const& piece : manifest.pieces_of(job.bucket)) {
-      if (set->source && current_index != piece.tensor) {
+      if (current_index != piece.tensor) {
         current = co_await next_tensor(self, *set->source, piece.tensor);
         // Another operation's step cannot come between: one packer runs at a time.
         check_delivery(manifest.tensors()[piece.tensor], current);
         current_index = piece.tensor;
         stream->start_after(current.when);
       }
-      if (set->source && current.keep_alive && (owners.empty() || owners.back() != current.keep_alive))
-        owners.push_back(current.keep_alive);
-      tensor_view const& view = set->source ? current.view : set->views[piece.tensor];
-      gather.ops_for_piece(piece, view, base, device_of(ring), self->ops_);
+      if (current.keep_alive && (owners->empty() || owners->back() != current.keep_alive))
+        owners->push_back(current.keep_alive);
+      operation->gather->ops_for_piece(piece, current.view, base, device_of(ring), self->ops_);
     }
     if (operation->stopping) break;
-    stream->copy(self->ops_);
+    self->queue_pack(operation, job, owners);
     ++packed;
-    ++self->copies_in_flight_;
-    std::uint64_t const bytes = manifest.buckets()[job.bucket].bytes;
-    auto seen = [weak = self->weak_from_this(), operation, seq = job.seq, bytes,
-                 owners = std::move(owners)](std::error_code error) {
-      auto const alive = weak.lock();
-      if (!alive || alive->current_ != operation) return;
-      --alive->copies_in_flight_;
-      if (error) {
-        alive->give_up(error, errc::device_failed,
-                       "the sender's device failed while packing: " + error.message());
-      } else {
-        alive->bytes_packed_ += bytes;
-        if (alive->options_.watched_by())
-          alive->options_.watched_by()->bucket_moved(operation->version, operation->report.buckets,
-                                                     alive->bytes_packed_);
-        alive->machine_.packed(seq, clock::now());
-        alive->pump();
-      }
-      alive->settle();
-    };
-    stream->then(std::move(seen));
   }
 }
 
@@ -472,10 +511,8 @@ void sender_core::packer_ended(std::shared_ptr<send_operation> const& operation,
   if (error && !operation->stopping) {
     auto const what = session::as_transfer_error(error, errc::source_failed);
     if (!operation->because) {
-      operation->because = operation->set->source && what.code() != errc::source_failed &&
-                                   what.code().category() != ropeway_category()
-                               ? make_error_code(errc::source_failed)
-                               : what.code();
+      operation->because =
+          what.code().category() == ropeway_category() ? what.code() : make_error_code(errc::source_failed);
       operation->error = failure(transfer_error(operation->because, what.what()).tensor(what.tensor()));
     }
     machine_.give_up(session::as_errc(operation->because, errc::source_failed), what.what(), clock::now());
@@ -545,8 +582,17 @@ awaitable<void> sender_core::accept_peers(std::shared_ptr<sender_core> self) {
       entry.name = to_string(link->peer());
       self->peers_.emplace(id, std::move(entry));
       self->machine_.connected(id, to_string(link->peer()), clock::now());
-      auto hearing = hear_peer(self, id, link);
-      asio::co_spawn(self->strand_, std::move(hearing), asio::detached);
+      auto heard = [weak, id](protocol::message& what, unique_fd) {
+        auto const alive = weak.lock();
+        if (!alive || !alive->peers_.contains(id)) return;
+        alive->machine_.received(id, what, clock::now());
+        alive->pump();
+        alive->settle();
+      };
+      auto ended = [weak, id](errc code, std::string words) {
+        if (auto const alive = weak.lock()) alive->peer_ended(id, code, words);
+      };
+      link->listen(std::move(heard), std::move(ended));
       self->pump();
     }
   } catch (std::exception const&) {
@@ -554,30 +600,15 @@ awaitable<void> sender_core::accept_peers(std::shared_ptr<sender_core> self) {
   }
 }
 
-awaitable<void> sender_core::hear_peer(std::shared_ptr<sender_core> self, protocol::peer_id id,
-                                       std::shared_ptr<session::link> link) {
-  errc code = errc::peer_gone;
-  std::string words;
-  try {
-    for (;;) {
-      session::link::incoming heard = co_await link->hear();
-      if (!self->peers_.contains(id)) co_return;
-      self->machine_.received(id, heard.what, clock::now());
-      self->pump();
-      self->settle();
-    }
-  } catch (std::system_error const& error) {
-    code = session::as_errc(error.code(), errc::peer_gone);
-    words = error.what();
-  } catch (std::exception const& error) { words = error.what(); }
-  if (!self->peers_.contains(id)) co_return; // dropped by the machine
-  auto const leaving = self->peers_.extract(id);
+void sender_core::peer_ended(protocol::peer_id id, errc code, std::string const& words) {
+  if (!peers_.contains(id)) return; // dropped by the machine
+  auto const leaving = peers_.extract(id);
   leaving.mapped().link->close();
-  if (self->options_.watched_by() && leaving.mapped().announced)
-    self->options_.watched_by()->receiver_left(leaving.mapped().name, words);
-  self->machine_.gone(id, code, words, clock::now());
-  self->pump();
-  self->settle();
+  if (options_.watched_by() && leaving.mapped().announced)
+    options_.watched_by()->receiver_left(leaving.mapped().name, words);
+  machine_.gone(id, code, words, clock::now());
+  pump();
+  settle();
 }
 
 // ---- carrying out what the machine decided ----
@@ -585,8 +616,8 @@ awaitable<void> sender_core::hear_peer(std::shared_ptr<sender_core> self, protoc
 void sender_core::pump() {
   if (pumping_) return;
   pumping_ = true;
-  for (auto actions = machine_.take(); !actions.empty(); actions = machine_.take())
-    for (auto& action : actions) std::visit([this](auto& one) { act(one); }, action);
+  for (machine_.take(actions_); !actions_.empty(); machine_.take(actions_))
+    for (auto& action : actions_) std::visit([this](auto& one) { act(one); }, action);
   pumping_ = false;
   arm_deadline();
   if (!waiters_.empty()) wake_waiters();
@@ -683,6 +714,10 @@ bool sender_core::carry(session::layout& layout) {
 void sender_core::give_up_later(transfer_error what) {
   asio::post(strand_, [self = shared_from_this(), operation = current_, what = std::move(what)] {
     if (self->current_ != operation) return;
+    if (!operation->because) {
+      operation->because = what.code();
+      operation->error = failure(what);
+    }
     self->give_up(what.code(), session::as_errc(what.code(), errc::device_failed), what.what());
     self->settle();
   });
@@ -714,8 +749,7 @@ void sender_core::act(send_action::make_ring& action) {
         entry.backend = result.backend;
         entry.shared = std::move(result.shared);
         entry.registrations.push_back(std::move(result.registration));
-        entry.pack = std::make_shared<copy_stream>(self->strand_, entry.backend->make_queue(),
-                                                   session::poll_time(device_of(ring)));
+        entry.pack = self->make_stream(entry, device_of(ring), false);
         std::scoped_lock lock(self->shared_mutex_);
         if (self->abandoned_) return;
         self->all_streams_.push_back(entry.pack);
@@ -740,8 +774,14 @@ void sender_core::act(send_action::make_ring& action) {
 }
 
 void sender_core::act(send_action::pack& action) {
-  packs_.push_back(action);
-  packs_changed_.notify();
+  if (!current_ || current_->stopping) return;
+  if (current_->set->source) {
+    packs_.push_back(action);
+    return packs_changed_.notify();
+  }
+  try {
+    pack_views(action);
+  } catch (...) { give_up_later(session::as_transfer_error(std::current_exception(), errc::device_failed)); }
 }
 
 void sender_core::act(send_action::relay& action) {
@@ -751,8 +791,7 @@ void sender_core::act(send_action::relay& action) {
   auto& from = rings_.at(ring);
   try {
     if (!from.relay) {
-      from.relay = std::make_shared<copy_stream>(strand_, from.backend->make_queue(),
-                                                 session::poll_time(device_of(ring)));
+      from.relay = make_stream(from, device_of(ring), true);
       std::scoped_lock lock(shared_mutex_);
       all_streams_.push_back(from.relay);
     }
@@ -767,19 +806,10 @@ void sender_core::act(send_action::relay& action) {
     return;
   }
   ++copies_in_flight_;
-  from.relay->then([weak = weak_from_this(), operation, seq = action.seq](std::error_code error) {
-    auto const self = weak.lock();
-    if (!self || self->current_ != operation) return;
-    --self->copies_in_flight_;
-    if (error) {
-      self->give_up(error, errc::device_failed,
-                    "the sender's device failed while relaying: " + error.message());
-    } else {
-      self->machine_.relayed(seq, clock::now());
-      self->pump();
-    }
-    self->settle();
-  });
+  session::copied what;
+  what.whose = operation;
+  what.seq = action.seq;
+  from.relay->then(std::move(what));
 }
 
 void sender_core::act(send_action::drop& action) {

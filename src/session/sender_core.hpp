@@ -1,12 +1,10 @@
 // Drives the sender's machine with a socket, rings and copy queues. Part of ropeway; Apache-2.0.
 //
 // Everything runs on one strand. The machine decides; pump() carries out. The only coroutines are the
-// acceptor, one listener a connection, and one packer an update.
+// acceptor and, for an update from a source, its packer: what happens once a bucket must not allocate.
 #pragma once
 #include <asio/cancellation_signal.hpp>
-#include <asio/steady_timer.hpp>
 #include <atomic>
-#include <deque>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -44,10 +42,12 @@ class send_operation {
   std::unique_ptr<completion<sending>> on_started;
   std::vector<std::unique_ptr<completion<nothing>>> on_source_free;
   std::unique_ptr<completion<send_report>> on_done;
-  bool stopping = false; // given up: nothing more is packed
-  bool packer_runs = false;
-  bool finished = false; // the machine said so
-  bool over = false;     // every completion was or can be given
+  std::optional<plan::gather> gather;
+  bool ordered = false;     // packing was told to start after `when`
+  bool stopping = false;    // given up: nothing more is packed
+  bool packer_runs = false; // of a source
+  bool finished = false;    // the machine said so
+  bool over = false;        // every completion was or can be given
   bool source_is_free = false;
   std::error_code because; // why this side gave up, if not for an errc
   failure error;
@@ -98,18 +98,23 @@ class sender_core : public std::enable_shared_from_this<sender_core> {
   struct count_waiter {
     std::size_t count;
     std::unique_ptr<completion<std::size_t>> done;
-    std::unique_ptr<asio::steady_timer> limit;
+    std::unique_ptr<wire::timer> limit;
   };
 
   static awaitable<void> accept_peers(std::shared_ptr<sender_core> self);
-  static awaitable<void> hear_peer(std::shared_ptr<sender_core> self, protocol::peer_id id,
-                                   std::shared_ptr<session::link> link);
-  static awaitable<void> pack_buckets(std::shared_ptr<sender_core> self,
-                                      std::shared_ptr<send_operation> operation);
+  static awaitable<void> pack_source(std::shared_ptr<sender_core> self,
+                                     std::shared_ptr<send_operation> operation);
   static awaitable<source_tensor> next_tensor(std::shared_ptr<sender_core> self, tensor_source& source,
                                               std::uint32_t index);
 
+  void peer_ended(protocol::peer_id id, errc code, std::string const& words);
   void begin(std::shared_ptr<send_operation> const& operation);
+  std::shared_ptr<copy_stream> stream_for_packing(send_operation& operation);
+  void pack_views(protocol::send_action::pack const& job);
+  void queue_pack(std::shared_ptr<send_operation> const& operation, protocol::send_action::pack const& job,
+                  std::shared_ptr<void const> keep);
+  void copied(bool relayed, session::copied& what, std::error_code error);
+  std::shared_ptr<copy_stream> make_stream(ring_memory const& of, device where, bool relays);
   void give_up(std::error_code code, errc on_wire, std::string text);
   void give_up_later(transfer_error what);
   bool carry(session::layout& layout);
@@ -155,18 +160,19 @@ class sender_core : public std::enable_shared_from_this<sender_core> {
   protocol::peer_id next_peer_ = 1;
   std::map<std::uint32_t, ring_memory> rings_;
   std::shared_ptr<send_operation> current_;
-  std::deque<protocol::send_action::pack> packs_;
+  std::vector<protocol::sender_action> actions_;
+  std::vector<protocol::send_action::pack> packs_; // for the packer of a source
   session::notifier packs_changed_;
   asio::cancellation_signal stop_packer_;
   std::vector<memory::copy_op> ops_;
   std::uint32_t copies_in_flight_ = 0; // of the current update: packs and relays
   bool drain_asked_ = false;
   std::uint64_t bytes_packed_ = 0;
-  asio::steady_timer deadline_;
+  wire::timer deadline_;
   std::optional<clock::time_point> armed_;
   std::vector<count_waiter> waiters_;
   std::vector<std::unique_ptr<completion<nothing>>> on_closed_;
-  asio::steady_timer close_limit_;
+  wire::timer close_limit_;
   bool pumping_ = false, closing_ = false, closed_ = false;
 
   mutable std::mutex shared_mutex_; // for what initiating calls read on any thread, and abandon()

@@ -1,8 +1,6 @@
 #include "wire/connection.hpp"
 
 #include <algorithm>
-#include <asio/posix/stream_descriptor.hpp>
-#include <asio/steady_timer.hpp>
 #include <cerrno>
 #include <cstring>
 #include <sys/epoll.h>
@@ -34,8 +32,7 @@ class only_one {
 std::error_code system_code(int error) { return {error, std::system_category()}; }
 
 // One descriptor to wait for two things: the socket, and the end of the peer's process.
-asio::posix::stream_descriptor wait_for(any_io_executor const& executor, int socket, std::uint32_t events,
-                                        int pidfd) {
+descriptor wait_for(strand const& on, int socket, std::uint32_t events, int pidfd) {
   unique_fd both(::epoll_create1(EPOLL_CLOEXEC));
   epoll_event event{};
   event.events = events;
@@ -43,7 +40,7 @@ asio::posix::stream_descriptor wait_for(any_io_executor const& executor, int soc
   event.events = EPOLLIN;
   if (made && pidfd >= 0) made = ::epoll_ctl(both.get(), EPOLL_CTL_ADD, pidfd, &event) == 0;
   if (!made) throw transfer_error(system_code(errno), "can't watch a connection");
-  asio::posix::stream_descriptor watched(executor, both.get());
+  descriptor watched(on, both.get());
   (void)both.release();
   return watched;
 }
@@ -51,19 +48,19 @@ asio::posix::stream_descriptor wait_for(any_io_executor const& executor, int soc
 } // namespace
 
 struct connection::state {
-  any_io_executor executor;
+  strand on;
   unique_fd socket;
   peer_process peer;
-  asio::posix::stream_descriptor readable;
-  asio::posix::stream_descriptor* writable = nullptr; // of the send that waits
-  bool receiving = false, sending = false;
+  descriptor readable;
+  descriptor* writable = nullptr; // of the send that waits
+  bool sending = false;
   pid_t owner = ::getpid();
 
-  state(any_io_executor const& on, unique_fd connected, peer_process who)
-      : executor(on)
+  state(strand const& its, unique_fd connected, peer_process who)
+      : on(its)
       , socket(std::move(connected))
       , peer(std::move(who))
-      , readable(wait_for(on, socket.get(), EPOLLIN, peer.pidfd.get())) {}
+      , readable(wait_for(its, socket.get(), EPOLLIN, peer.pidfd.get())) {}
   ~state() { close(); }
   state(state const&) = delete;
   state& operator=(state const&) = delete;
@@ -161,7 +158,7 @@ struct connection::state {
   }
 };
 
-connection::connection(any_io_executor executor, unique_fd socket, trust const& whom) {
+connection::connection(strand on, unique_fd socket, trust const& whom) {
   peer_process peer = look_at_peer(socket.get());
   if (!whom.allows(peer.who.uid)) {
     auto const name = to_string(peer.who);
@@ -170,7 +167,7 @@ connection::connection(any_io_executor executor, unique_fd socket, trust const& 
         .peer(name);
   }
   enlarge_buffer(socket.get());
-  state_ = std::make_shared<state>(executor, std::move(socket), std::move(peer));
+  state_ = std::make_shared<state>(on, std::move(socket), std::move(peer));
 }
 
 connection& connection::operator=(connection&& other) noexcept {
@@ -196,8 +193,21 @@ peer_credentials const& connection::peer() const noexcept {
 
 bool connection::watches_process() const noexcept { return state_ && state_->peer.pidfd; }
 
-awaitable<received> connection::receive(std::span<std::byte> buffer, std::size_t most_fds) {
-  return receive_on(state_, buffer, most_fds);
+descriptor& connection::readable() {
+  if (!state_) throw transfer_error(errc::not_open, "the connection");
+  state_->check_open();
+  return state_->readable;
+}
+
+std::optional<received> connection::try_receive(std::span<std::byte> buffer, std::size_t most_fds) {
+  if (!state_) throw transfer_error(errc::not_open, "the connection");
+  state_->check_open();
+  // Asked before the queue is read: what a peer sent before it died is in there already.
+  bool const ended = state_->peer_ended();
+  received message;
+  if (state_->receive(buffer, most_fds, message)) return message;
+  if (ended) state_->gone();
+  return std::nullopt;
 }
 
 awaitable<void> connection::send(std::span<std::byte const> message, std::span<int const> fds) {
@@ -212,26 +222,6 @@ bool connection::try_send(std::span<std::byte const> message, std::span<int cons
   return !state_->sending && state_->send(message, fds);
 }
 
-awaitable<received> connection::receive_on(std::shared_ptr<state> self, std::span<std::byte> buffer,
-                                           std::size_t most_fds) {
-  if (!self) throw transfer_error(errc::not_open, "the connection");
-  self->check_open();
-  only_one const running(self->receiving, "receive");
-  received message;
-  for (;;) {
-    // A message is taken only by an operation that will deliver it.
-    auto const cancelled = co_await asio::this_coro::cancellation_state;
-    if (cancelled.cancelled() != asio::cancellation_type::none)
-      throw asio::system_error(asio::error::operation_aborted);
-    // Asked before the queue is read: what a peer sent before it died is in there already.
-    bool const ended = self->peer_ended();
-    if (self->receive(buffer, most_fds, message)) co_return message;
-    if (ended) self->gone();
-    co_await self->readable.async_wait(asio::posix::stream_descriptor::wait_read, use_awaitable);
-    if (!self->socket) throw asio::system_error(asio::error::operation_aborted);
-  }
-}
-
 awaitable<void> connection::send_on(std::shared_ptr<state> self, std::span<std::byte const> message,
                                     std::span<int const> fds) {
   if (!self) throw transfer_error(errc::not_open, "the connection");
@@ -244,14 +234,14 @@ awaitable<void> connection::send_on(std::shared_ptr<state> self, std::span<std::
   if (self->send(message, fds)) co_return;
   // Waiting is rare, so what it needs is made for it alone: a socket that is watched for writing all the time
   // would wake the loop for each message that the peer reads.
-  auto writable = wait_for(self->executor, self->socket.get(), EPOLLOUT, self->peer.pidfd.get());
+  auto writable = wait_for(self->on, self->socket.get(), EPOLLOUT, self->peer.pidfd.get());
   self->writable = &writable;
   struct forget {
     state& of;
     ~forget() { of.writable = nullptr; }
   } const forget_writable{*self};
   for (;;) {
-    co_await writable.async_wait(asio::posix::stream_descriptor::wait_read, use_awaitable);
+    co_await writable.async_wait(descriptor::wait_read, use_awaitable);
     if (!self->socket) throw asio::system_error(asio::error::operation_aborted);
     auto const now = co_await asio::this_coro::cancellation_state;
     if (now.cancelled() != asio::cancellation_type::none)
@@ -291,10 +281,10 @@ std::string passing_reason(int error, std::string const& path) {
 
 } // namespace
 
-awaitable<connection> connect(std::string path, std::chrono::steady_clock::time_point deadline, trust whom) {
+awaitable<connection> connect(strand on, std::string path, std::chrono::steady_clock::time_point deadline,
+                              trust whom) {
   check_path(path);
-  auto const executor = co_await asio::this_coro::executor;
-  asio::steady_timer pause(executor);
+  timer pause(on);
   std::chrono::milliseconds step{1};
   for (;;) {
     std::string reason;
@@ -306,7 +296,7 @@ awaitable<connection> connect(std::string path, std::chrono::steady_clock::time_
       // The backlog of a dead listener, kept open by children that it forked.
       reason = "its listener has ended";
     } else {
-      connection connected(executor, std::move(socket), whom);
+      connection connected(on, std::move(socket), whom);
       co_return connected;
     }
     auto const now = std::chrono::steady_clock::now();

@@ -1,7 +1,5 @@
 #include "wire/listener.hpp"
 
-#include <asio/posix/stream_descriptor.hpp>
-#include <asio/steady_timer.hpp>
 #include <cerrno>
 #include <cstring>
 #include <optional>
@@ -102,18 +100,18 @@ class bound_socket {
 } // namespace
 
 struct listener::state {
-  any_io_executor executor;
+  strand on;
   std::string path;
   trust whom;
-  asio::posix::stream_descriptor socket;
+  descriptor socket;
   inode own{};
   pid_t owner = ::getpid();
   bool accepting = false;
-  asio::steady_timer pause;
+  timer pause;
   std::uint64_t refused = 0;
 
-  state(any_io_executor const& on, std::string at, trust who)
-      : executor(on), path(std::move(at)), whom(std::move(who)), socket(on), pause(on) {
+  state(strand const& its, std::string at, trust who)
+      : on(its), path(std::move(at)), whom(std::move(who)), socket(its), pause(its) {
     prepare_directory(path, whom);
     path_lock const lock(path);
     prepare_directory(path, whom);
@@ -146,8 +144,8 @@ struct listener::state {
   }
 };
 
-listener::listener(any_io_executor executor, std::string path, trust whom)
-    : state_(std::make_shared<state>(executor, std::move(path), std::move(whom))) {}
+listener::listener(strand on, std::string path, trust whom)
+    : state_(std::make_shared<state>(on, std::move(path), std::move(whom))) {}
 
 listener& listener::operator=(listener&& other) noexcept {
   if (this != &other) {
@@ -187,7 +185,7 @@ awaitable<connection> listener::accept_on(std::shared_ptr<state> self) {
     int const error = accepted ? 0 : errno;
     if (accepted) {
       try {
-        connection peer(self->executor, std::move(accepted), self->whom);
+        connection peer(self->on, std::move(accepted), self->whom);
         co_return peer;
       } catch (transfer_error const& refusal) {
         if (refusal.code() == errc::not_permitted) ++self->refused;
@@ -212,7 +210,7 @@ awaitable<connection> listener::accept_on(std::shared_ptr<state> self) {
       self->pause.expires_after(shortage_pause);
       co_await self->pause.async_wait(use_awaitable);
     } else {
-      co_await self->socket.async_wait(asio::posix::stream_descriptor::wait_read, use_awaitable);
+      co_await self->socket.async_wait(descriptor::wait_read, use_awaitable);
     }
   }
 }

@@ -19,7 +19,7 @@ namespace ropeway::wire {
 class listener {
  public:
   /// Errors: `errc::bad_path`, `errc::not_permitted` (see `prepare_directory`), `errc::address_in_use`.
-  listener(any_io_executor executor, std::string path, trust whom = {});
+  listener(strand on, std::string path, trust whom = {});
   listener(listener&&) noexcept = default;
   listener& operator=(listener&& other) noexcept;
   ~listener();

@@ -47,7 +47,7 @@ awaitable<void> greet(wire::listener& at) {
   co_await peer.send(bytes_of("hello"));
 }
 awaitable<std::string> be_greeted(std::string path, std::chrono::milliseconds limit, wire::trust whom = {}) {
-  wire::connection peer = co_await wire::connect(path, in(limit), whom);
+  wire::connection peer = co_await connect_to(path, in(limit), whom);
   std::string text = co_await receive_text(peer);
   co_return text;
 }
@@ -57,7 +57,7 @@ fork_child listening_child(std::string const& path, baton const& listens, bool o
                            baton const* end = nullptr) {
   return fork_child([&path, &listens, orphans, end] {
     asio::io_context io(1);
-    wire::listener const at(io.get_executor(), path);
+    wire::listener const at(strand_of(io), path);
     if (orphans && ::fork() == 0) {
       (void)end->wait();
       ::_exit(0);
@@ -70,7 +70,7 @@ fork_child listening_child(std::string const& path, baton const& listens, bool o
 bool can_listen(std::string const& path) {
   asio::io_context io(1);
   try {
-    wire::listener const at(io.get_executor(), path);
+    wire::listener const at(strand_of(io), path);
     return true;
   } catch (transfer_error const& error) {
     CHECK(error.code() == errc::address_in_use);
@@ -81,7 +81,7 @@ bool can_listen(std::string const& path) {
 std::error_code listen_code(std::string const& path, wire::trust const& whom = {}) {
   return code_of([&] {
     asio::io_context io(1);
-    wire::listener const at(io.get_executor(), path, whom);
+    wire::listener const at(strand_of(io), path, whom);
   });
 }
 
@@ -99,7 +99,7 @@ TEST_CASE("two processes meet at a path, the file is private while it is there, 
   });
   {
     asio::io_context io(1);
-    wire::listener at(io.get_executor(), path);
+    wire::listener at(strand_of(io), path);
     CHECK(at.path() == path);
     CHECK(names_in(directory) == "socket");
     struct stat about {};
@@ -121,7 +121,7 @@ TEST_CASE("who connects first waits for the listener") {
   start(io, be_greeted(path, 10s), greeted);
   io.run_for(20ms);
   CHECK_FALSE(greeted.done());
-  wire::listener at(io.get_executor(), path);
+  wire::listener at(strand_of(io), path);
   run(io, greet(at));
   REQUIRE(run_until(io, [&] { return greeted.done(); }));
   CHECK(greeted.get() == "hello");
@@ -132,12 +132,12 @@ TEST_CASE("nobody at the path until the deadline is a connect_timeout that says 
   scratch const directory;
   asio::io_context io(1);
   auto const before = std::chrono::steady_clock::now();
-  auto const words = words_of([&] { run(io, wire::connect(directory.file("socket"), in(30ms))); });
+  auto const words = words_of([&] { run(io, connect_to(directory.file("socket"), in(30ms))); });
   auto const took = std::chrono::steady_clock::now() - before;
   CHECK(words.find("no socket yet") != std::string::npos);
   CHECK(took >= 30ms);
   CHECK(took < 5s);
-  CHECK(code_of([&] { run(io, wire::connect(directory.file("socket"), in(0ms))); }) == errc::connect_timeout);
+  CHECK(code_of([&] { run(io, connect_to(directory.file("socket"), in(0ms))); }) == errc::connect_timeout);
 }
 
 TEST_CASE("connecting to what can't work fails at once") {
@@ -146,9 +146,7 @@ TEST_CASE("connecting to what can't work fails at once") {
   asio::io_context io(1);
   std::ofstream(directory.file("file")) << "not a socket";
   std::filesystem::create_directory(directory.file("directory"));
-  auto code = [&](std::string const& path) {
-    return code_of([&] { run(io, wire::connect(path, in(60s))); });
-  };
+  auto code = [&](std::string const& path) { return code_of([&] { run(io, connect_to(path, in(60s))); }); };
   CHECK(code(directory.file("file")) == errc::bad_path);
   CHECK(code(directory.file("directory")) == errc::bad_path);
   CHECK(code(directory.file("file/socket")) == errc::bad_path);
@@ -173,7 +171,7 @@ TEST_CASE("a connect that waits can be cancelled") {
   asio::io_context io(1);
   struct race {
     static awaitable<std::size_t> of(std::string path) {
-      auto either = co_await (wire::connect(path, in(60s)) || sleep_for(5ms));
+      auto either = co_await (connect_to(path, in(60s)) || sleep_for(5ms));
       co_return either.index();
     }
   };
@@ -184,7 +182,7 @@ TEST_CASE("an accept that waits can be cancelled, ends with close, and is one at
   leak_check const leaks;
   scratch const directory;
   asio::io_context io(1);
-  wire::listener at(io.get_executor(), directory.file("socket"));
+  wire::listener at(strand_of(io), directory.file("socket"));
   struct race {
     static awaitable<std::size_t> of(wire::listener& from) {
       auto either = co_await (from.accept() || sleep_for(5ms));
@@ -210,7 +208,7 @@ TEST_CASE("a living listener's path is refused and left alone, in this process a
   std::string const path = directory.file("socket");
   {
     asio::io_context io(1);
-    wire::listener at(io.get_executor(), path);
+    wire::listener at(strand_of(io), path);
     CHECK_FALSE(can_listen(path));
     // The probe was a connection that is gone again; the next peer is served.
     outcome<std::string> greeted;
@@ -253,7 +251,7 @@ TEST_CASE("a killed listener's path is taken over although its children keep the
   start(io, be_greeted(path, 10s), greeted);
   io.run_for(20ms);
   CHECK_FALSE(greeted.done());
-  wire::listener at(io.get_executor(), path);
+  wire::listener at(strand_of(io), path);
   run(io, greet(at));
   REQUIRE(run_until(io, [&] { return greeted.done(); }));
   CHECK(greeted.get() == "hello");
@@ -277,7 +275,7 @@ TEST_CASE("of many that start at once at one stale path, one wins") {
       if (!go.wait()) return 3;
       asio::io_context io(1);
       try {
-        wire::listener const at(io.get_executor(), path);
+        wire::listener const at(strand_of(io), path);
         tried.pass();
         return end.wait() ? 0 : 2;
       } catch (transfer_error const& error) {
@@ -305,9 +303,9 @@ TEST_CASE("closing removes only its own file") {
   scratch const directory;
   std::string const path = directory.file("socket");
   asio::io_context io(1);
-  wire::listener first(io.get_executor(), path);
+  wire::listener first(strand_of(io), path);
   std::filesystem::remove(path);
-  wire::listener second(io.get_executor(), path);
+  wire::listener second(strand_of(io), path);
   first.close();
   CHECK(names_in(directory) == "socket");
   CHECK_FALSE(can_listen(path));
@@ -320,7 +318,7 @@ TEST_CASE("a forked child that drops its copy of the listener does not end the p
   scratch const directory;
   std::string const path = directory.file("socket");
   asio::io_context io(1);
-  wire::listener at(io.get_executor(), path);
+  wire::listener at(strand_of(io), path);
   fork_child child([&] {
     wire::listener const copy = std::move(at);
     return 0;
@@ -352,7 +350,7 @@ TEST_CASE("paths that no socket can have are refused with the limit") {
   auto words = [&](std::string const& path) {
     return words_of([&] {
       asio::io_context io(1);
-      wire::listener const at(io.get_executor(), path);
+      wire::listener const at(strand_of(io), path);
     });
   };
   CHECK(words(directory.file(std::string(100, 'x'))).find("allows 107") != std::string::npos);
@@ -408,7 +406,7 @@ TEST_CASE("a missing directory is made, private, or for the group if that may en
   REQUIRE(::stat(directory.file("ours").c_str(), &about) == 0);
   CHECK((about.st_mode & 07757) == 0750);
   asio::io_context io(1);
-  wire::listener const at(io.get_executor(), directory.file("ours/socket"), group);
+  wire::listener const at(strand_of(io), directory.file("ours/socket"), group);
   REQUIRE(::stat(directory.file("ours/socket").c_str(), &about) == 0);
   CHECK((about.st_mode & 0777) == 0660);
 }
@@ -419,7 +417,7 @@ TEST_CASE("a peer of a user that is not trusted is closed and counted, and the n
   std::string const path = directory.file("socket");
   asio::io_context io(1);
   auto const somebody_else = wire::trust::only({::geteuid() + 1});
-  wire::listener at(io.get_executor(), path, somebody_else);
+  wire::listener at(strand_of(io), path, somebody_else);
   outcome<wire::connection> accept;
   start(io, at.accept(), accept);
   CHECK(code_of([&] { run(io, be_greeted(path, 10s)); }) == errc::peer_gone);
@@ -449,7 +447,7 @@ TEST_CASE("another user is kept out by directory, by socket mode and by name") {
   wire::trust any;
   any.any_directory();
   asio::io_context io(1);
-  wire::listener at(io.get_executor(), path, any);
+  wire::listener at(strand_of(io), path, any);
   CHECK(as_nobody(root_too).wait() == static_cast<int>(errc::not_permitted));
   REQUIRE(::chmod(directory.file("").c_str(), 0755) == 0);
   CHECK(as_nobody(root_too).wait() == static_cast<int>(errc::not_permitted));
@@ -478,7 +476,7 @@ TEST_CASE("a process without descriptors left waits for one instead of spinning,
   fork_child child([&] {
     asio::io_context io(1);
     std::string const path = directory.file("socket");
-    wire::listener at(io.get_executor(), path);
+    wire::listener at(strand_of(io), path);
     outcome<wire::connection> accept;
     start(io, at.accept(), accept);
     io.poll();
@@ -520,7 +518,7 @@ TEST_CASE("hundreds of connections come and go") {
   scratch const directory;
   std::string const path = directory.file("socket");
   asio::io_context io(1);
-  wire::listener at(io.get_executor(), path);
+  wire::listener at(strand_of(io), path);
   struct many {
     static awaitable<void> serve(wire::listener& from, int count) {
       std::vector<wire::connection> peers;
@@ -533,7 +531,7 @@ TEST_CASE("hundreds of connections come and go") {
     static awaitable<int> visit(std::string to, int count) {
       std::vector<wire::connection> peers;
       int greeted = 0;
-      for (int i = 0; i < count; ++i) peers.push_back(co_await wire::connect(to, in(10s)));
+      for (int i = 0; i < count; ++i) peers.push_back(co_await connect_to(to, in(10s)));
       for (auto& peer : peers) {
         std::string text = co_await receive_text(peer);
         greeted += text == "hello";

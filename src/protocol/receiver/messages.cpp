@@ -110,13 +110,13 @@ void receiver_machine::impl::on(published const& m) {
   if (m.slot >= where->second.what.slots)
     return wrong("ring ", m.ring, " has ", where->second.what.slots, " slots, not a slot ", m.slot);
   if (std::any_of(held.begin(), held.end(),
-                  [&](auto const& h) { return h.second.ring == m.ring && h.second.slot == m.slot; }))
+                  [&](auto const& h) { return h.ring == m.ring && h.slot == m.slot; }))
     return wrong("slot ", m.slot, " of ring ", m.ring, " is not released yet");
   if (m.bytes != bucket_bytes[m.bucket])
     return wrong(m.bytes, " bytes, but ", bucket_bytes[m.bucket], " by the manifest");
   ++next_bucket;
   last_seq = m.seq;
-  held[m.seq] = {m.ring, m.slot};
+  held.push_back({m.seq, m.ring, m.slot});
   actions.emplace_back(receive_action::bucket{m.update, m.seq, m.bucket, m.ring, m.slot, m.bytes});
 }
 

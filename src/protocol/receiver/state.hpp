@@ -29,6 +29,7 @@ struct receiver_machine::impl {
     enum class state : std::uint8_t { mapping, mapped, refused } at = state::mapping;
   };
   struct held_slot {
+    std::uint64_t seq = 0;
     std::uint32_t ring = 0, slot = 0;
   };
   /// What is said when the driver has drained its copies.
@@ -47,7 +48,7 @@ struct receiver_machine::impl {
   std::uint32_t next_bucket = 0, loaded_buckets = 0;
   bool in_place = true; ///< the embedder has nothing more to do before all_copied
   std::uint64_t last_seq = 0;
-  std::map<std::uint64_t, held_slot> held; ///< by seq: published, not yet released
+  std::vector<held_slot> held; ///< published, not yet released; a few
 
   last_word at_drained = last_word::none;
   std::uint16_t failed_code = 0;
@@ -83,6 +84,8 @@ struct receiver_machine::impl {
   // ---- receiver_machine.cpp ----
   void say(message what);
   void go(stage next);
+  /// Takes it out of `held`; false if it is not there.
+  bool let_go(std::uint64_t seq);
   bool running() const noexcept { return at != stage::idle; }
   /// Stops the running update: the driver drains, then `word` is said.
   void stop(errc code, std::string const& text, bool by_peer, last_word word);

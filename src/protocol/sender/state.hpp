@@ -1,7 +1,6 @@
 // What the sender's machine knows: its peers, its rings, the update that runs. The rules are in the .cpp
 // files of this folder, one concern each. Part of ropeway; Apache-2.0.
 #pragma once
-#include <deque>
 #include <map>
 
 #include "plan/slot_ledger.hpp"
@@ -87,7 +86,7 @@ struct sender_machine::impl {
     update_facts facts;
     std::vector<participant> participants;
     std::map<std::string, bool> group_committing;
-    std::deque<load> loads;
+    std::vector<load> loads; ///< in seq order; no more than there are slots
     std::uint32_t next_bucket = 0, packed = 0;
     std::uint32_t copies = 0; ///< packs and relays that the driver was asked for and has not answered
     bool source_free = false, drain_said = false, drained = false;
