@@ -32,11 +32,18 @@ class destinations {
   /// The whole tensor with the view's name, which must have the view's dtype and shape.
   destinations& add(mutable_tensor_view const& into);
   /// The box of that tensor that starts at `start` and has the view's shape (a tensor-parallel shard, say).
-  /// `start` has one number a dimension.
+  /// `start` has one number a dimension, else `errc::invalid_argument` is thrown.
   destinations& add_part(std::span<std::uint64_t const> start, mutable_tensor_view const& into);
   destinations& add_part(std::initializer_list<std::uint64_t> start, mutable_tensor_view const& into) {
     return add_part(std::span(start.begin(), start.size()), into);
   }
+
+  /// The shard of `rank` of a tensor that is split evenly along `dimension` among `ranks` (tensor
+  /// parallelism: dimension 0 for rows, 1 for columns of a matrix). The view has the shard's shape; a tensor
+  /// of another shape than `ranks` of them make is a mismatch. Throws `errc::invalid_argument` for a
+  /// dimension or a rank that there is not.
+  destinations& add_shard(std::size_t dimension, std::uint32_t rank, std::uint32_t ranks,
+                          mutable_tensor_view const& into);
 
   /// Normally an update must send every tensor named here and no other; else the load is refused before a
   /// byte moves. These lift one half each, for updates of a subset, and for servers that use only part of a

@@ -13,57 +13,6 @@ using detail::nothing;
 using detail::stop_request;
 using detail::without_result;
 
-// ---- destinations ----
-
-destinations::destinations() : set_(std::make_shared<detail::destination_set>()) {}
-destinations::destinations(destinations&&) noexcept = default;
-destinations& destinations::operator=(destinations&&) noexcept = default;
-destinations::~destinations() = default;
-
-destinations& destinations::add(mutable_tensor_view const& into) {
-  plan::destination place;
-  place.tensor = into.name();
-  place.into = into;
-  set_->places.push_back(std::move(place));
-  set_->forget_plans();
-  return *this;
-}
-
-destinations& destinations::add_part(std::span<std::uint64_t const> start, mutable_tensor_view const& into) {
-  if (start.size() != into.dims().rank())
-    throw transfer_error(errc::invalid_argument, "the start of a part of tensor " + std::string(into.name()) +
-                                                     " has " + std::to_string(start.size()) +
-                                                     " numbers for " + std::to_string(into.dims().rank()) +
-                                                     " dimensions")
-        .tensor(into.name());
-  plan::box part = plan::whole(into.dims());
-  for (std::size_t d = 0; d < start.size(); ++d) part.start[d] = start[d];
-  plan::destination place;
-  place.tensor = into.name();
-  place.part = part;
-  place.into = into;
-  set_->places.push_back(std::move(place));
-  set_->forget_plans();
-  return *this;
-}
-
-destinations& destinations::allow_unsent(bool on) {
-  set_->allow_unsent = on;
-  set_->forget_plans();
-  return *this;
-}
-
-destinations& destinations::allow_unplaced(bool on) {
-  set_->allow_unplaced = on;
-  set_->forget_plans();
-  return *this;
-}
-
-std::size_t destinations::size() const noexcept { return set_->places.size(); }
-bool destinations::torn() const noexcept { return set_->torn(); }
-std::vector<std::string> destinations::torn_tensors() const { return set_->torn_tensors(); }
-std::optional<std::uint64_t> destinations::version() const noexcept { return set_->version(); }
-
 // ---- bucket ----
 
 bucket& bucket::operator=(bucket&& other) noexcept {

@@ -80,6 +80,9 @@ void scatter::add(manifest const& sent, destination const& into) {
                                    std::string(name(view.type())));
   if (into.part && !within(part, tensor.dims))
     differs(kind::out_of_bounds, "has shape " + to_string(tensor.dims) + " and no box " + words(part));
+  else if (into.shape_sent && *into.shape_sent != tensor.dims)
+    differs(kind::wrong_shape, "has shape " + to_string(tensor.dims) + ", but its shards make one of shape " +
+                                   to_string(*into.shape_sent));
   std::span<std::uint64_t const> const extents(part.extent.data(),
                                                std::min<std::size_t>(part.rank, max_rank));
   if (!std::ranges::equal(view.dims().extents(), extents))

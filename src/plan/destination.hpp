@@ -21,6 +21,7 @@ struct destination {
   std::optional<box> part; ///< in coordinates of the tensor sent; nothing is the whole tensor
   mutable_tensor_view
       into; ///< of the shape of the box, or of the tensor; the box's first element lands at data()
+  std::optional<shape> shape_sent = {}; ///< of the tensor, where the embedder knows it: it must be sent so
 };
 
 /// One difference between what is sent and where it should go.

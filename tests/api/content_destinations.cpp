@@ -192,6 +192,53 @@ awaitable<void> subsets(setting const& how) {
 awaitable<void> shards(setting const& how) { co_await sharded(how, 8, 12, 64 * kib); }
 awaitable<void> shards_of_large(setting const& how) { co_await sharded(how, 123, 77, kib); }
 
+awaitable<void> ranks(setting const& how) {
+  constexpr std::uint64_t rows = 12, columns = 20;
+  std::vector<tensor_info> const specs{{"up", dtype::bf16, {rows, columns}},
+                                       {"down", dtype::f32, {rows, columns}}};
+  model const source(how.how.from, specs, 1);
+  for (std::uint32_t rank = 0; rank < 4; ++rank) {
+    std::vector<tensor_info> const wanted{{"up", dtype::bf16, {rows / 4, columns}},
+                                          {"down", dtype::f32, {rows, columns / 4}}};
+    auto const place = [&](model& held, destinations& into) {
+      into.add_shard(0, rank, 4, held.target(0)).add_shard(1, rank, 4, held.target(1));
+    };
+    auto const held = co_await placed(how, source, wanted, kib, place);
+    for (auto const& each : held) {
+      CHECK(each.bytes(0) == block_of(source.bytes(0), columns, 2, {rank * 3, 0}, {3, columns}));
+      CHECK(each.bytes(1) == block_of(source.bytes(1), columns, 4, {0, rank * 5}, {rows, 5}));
+    }
+  }
+
+  // Three shards of 4 rows make 12, but 3 of 3 do not: refused before a byte moves.
+  line over(co_await asio::this_coro::executor, how);
+  co_await over.connect();
+  std::vector<tensor_info> const small{{"up", dtype::bf16, {3, columns}}};
+  auto held = blanks(how, small);
+  std::vector<destinations> into(held.size());
+  std::vector<task<load_report>> loads;
+  for (std::size_t i = 0; i < held.size(); ++i) {
+    into[i].allow_unplaced().add_shard(0, 1, 3, held[i].target(0));
+    loads.push_back(beside(over.executor(), load_next(over.receiver(i), into[i])));
+  }
+  auto const refused = co_await try_to(over.sender().send_weights(1, source.views()));
+  CHECK(refused.error == make_error_code(errc::too_few_receivers));
+  for (std::size_t i = 0; i < loads.size(); ++i) {
+    auto const loaded = co_await loads[i].join();
+    CHECK(loaded.error == make_error_code(errc::destination_mismatch));
+    CHECK_MESSAGE(says(loaded.text, "[9, 20]"), loaded.text);
+    CHECK(held[i].untouched());
+  }
+  co_await over.close();
+
+  destinations none;
+  auto const view = held[0].target(0);
+  CHECK_THROWS_AS(none.add_shard(2, 0, 2, view), transfer_error);
+  CHECK_THROWS_AS(none.add_shard(0, 2, 2, view), transfer_error);
+  CHECK_THROWS_AS(none.add_shard(0, 0, 0, view), transfer_error);
+  CHECK(none.size() == 0);
+}
+
 awaitable<void> fused(setting const& how) {
   std::vector<tensor_info> const specs{
       {"q", dtype::bf16, {8, 16}}, {"k", dtype::bf16, {2, 16}}, {"v", dtype::bf16, {2, 16}}};

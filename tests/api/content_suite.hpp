@@ -38,6 +38,7 @@ using behaviour = awaitable<void> (*)(setting const& how);
   X(subsets, "a subset is asked for explicitly")                                                             \
   X(shards, "destinations that are rows, columns or a block of a tensor")                                    \
   X(shards_of_large, "shards of tensors that are larger than the bucket")                                    \
+  X(ranks, "shards by rank, of rows and of columns; an uneven split is refused")                             \
   X(fused, "q, k and v into one destination")                                                                \
   X(strided_destinations, "strided destinations")
 
