@@ -287,6 +287,38 @@ TEST_CASE("a sender that is killed: the receiver hears it in bounded time, and j
   }
 }
 
+static awaitable<void> kill_while_idle(scratch const& directory, peer_process& victim, peer_process& good) {
+  auto const executor = co_await asio::this_coro::executor;
+  sender to(executor, directory.file("s"), quick_sender(small_bucket));
+  victim.line().say("connect");
+  co_await victim.line().expect("there");
+  good.line().say("connect");
+  co_await good.line().expect("there");
+  co_await to.wait_for_receivers(2, std::chrono::seconds(20));
+  victim.process().signal(SIGKILL);
+  for (std::size_t here = 2; here == 2;) { // until the sender has noticed: nobody sends anything meanwhile
+    co_await settle(1);
+    auto const all = co_await to.receivers();
+    here = all.size();
+  }
+  model const whole(host_memory(), layers(), 1);
+  send_report const report = co_await to.send_weights(1, whole.views());
+  CHECK(outcomes(report) == "committed");
+  co_await good.line().expect("exact");
+  co_await to.close();
+  co_await good.line().expect("closed");
+}
+
+TEST_CASE("a receiver that is killed while nothing happens is noticed, and not in the next report") {
+  leak_check const nothing_stays;
+  scratch const directory;
+  auto const path = directory.file("s");
+  peer_process victim([&](auto parent) { return receive_until(parent, path, point::idle, "victim"); });
+  peer_process good([&](auto parent) { return follow(parent, path, "good"); });
+  run_to_end([&] { return kill_while_idle(directory, victim, good); }, std::chrono::seconds(30));
+  CHECK(directory.entries().empty());
+}
+
 static awaitable<void> serve_two(scratch const& directory, peer_process& one, peer_process& two) {
   auto const executor = co_await asio::this_coro::executor;
   sender to(executor, directory.file("s"), quick_sender(small_bucket));
