@@ -48,7 +48,7 @@ class sender_options {
   ROPEWAY_KNOB(milliseconds, silence_limit, std::chrono::seconds(10))
   /// From the order to commit until the receiver has done it.
   ROPEWAY_KNOB(milliseconds, commit_limit, std::chrono::seconds(60))
-  /// The longest that a tensor source may take for one tensor.
+  /// The longest that a tensor source may take for one tensor, or a slot writer for one bucket.
   ROPEWAY_KNOB(milliseconds, source_limit, std::chrono::minutes(10))
   /// Users, beside our own, whose processes may connect. Makes the socket group-accessible (0660) and accepts
   /// a directory that is group-traversable (0750).

@@ -174,6 +174,15 @@ class sender {
     return initiate_send(version, collect(source), ready_after(), std::forward<Token>(token));
   }
 
+  /// The same for tensors that are written straight into the ring. `writer` must outlive the operation.
+  awaitable<send_report> send_weights(std::uint64_t version, slot_writer& writer) {
+    return await_send(core_, version, collect(writer), ready_after());
+  }
+  template <detail::token Token>
+  auto send_weights(std::uint64_t version, slot_writer& writer, Token&& token) {
+    return initiate_send(version, collect(writer), ready_after(), std::forward<Token>(token));
+  }
+
   /// Starts a version and completes as soon as it is announced; see `sending` for the rest. Errors: those of
   /// `send_weights` that are known by then; the others come from `sending`.
   template <tensor_range R>
@@ -205,6 +214,13 @@ class sender {
   template <detail::token Token>
   auto start(std::uint64_t version, tensor_source& source, Token&& token) {
     return initiate_start(version, collect(source), ready_after(), std::forward<Token>(token));
+  }
+  awaitable<sending> start(std::uint64_t version, slot_writer& writer) {
+    return await_start(core_, version, collect(writer), ready_after());
+  }
+  template <detail::token Token>
+  auto start(std::uint64_t version, slot_writer& writer, Token&& token) {
+    return initiate_start(version, collect(writer), ready_after(), std::forward<Token>(token));
   }
 
   /// Compares names and shapes once, for sends that skip even that. The views' memory and strides are kept as
@@ -262,6 +278,7 @@ class sender {
     return pass.finish();
   }
   std::shared_ptr<detail::tensor_set> collect(tensor_source& source);
+  std::shared_ptr<detail::tensor_set> collect(slot_writer& writer);
 
   friend sender detail::make_sender(asio::any_io_executor, std::string, sender_options,
                                     std::shared_ptr<memory::backends>);

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "ropeway/asio.hpp"
@@ -39,6 +40,34 @@ class tensor_source {
   /// The tensor with this index; asked for in order, once a version, and never for one of zero bytes. It must
   /// be the one that was announced. Cancelled (all types) when the update is given up.
   virtual awaitable<source_tensor> next(std::uint32_t index) = 0;
+};
+
+/// A part of a tensor that is to be written: `bytes` bytes of the tensor's contiguous row-major image, from
+/// `tensor_offset` on. Aligned to 256 bytes in memory.
+struct slot_piece {
+  std::uint32_t tensor = 0; ///< index into what `slot_writer::manifest` gave
+  std::uint64_t tensor_offset = 0;
+  std::uint64_t bytes = 0;
+  std::byte* data = nullptr; ///< memory on `slot_writer::where`
+};
+
+/// Announces tensors and writes them straight into the slots of the ring, which saves the copy that packs
+/// them: for tensors that are computed for the update anyway (gathered, merged, quantised). One writer can be
+/// sent again and again. Its members are called on the sender's strand, one at a time, and must not block;
+/// must outlive the operation. What they throw aborts the update with `errc::source_failed` and their words.
+class slot_writer {
+ public:
+  virtual ~slot_writer() = default;
+  /// Where the slots lie that are to be written.
+  virtual device where() const { return device::host(); }
+  /// All tensors, in order, with the dtype and shape that receivers see. Called once for each version, before
+  /// the first `fill`.
+  virtual std::vector<tensor_info> manifest() = 0;
+  /// Writes every byte of a bucket's pieces; asked for bucket by bucket, in order. What it returns says after
+  /// what work they are written (nothing: now). Cancelled (all types) when the update is given up or
+  /// `sender_options::source_limit` has passed. When it ends cancelled, or throws, nothing may be writing
+  /// into them any more: their memory is used again.
+  virtual awaitable<ready_after> fill(std::span<slot_piece const> pieces) = 0;
 };
 
 /// A source from functions, for tensors that can be made at once.

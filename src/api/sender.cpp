@@ -120,6 +120,12 @@ std::shared_ptr<detail::tensor_set> sender::collect(tensor_source& source) {
   return set;
 }
 
+std::shared_ptr<detail::tensor_set> sender::collect(slot_writer& writer) {
+  auto set = std::make_shared<detail::tensor_set>();
+  set->writer = &writer;
+  return set;
+}
+
 // ---- operations ----
 
 void sender::begin_send(core_pointer const& core, std::uint64_t version, set_pointer set, ready_after when,

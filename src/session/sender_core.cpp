@@ -283,8 +283,8 @@ void sender_core::begin(std::shared_ptr<send_operation> const& operation) {
   if (set->error) return fail_begin(operation, set->error);
   std::uint32_t ring = ring_of(set->where);
   try {
-    if (set->source) {
-      auto stated = set->source->manifest();
+    if (set->on_the_fly()) {
+      auto stated = set->source ? set->source->manifest() : set->writer->manifest();
       auto known = last_layout();
       auto const same = [&] {
         if (!known || known->manifest.tensors().size() != stated.size()) return false;
@@ -295,7 +295,7 @@ void sender_core::begin(std::shared_ptr<send_operation> const& operation) {
         keep_layout(known);
       }
       set->layout = known;
-      set->where = set->source->where();
+      set->where = set->source ? set->source->where() : set->writer->where();
       ring = ring_of(set->where);
     }
     if (ring != host_ring)
@@ -325,9 +325,9 @@ void sender_core::begin(std::shared_ptr<send_operation> const& operation) {
   facts.bucket_bytes = set->layout->bucket_sizes;
   facts.ring = ring;
   operation->gather.emplace(manifest);
-  if (set->source) {
+  if (set->on_the_fly()) {
     operation->packer_runs = true;
-    auto packer = pack_source(shared_from_this(), operation);
+    auto packer = pack_on_the_fly(shared_from_this(), operation);
     auto ended = [self = shared_from_this(), operation](std::exception_ptr error) {
       self->packer_ended(operation, error);
     };
@@ -353,35 +353,37 @@ void sender_core::give_up(std::error_code code, errc on_wire, std::string text) 
 
 namespace {
 
+template <class T>
 struct delivery {
-  source_tensor tensor;
+  T made{};
   std::exception_ptr error;
 };
 
 /// As a value: the operator || waits for the first success, so an exception would wait for the timer.
-awaitable<delivery> try_next(tensor_source& source, std::uint32_t index) {
-  delivery result;
+template <class T>
+awaitable<delivery<T>> as_value(awaitable<T> work) {
+  delivery<T> result;
   try {
-    result.tensor = co_await source.next(index);
+    result.made = co_await std::move(work);
   } catch (...) { result.error = std::current_exception(); }
   co_return result;
 }
 
-} // namespace
-
-awaitable<source_tensor> sender_core::next_tensor(std::shared_ptr<sender_core> self, tensor_source& source,
-                                                  std::uint32_t index) {
+/// The work of a source, which is cancelled at its limit.
+template <class T>
+awaitable<T> within(strand on, milliseconds limit, awaitable<T> work, std::string what) {
   using namespace compat::awaitable_operators;
-  wire::timer limit(self->strand_, self->options_.source_limit());
-  auto first = co_await (try_next(source, index) || limit.async_wait(use_awaitable));
+  wire::timer timer(on, limit);
+  auto first = co_await (as_value<T>(std::move(work)) || timer.async_wait(use_awaitable));
   if (first.index() == 1)
-    throw transfer_error(errc::source_failed, "the source did not deliver its next tensor within " +
-                                                  std::to_string(self->options_.source_limit().count()) +
-                                                  " ms");
-  delivery made = std::get<0>(std::move(first));
-  if (made.error) std::rethrow_exception(made.error);
-  co_return std::move(made.tensor);
+    throw transfer_error(errc::source_failed,
+                         "the source did not " + what + " within " + std::to_string(limit.count()) + " ms");
+  delivery<T> result = std::get<0>(std::move(first));
+  if (result.error) std::rethrow_exception(result.error);
+  co_return std::move(result.made);
 }
+
+} // namespace
 
 namespace {
 
@@ -426,7 +428,7 @@ void sender_core::pack_views(send_action::pack const& job) {
 void sender_core::queue_pack(std::shared_ptr<send_operation> const& operation, send_action::pack const& job,
                              std::shared_ptr<void const> keep) {
   auto const stream = stream_for_packing(*operation);
-  stream->copy(ops_);
+  if (!ops_.empty()) stream->copy(ops_);
   ++copies_in_flight_;
   session::copied what;
   what.whose = operation;
@@ -466,43 +468,70 @@ std::shared_ptr<copy_stream> sender_core::make_stream(ring_memory const& of, dev
                                        session::poll_time(where));
 }
 
-/// Packs buckets from a source, which yields its tensors one by one.
-awaitable<void> sender_core::pack_source(std::shared_ptr<sender_core> self,
-                                         std::shared_ptr<send_operation> operation) {
-  auto const set = operation->set;
-  auto const& manifest = set->layout->manifest;
-  std::uint32_t const ring = ring_of(set->where);
-  auto const buckets = static_cast<std::uint32_t>(manifest.buckets().size());
-  std::uint32_t packed = 0;
-  source_tensor current; // that the last piece came from
-  std::optional<std::uint32_t> current_index;
-  while (packed < buckets && !operation->stopping) {
-    if (self->packs_.empty()) {
-      co_await self->packs_changed_.wait();
-      continue;
-    }
+/// Packs buckets of tensors that are made meanwhile.
+awaitable<void> sender_core::pack_on_the_fly(std::shared_ptr<sender_core> self, operation_pointer operation) {
+  auto const buckets = operation->set->layout->manifest.buckets().size();
+  delivered last;
+  for (std::size_t packed = 0; packed < buckets && !operation->stopping; ++packed) {
+    while (self->packs_.empty() && !operation->stopping) co_await self->packs_changed_.wait();
+    if (operation->stopping) co_return;
     send_action::pack const job = self->packs_.front();
     self->packs_.erase(self->packs_.begin());
-    std::byte* const base = self->slot(ring, job.slot);
-    auto const stream = self->stream_for_packing(*operation);
-    auto const owners = std::make_shared<std::vector<std::shared_ptr<void const>>>();
-    self->ops_.clear();
-    for (plan::piece const& piece : manifest.pieces_of(job.bucket)) {
-      if (current_index != piece.tensor) {
-        current = co_await next_tensor(self, *set->source, piece.tensor);
-        // Another operation's step cannot come between: one packer runs at a time.
-        check_delivery(manifest.tensors()[piece.tensor], current);
-        current_index = piece.tensor;
-        stream->start_after(current.when);
-      }
-      if (current.keep_alive && (owners->empty() || owners->back() != current.keep_alive))
-        owners->push_back(current.keep_alive);
-      operation->gather->ops_for_piece(piece, current.view, base, device_of(ring), self->ops_);
-    }
-    if (operation->stopping) break;
-    self->queue_pack(operation, job, owners);
-    ++packed;
+    if (operation->set->writer)
+      co_await pack_by_writer(self, operation, job);
+    else
+      co_await pack_from_source(self, operation, job, last);
   }
+}
+
+awaitable<void> sender_core::pack_from_source(std::shared_ptr<sender_core> self, operation_pointer operation,
+                                              send_action::pack job, delivered& last) {
+  auto& source = *operation->set->source;
+  auto const& manifest = operation->set->layout->manifest;
+  std::uint32_t const ring = ring_of(operation->set->where);
+  auto const stream = self->stream_for_packing(*operation);
+  auto const owners = std::make_shared<std::vector<std::shared_ptr<void const>>>();
+  std::byte* const base = self->slot(ring, job.slot);
+  self->ops_.clear();
+  for (plan::piece const& piece : manifest.pieces_of(job.bucket)) {
+    if (last.index != piece.tensor) {
+      auto next = source.next(piece.tensor);
+      last.tensor = co_await within<source_tensor>(self->strand_, self->options_.source_limit(),
+                                                   std::move(next), "deliver its next tensor");
+      // Another operation's step cannot come between: one packer runs at a time.
+      check_delivery(manifest.tensors()[piece.tensor], last.tensor);
+      last.index = piece.tensor;
+      stream->start_after(last.tensor.when);
+    }
+    auto const& keep = last.tensor.keep_alive;
+    if (keep && (owners->empty() || owners->back() != keep)) owners->push_back(keep);
+    operation->gather->ops_for_piece(piece, last.tensor.view, base, device_of(ring), self->ops_);
+  }
+  if (!operation->stopping) self->queue_pack(operation, job, owners);
+}
+
+awaitable<void> sender_core::pack_by_writer(std::shared_ptr<sender_core> self, operation_pointer operation,
+                                            send_action::pack job) {
+  std::uint32_t const ring = ring_of(operation->set->where);
+  auto const memory = self->rings_.at(ring).shared.memory; // a writer that is cancelled may take its time
+  auto const stream = self->stream_for_packing(*operation);
+  std::byte* const base = self->slot(ring, job.slot);
+  std::vector<slot_piece> pieces;
+  for (plan::piece const& piece : operation->set->layout->manifest.pieces_of(job.bucket)) {
+    slot_piece one;
+    one.tensor = piece.tensor;
+    one.tensor_offset = piece.tensor_offset;
+    one.bytes = piece.bytes;
+    one.data = base + piece.bucket_offset;
+    pieces.push_back(one);
+  }
+  auto fill = operation->set->writer->fill(pieces);
+  ready_after const written = co_await within<ready_after>(self->strand_, self->options_.source_limit(),
+                                                           std::move(fill), "fill a bucket");
+  stream->start_after(written);
+  self->ops_.clear();
+  // Also when the update was given up meanwhile: what was queued on the slot is waited for.
+  self->queue_pack(operation, job, memory);
 }
 
 void sender_core::packer_ended(std::shared_ptr<send_operation> const& operation, std::exception_ptr error) {
@@ -775,7 +804,7 @@ void sender_core::act(send_action::make_ring& action) {
 
 void sender_core::act(send_action::pack& action) {
   if (!current_ || current_->stopping) return;
-  if (current_->set->source) {
+  if (current_->set->on_the_fly()) {
     packs_.push_back(action);
     return packs_changed_.notify();
   }

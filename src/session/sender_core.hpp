@@ -102,10 +102,17 @@ class sender_core : public std::enable_shared_from_this<sender_core> {
   };
 
   static awaitable<void> accept_peers(std::shared_ptr<sender_core> self);
-  static awaitable<void> pack_source(std::shared_ptr<sender_core> self,
-                                     std::shared_ptr<send_operation> operation);
-  static awaitable<source_tensor> next_tensor(std::shared_ptr<sender_core> self, tensor_source& source,
-                                              std::uint32_t index);
+  using operation_pointer = std::shared_ptr<send_operation>;
+  /// Of a source: the tensor that the last piece came from.
+  struct delivered {
+    source_tensor tensor;
+    std::optional<std::uint32_t> index;
+  };
+  static awaitable<void> pack_on_the_fly(std::shared_ptr<sender_core> self, operation_pointer operation);
+  static awaitable<void> pack_from_source(std::shared_ptr<sender_core> self, operation_pointer operation,
+                                          protocol::send_action::pack job, delivered& last);
+  static awaitable<void> pack_by_writer(std::shared_ptr<sender_core> self, operation_pointer operation,
+                                        protocol::send_action::pack job);
 
   void peer_ended(protocol::peer_id id, errc code, std::string const& words);
   void begin(std::shared_ptr<send_operation> const& operation);

@@ -13,11 +13,14 @@ namespace ropeway::detail {
 /// Immutable once collected. Names are those of the layout's manifest: the views' own may be gone.
 class tensor_set {
  public:
-  std::shared_ptr<session::layout> layout; ///< null for a source: known when it has stated its manifest
-  std::vector<tensor_view> views;          ///< by tensor index; empty for a source
-  tensor_source* source = nullptr;
+  std::shared_ptr<session::layout> layout; ///< null on the fly: known when the manifest was stated
+  std::vector<tensor_view> views;          ///< by tensor index; empty on the fly
+  tensor_source* source = nullptr;         ///< yields them one by one
+  slot_writer* writer = nullptr;           ///< writes them into the slots itself
   device where;  ///< where buckets are packed: of the first CUDA tensor, else the host
   failure error; ///< what is wrong with the tensors, for the send to report
+
+  bool on_the_fly() const noexcept { return source != nullptr || writer != nullptr; }
 };
 
 } // namespace ropeway::detail

@@ -6,6 +6,7 @@
 #include <asio/posix/basic_stream_descriptor.hpp>
 #include <asio/strand.hpp>
 #include <chrono>
+#include <concepts>
 #include <utility>
 
 #include "ropeway/asio.hpp"
@@ -20,7 +21,10 @@ class strand_base {
   using relationship = asio::execution::relationship_t;
 
  public:
-  explicit strand_base(any_io_executor on) noexcept : on_(std::move(on)) {}
+  // A template, so that copying does not ask whether a strand_base can become an any_io_executor: the answer
+  // needs to know whether it can be copied.
+  template <std::same_as<any_io_executor> Executor>
+  explicit strand_base(Executor on) noexcept : on_(std::move(on)) {}
 
   asio::execution_context& query(asio::execution::context_t) const noexcept {
     return asio::query(on_, asio::execution::context);

@@ -315,6 +315,67 @@ awaitable<void> prepared_set(setting const& how) {
   co_await over.close();
 }
 
+namespace {
+
+/// Writes a model's bytes into the slots, in the memory of `memory`.
+class copying_writer final : public slot_writer {
+ public:
+  copying_writer(model const& whole, std::shared_ptr<memory_kind> memory)
+      : whole_(whole), memory_(std::move(memory)) {}
+  std::vector<tensor_info> manifest() override { return whole_.specs(); }
+  device where() const override { return memory_->where(); }
+  awaitable<ready_after> fill(std::span<slot_piece const> pieces) override {
+    auto const executor = co_await asio::this_coro::executor;
+    for (slot_piece const& piece : pieces) {
+      co_await asio::post(executor, use_awaitable);
+      auto const bytes = whole_.bytes(piece.tensor);
+      CHECK(reinterpret_cast<std::uintptr_t>(piece.data) % 256 == 0);
+      memory_->write(piece.data, std::span(bytes).subspan(piece.tensor_offset, piece.bytes));
+    }
+    ++buckets_;
+    co_return ready_after();
+  }
+  std::uint32_t buckets() const { return buckets_; }
+
+ private:
+  model const& whole_;
+  std::shared_ptr<memory_kind> memory_;
+  std::uint32_t buckets_ = 0;
+};
+
+} // namespace
+
+awaitable<void> from_a_writer(setting const& how) {
+  auto specs = many(40, "layer", dtype::f32, {700});
+  specs.push_back({"large", dtype::bf16, {100, 100}});
+  specs.push_back({"empty", dtype::u8, {0}});
+  specs.push_back({"last", dtype::u8, {3}});
+  model whole(host_memory(), specs, 1);
+  copying_writer writer(whole, how.how.from);
+  line over(co_await asio::this_coro::executor, how, quick_sender(8 * kib));
+  co_await over.connect();
+  auto held = blanks(how, specs);
+  auto into = into_all(held);
+  std::uint32_t buckets = 0;
+  for (std::uint64_t version : {1u, 2u}) {
+    whole.fill(version);
+    std::vector<task<load_report>> loads;
+    for (std::size_t i = 0; i < into.size(); ++i)
+      loads.push_back(beside(over.executor(), load_next(over.receiver(i), into[i])));
+    send_report const report = co_await over.sender().send_weights(version, writer);
+    CHECK(report.count(outcome::committed) == over.receivers());
+    CHECK(report.tensors == specs.size());
+    buckets += report.buckets;
+    for (auto& load : loads) {
+      auto const loaded = co_await load.join();
+      CHECK_MESSAGE(loaded.ok(), loaded.said());
+    }
+    for (auto& each : held) CHECK(difference(whole.images(), each) == "");
+  }
+  CHECK(writer.buckets() == buckets);
+  co_await over.close();
+}
+
 awaitable<void> from_a_source(setting const& how) {
   auto specs = many(60, "layer", dtype::f32, {700});
   specs.push_back({"large", dtype::bf16, {100, 100}});

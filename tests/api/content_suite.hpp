@@ -34,6 +34,7 @@ using behaviour = awaitable<void> (*)(setting const& how);
   X(cast_unknown, "a cast that is not known fails the send by name")                                         \
   X(prepared_set, "a prepared set, sent twice")                                                              \
   X(from_a_source, "a source that makes one tensor after the other, run twice")                              \
+  X(from_a_writer, "a writer that fills the slots itself, run twice")                                        \
   X(mismatches, "destinations that do not fit: told apart, in one message, before a byte moves")             \
   X(subsets, "a subset is asked for explicitly")                                                             \
   X(shards, "destinations that are rows, columns or a block of a tensor")                                    \

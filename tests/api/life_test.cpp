@@ -216,6 +216,84 @@ CO_TEST("a source that takes too long for one tensor is given up") {
   co_await over.close();
 }
 
+CO_TEST("a writer that fails: everybody hears why, and the next update works") {
+  auto const executor = co_await asio::this_coro::executor;
+  auto const setting = host_setting(1);
+  model whole(host_memory(), layers(), 1);
+  event const never(executor);
+  gated_writer writer(whole, 2, never, "the merge has failed");
+  line over(executor, setting, quick_sender(small_bucket));
+  co_await over.connect();
+  model held(host_memory(), whole.specs(), 0);
+  auto into = held.into();
+  auto load = beside(executor, load_next(over.receiver(), into));
+  auto const sent = co_await try_to(over.sender().send_weights(1, writer));
+  CHECK(sent.error == make_error_code(errc::source_failed));
+  CHECK_MESSAGE(has(sent.text, "the merge has failed"), sent.text);
+  auto const loaded = co_await load.join();
+  CHECK(loaded.error == make_error_code(errc::peer_aborted));
+  CHECK_MESSAGE(has(loaded.said(), "the merge has failed"), loaded.said());
+  co_await next_update_works(over, 2);
+  co_await over.close();
+}
+
+CO_TEST(
+    "a writer that is cancelled, or too slow, is waited for: its slot is not used again while it writes") {
+  auto const executor = co_await asio::this_coro::executor;
+  for (bool slow : {false, true}) {
+    INFO("too slow: " << slow);
+    auto const setting = host_setting(1);
+    auto options = quick_sender(small_bucket);
+    if (slow) options.source_limit(milliseconds(50));
+    model whole(host_memory(), layers(), 1);
+    event const never(executor), reached(executor);
+    gated_writer writer(whole, 2, never, reached);
+    line over(executor, setting, options);
+    co_await over.connect();
+    model held(host_memory(), whole.specs(), 0);
+    auto into = held.into();
+    auto load = beside(executor, load_next(over.receiver(), into));
+    auto send = beside(executor, over.sender().send_weights(1, writer));
+    co_await reached.wait();
+    if (!slow) send.cancel();
+    auto const sent = co_await send.join();
+    CHECK(writer.cancelled());
+    CHECK(writer.ended()); // before the send was said to be over
+    if (slow)
+      CHECK(sent.error == make_error_code(errc::source_failed));
+    else
+      CHECK(sent.error == asio::error::operation_aborted);
+    auto const loaded = co_await load.join();
+    CHECK(loaded.error == make_error_code(errc::peer_aborted));
+    co_await next_update_works(over, 2);
+    co_await over.close();
+  }
+}
+
+CO_TEST("a sender that is destroyed while its writer writes: the slots live until the writer has ended") {
+  auto const executor = co_await asio::this_coro::executor;
+  model whole(host_memory(), layers(), 1);
+  event const never(executor), reached(executor);
+  gated_writer writer(whole, 1, never, reached);
+  scratch const directory;
+  std::optional<sender> to(std::in_place, executor, directory.file("s"), quick_sender(small_bucket));
+  receiver from(executor, quick_receiver());
+  co_await from.connect(directory.file("s"));
+  co_await to->wait_for_receivers(1, milliseconds(5000));
+  model held(host_memory(), whole.specs(), 0);
+  auto into = held.into();
+  auto load = beside(executor, load_next(from, into));
+  auto send = beside(executor, to->send_weights(1, writer));
+  co_await reached.wait();
+  to.reset();
+  auto const sent = co_await send.join();
+  CHECK_FALSE(sent.ok());
+  CHECK(writer.ended());
+  auto const loaded = co_await load.join();
+  CHECK_FALSE(loaded.ok());
+  co_await from.close();
+}
+
 CO_TEST("a slow source and a slow loader are not silent: nobody is dropped while the other side works") {
   auto const executor = co_await asio::this_coro::executor;
   auto const setting = host_setting(1);

@@ -1,5 +1,8 @@
 // Tensor sources that misbehave, and one that waits. Part of ropeway; Apache-2.0.
 #pragma once
+#include <asio/steady_timer.hpp>
+#include <chrono>
+#include <cstring>
 #include <stdexcept>
 #include <string>
 
@@ -82,6 +85,54 @@ class gated_source final : public tensor_source {
   std::uint32_t gate_;
   event open_, reached_;
   bool tells_ = false, cancelled_ = false;
+};
+
+/// Writes a model's bytes into the slots; at the bucket `gate` it throws, or waits for the event. When it is
+/// cancelled there, it still writes for a while, as a writer may that has threads of its own.
+class gated_writer final : public slot_writer {
+ public:
+  gated_writer(model const& whole, std::uint32_t gate, event open, event reached)
+      : whole_(whole), gate_(gate), open_(std::move(open)), reached_(std::move(reached)) {}
+  gated_writer(model const& whole, std::uint32_t gate, event never, std::string why)
+      : whole_(whole), gate_(gate), open_(never), reached_(never), why_(std::move(why)) {}
+  std::vector<tensor_info> manifest() override {
+    next_ = 0;
+    return whole_.specs();
+  }
+  awaitable<ready_after> fill(std::span<slot_piece const> pieces) override {
+    if (next_++ == gate_) {
+      if (!why_.empty()) throw std::runtime_error(why_);
+      reached_.set();
+      try {
+        co_await open_.wait();
+      } catch (std::system_error const&) { cancelled_ = true; }
+      if (cancelled_) {
+        co_await asio::this_coro::reset_cancellation_state();
+        co_await asio::this_coro::throw_if_cancelled(false);
+        asio::steady_timer pause(co_await asio::this_coro::executor);
+        for (int i = 0; i < 10; ++i) { // long enough for memory that is not kept to be gone
+          pause.expires_after(std::chrono::milliseconds(2));
+          co_await pause.async_wait(use_awaitable);
+          for (auto const& piece : pieces) std::memset(piece.data, i, piece.bytes);
+        }
+        ended_ = true;
+        throw std::runtime_error("cancelled");
+      }
+    }
+    for (auto const& piece : pieces)
+      std::memcpy(piece.data, whole_.bytes(piece.tensor).data() + piece.tensor_offset, piece.bytes);
+    co_return ready_after();
+  }
+  bool cancelled() const { return cancelled_; }
+  bool ended() const { return ended_; }
+
+ private:
+  model const& whole_;
+  std::uint32_t gate_;
+  event open_, reached_;
+  std::string why_;
+  std::uint32_t next_ = 0;
+  bool cancelled_ = false, ended_ = false;
 };
 
 } // namespace ropeway::testing
