@@ -100,9 +100,11 @@ receiver_machine::receiver_machine(receiver_settings settings)
   }
   if (hi.schema == 0) hi.schema = schema_hash();
 }
+receiver_machine::receiver_machine(std::unique_ptr<impl> state) : impl_(std::move(state)) {}
 receiver_machine::~receiver_machine() = default;
 receiver_machine::receiver_machine(receiver_machine&&) noexcept = default;
 receiver_machine& receiver_machine::operator=(receiver_machine&&) noexcept = default;
+receiver_machine receiver_machine::clone() const { return receiver_machine(std::make_unique<impl>(*impl_)); }
 
 namespace {
 /// Time never goes back.

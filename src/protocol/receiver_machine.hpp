@@ -106,6 +106,8 @@ class receiver_machine {
   ~receiver_machine();
   receiver_machine(receiver_machine&&) noexcept;
   receiver_machine& operator=(receiver_machine&&) noexcept;
+  /// Another machine that goes on from the same state: for tests that try every order of events.
+  receiver_machine clone() const;
 
   // Events.
   void connected(time_point now); ///< says hello
@@ -147,7 +149,9 @@ class receiver_machine {
   bool over() const;
 
  private:
+  friend struct whole_state; // tests/explorer compares states
   struct impl;
+  explicit receiver_machine(std::unique_ptr<impl> state);
   std::unique_ptr<impl> impl_;
 };
 

@@ -29,9 +29,11 @@ sender_machine::sender_machine(sender_settings settings)
     : impl_(std::make_unique<impl>(std::move(settings))) {
   impl_->settings.slots = std::max(impl_->settings.slots, 1u);
 }
+sender_machine::sender_machine(std::unique_ptr<impl> state) : impl_(std::move(state)) {}
 sender_machine::~sender_machine() = default;
 sender_machine::sender_machine(sender_machine&&) noexcept = default;
 sender_machine& sender_machine::operator=(sender_machine&&) noexcept = default;
+sender_machine sender_machine::clone() const { return sender_machine(std::make_unique<impl>(*impl_)); }
 
 namespace {
 /// Time never goes back.

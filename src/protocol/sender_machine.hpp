@@ -134,6 +134,8 @@ class sender_machine {
   ~sender_machine();
   sender_machine(sender_machine&&) noexcept;
   sender_machine& operator=(sender_machine&&) noexcept;
+  /// Another machine that goes on from the same state: for tests that try every order of events.
+  sender_machine clone() const;
 
   // Events. Each appends actions, to be taken with take(). `now` never goes back.
   void connected(peer_id peer, std::string words_about_it, time_point now); ///< e.g. "pid 4711"
@@ -176,7 +178,9 @@ class sender_machine {
   std::vector<peer_state> peers() const;
 
  private:
+  friend struct whole_state; // tests/explorer compares states
   struct impl;
+  explicit sender_machine(std::unique_ptr<impl> state);
   std::unique_ptr<impl> impl_;
 };
 

@@ -1,0 +1,69 @@
+// What is explored: who takes part, how much of everything, and what may go wrong how often.
+// Part of ropeway; Apache-2.0.
+#pragma once
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+namespace ropeway::explorer {
+
+/// What may go wrong, or be decided against the update, at any point.
+enum class fault : std::uint8_t {
+  refuse,           ///< the embedder refuses an update
+  not_now,          ///< or puts it off
+  ring_refused,     ///< a receiver can't map a ring
+  ring_fails,       ///< the sender can't make one
+  manifest_bad,     ///< a manifest can't be read
+  load_fails,       ///< a bucket can't be loaded
+  commit_fails,     ///< the embedder's commit throws
+  receiver_cancels, ///< a receiver gives the update up
+  receiver_closes,
+  kill,           ///< a receiver dies
+  stop,           ///< a receiver sleeps; it may continue at any later time, or never
+  sender_cancels, ///< the sender gives the update up
+  sender_closes,
+  sender_dies,
+  sender_stops, ///< the sender sleeps; it continues at any later time
+  time_jumps,   ///< time passes although someone could work
+  count,
+};
+inline constexpr std::size_t fault_kinds = static_cast<std::size_t>(fault::count);
+std::string_view name(fault what);
+
+struct receiver_wish {
+  bool grouped = false; ///< all grouped ones are one group
+  bool on_device = false;
+  bool late = false; ///< connects at any time; the others have been greeted before the exploration starts
+  bool knows_layout = true;
+};
+
+struct bounds {
+  std::string name;
+  std::vector<receiver_wish> receivers;
+  std::vector<std::uint8_t> buckets; ///< of each update
+  std::uint32_t slots = 2;
+  bool device_ring = false; ///< updates are packed into device memory; who is not on the device needs relays
+  /// Rings are made and mapped before the exploration starts: the first of the updates has gone through.
+  bool ring_exists = true;
+  bool by_hand = false; ///< embedders that take buckets themselves, and release them in any order
+  bool prompt = true;   ///< drivers look manifests up and commit at once, as src/session does; else in a step
+                        ///< of its own
+  std::vector<fault> faults;  ///< which may happen
+  std::uint8_t at_most = 0;   ///< so many of them in all
+  std::uint8_t kind_most = 1; ///< and so many of each
+
+  bool may(fault what) const {
+    for (fault const f : faults)
+      if (f == what) return true;
+    return false;
+  }
+};
+
+/// The ones that CI runs, and with `all` those that take minutes.
+std::vector<bounds> configurations(bool all);
+
+} // namespace ropeway::explorer

@@ -1,0 +1,239 @@
+// States as bytes: equal when nothing that follows can tell them apart. Left out is what nobody reads any
+// more (names, words, times of limits that don't run, the seq of a free slot), and made relative is what only
+// counts as a distance: times to now, seqs to the next one. Receivers of one kind are interchangeable: what
+// belongs to one, the sender's view of it included, is put together, and these parts are sorted.
+#include <algorithm>
+
+#include "machines.hpp"
+#include "state.hpp"
+
+namespace ropeway::explorer {
+
+class writer {
+ public:
+  writer(std::vector<std::uint8_t>& into, std::uint64_t next_seq, int now, time_point start)
+      : into_(into), next_seq_(next_seq), now_(start + std::chrono::seconds(now)) {}
+
+  void put(auto value) { into_.push_back(static_cast<std::uint8_t>(value)); }
+  void seq(std::uint64_t s) { put(next_seq_ - s); }
+  /// Limits are 4 s at most: what is older is all the same.
+  void age(time_point t) {
+    put(std::min<std::int64_t>(5, std::chrono::duration_cast<std::chrono::seconds>(now_ - t).count()));
+  }
+  std::size_t size() const { return into_.size(); }
+
+ private:
+  std::vector<std::uint8_t>& into_;
+  std::uint64_t next_seq_;
+  time_point now_;
+};
+
+namespace {
+
+using machine_of_sender = whole_state::sender;
+using machine_of_receiver = whole_state::receiver;
+
+void describe(message const& m, writer& w) {
+  w.put(m.index());
+  if (auto const* p = std::get_if<published>(&m)) {
+    w.put(p->update);
+    w.seq(p->seq);
+    w.put(p->bucket);
+    w.put(p->ring);
+    w.put(p->slot);
+  } else if (auto const* r = std::get_if<released>(&m)) {
+    w.put(r->update);
+    w.seq(r->seq);
+  } else {
+    std::visit(
+        [&](auto const& one) {
+          if constexpr (requires { one.update; }) w.put(one.update);
+          if constexpr (requires { one.ring; }) w.put(one.ring);
+          if constexpr (requires { one.id; }) w.put(one.id);
+          if constexpr (requires { one.code; }) w.put(one.code);
+        },
+        m);
+  }
+}
+
+void describe_socket(socket const& s, writer& w) {
+  w.put(s.size());
+  for (auto const& m : s) describe(m, w);
+}
+
+/// What the sender's machine knows about one receiver.
+void describe_peer(machine_of_sender const& m, peer_id id, writer& w) {
+  for (std::uint32_t ring = 0; ring < rings; ++ring) {
+    auto const at = m.rings.find(ring);
+    std::uint8_t holds = 0;
+    for (std::uint32_t s = 0; at != m.rings.end() && s < at->second.ledger.slots(); ++s)
+      if (at->second.ledger.holds(s, id)) holds |= static_cast<std::uint8_t>(1u << s);
+    w.put(holds);
+  }
+  machine_of_sender::participant const* part = nullptr;
+  if (m.running)
+    for (auto const& p : m.running->participants)
+      if (p.result.peer == id) part = &p;
+  using stage = machine_of_sender::stage;
+  if (part) {
+    w.put(part->at);
+    w.put(part->result.ring);
+    if (part->at == stage::over) {
+      w.put(part->result.what);
+    } else {
+      w.put(part->accepted | part->asked_manifest << 1);
+      w.put(part->published);
+      w.put(part->released);
+      if (part->at == stage::owing || part->at == stage::deciding || part->at == stage::committing)
+        w.age(part->since);
+    }
+  }
+  auto const found = m.peers.find(id);
+  w.put(found == m.peers.end() ? 0 : part ? 1 : 2);
+  if (found == m.peers.end()) return;
+  auto const& p = found->second;
+  w.put(p.greeted);
+  if (!p.greeted) return w.age(p.connected);
+  for (auto const& [number, ring] : p.rings) w.put(number << 4 | static_cast<std::uint32_t>(ring.what));
+  w.put(p.owes);
+  if (p.owes != machine_of_sender::debt::none) {
+    w.put(p.owes_for);
+    w.age(p.owes_since);
+  }
+  w.put(p.due_since.has_value());
+  if (p.due_since) w.age(std::max(p.heard, *p.due_since));
+  if (part && part->at >= stage::deciding && part->at != stage::over) w.age(p.said);
+}
+
+void describe_machine(machine_of_receiver const& m, writer& w) {
+  using session = machine_of_receiver::session;
+  using stage = machine_of_receiver::stage;
+  w.put(m.life);
+  if (m.life == session::handshake) return w.age(m.born);
+  if (m.life != session::open) return;
+  for (auto const& [number, ring] : m.rings) w.put(number << 4 | static_cast<std::uint32_t>(ring.at));
+  w.put(m.at);
+  w.put(m.last_update);
+  w.put(m.gave_up | m.said_aborted << 1 | m.closing << 2);
+  if (m.at == stage::idle) return;
+  w.age(m.said);
+  if (m.at == stage::draining) return w.put(m.at_drained);
+  if (m.waits_for_sender()) w.age(std::max(m.heard, m.waiting_since));
+  w.put(m.next_bucket);
+  w.put(m.loaded_buckets);
+  w.put(m.in_place);
+  for (auto const& h : m.held) {
+    w.seq(h.seq);
+    w.put(h.ring << 4 | h.slot);
+  }
+}
+
+} // namespace
+
+void world::describe_sender(writer& w) const {
+  auto const& side = *sender_;
+  auto const& m = whole_state::of(side.machine);
+  // A slot's old content matters to who was dropped and does not know it: it may still start to read.
+  bool const stray = std::any_of(receivers_.begin(), receivers_.end(), [](auto const& r) {
+    return r->alive && r->sender_closed && !r->receiver_closed;
+  });
+  for (std::uint32_t ring = 0; ring < rings; ++ring) {
+    auto const at = m.rings.find(ring);
+    w.put(at == m.rings.end() ? 0 : at->second.ready ? 2 : 1);
+    if (at == m.rings.end()) continue;
+    auto ledger = at->second.ledger;
+    for (std::uint32_t s = 0; s < of_->slots; ++s) {
+      bool const taken = !ledger.is_free(s);
+      w.put(taken | ledger.holds(s, own_hold) << 1 | ledger.holds(s, relay_hold) << 2);
+      if (taken) w.seq(ledger.seq(s));
+      auto const& content = side.memory[ring][s];
+      if (!taken && !stray) continue;
+      w.put(content.update << 4 | content.bucket << 1 | content.writing);
+      if (content.seq != 0) w.seq(content.seq);
+    }
+    // In which order the free ones will be filled.
+    while (auto const next = ledger.start_filling(0)) w.put(*next);
+  }
+  w.put(m.next_update);
+  w.put(m.closed | side.running << 1 | side.source_free << 2 | side.drain_asked << 3 | side.drain << 4);
+  for (auto const ring : side.making) w.put(ring);
+  w.put(side.packs.size() << 4 | side.relays.size());
+  for (auto const& p : side.packs) w.seq(p.seq);
+  for (auto const& r : side.relays) w.seq(r.seq);
+  if (!m.running) return;
+  auto const& u = *m.running;
+  w.put(u.next_bucket);
+  w.put(u.packed);
+  w.put(u.copies);
+  w.put(u.source_free | u.drain_said << 1 | u.drained << 2 | (u.code != errc::ok) << 3);
+  for (auto const& [group, committing] : u.group_committing) w.put(committing);
+  w.put(u.loads.size());
+  for (auto const& l : u.loads) {
+    w.seq(l.seq);
+    w.put(l.bucket << 4 | l.slot);
+    w.put(l.packed | l.published << 1 | static_cast<unsigned>(l.relaying) << 2);
+    if (l.relaying >= machine_of_sender::load::relay::running) w.put(l.host_slot);
+  }
+}
+
+void world::describe_receiver(std::size_t i, writer& w) const {
+  auto const& r = *receivers_[i];
+  auto const& wish = of_->receivers[i];
+  w.put(wish.grouped | wish.on_device << 1 | wish.late << 2 | wish.knows_layout << 3);
+  w.put((i < joined_) | r.alive << 1 | r.stopped << 2 | r.sender_closed << 3 | r.receiver_closed << 4 |
+        r.told << 5);
+  if (i >= joined_) return;
+  auto const bit = 1u << i;
+  auto const& side = *sender_;
+  if (sender_alive_) {
+    w.put(((side.present & bit) != 0) | ((side.lost & bit) != 0) << 1 | ((side.to_commit & bit) != 0) << 2);
+    describe_peer(whole_state::of(side.machine), static_cast<peer_id>(i + 1), w);
+    if (!r.sender_closed) describe_socket(*to_sender_[i], w);
+    if (side.update != 0) {
+      auto const& seen = r.seen[side.update];
+      w.put(seen.all_copied | seen.committed << 1);
+    }
+  }
+  if (!r.alive) return;
+  describe_machine(whole_state::of(r.machine), w);
+  describe_socket(*to_receiver_[i], w);
+  w.put(r.reads.size());
+  for (auto const& one : r.reads) {
+    w.seq(one.seq);
+    w.put(one.update << 4 | one.bucket << 1 | one.spoiled);
+    w.put(one.ring << 4 | one.slot);
+  }
+  if (r.receiver_closed) return;
+  w.put(r.layouts);
+  w.put(r.looking_up | r.reading_manifest << 1 | r.deciding << 2 | r.committing << 3 | r.draining << 4 |
+        r.by_hand << 5 | r.placing << 6);
+  w.put(r.mapping.size());
+  for (auto const ring : r.mapping) w.put(ring);
+  w.put(r.update << 4 | r.good);
+  auto const& seen = r.seen[r.update];
+  w.put(seen.all_copied | seen.aborted << 1 | seen.committed << 2 | seen.judged << 3);
+  w.put(seen.verdict);
+}
+
+void world::describe(std::vector<std::uint8_t>& into) const {
+  into.clear();
+  writer w(into, whole_state::of(sender_->machine).next_seq, now_, clock() - std::chrono::seconds(now_));
+  w.put(sender_alive_ | sender_stopped_ << 1);
+  w.put(begun_ << 4 | finished_);
+  w.put(faults_left_);
+  for (std::size_t f = 0; f < fault_kinds && faults_left_ > 0; ++f) w.put(std::min(left_[f], faults_left_));
+  if (sender_alive_) describe_sender(w);
+  std::vector<std::vector<std::uint8_t>> parts(receivers_.size());
+  for (std::size_t i = 0; i < receivers_.size(); ++i) {
+    writer part(parts[i], whole_state::of(sender_->machine).next_seq, now_,
+                clock() - std::chrono::seconds(now_));
+    describe_receiver(i, part);
+  }
+  std::sort(parts.begin(), parts.end());
+  for (auto const& part : parts) {
+    w.put(part.size());
+    into.insert(into.end(), part.begin(), part.end());
+  }
+}
+
+} // namespace ropeway::explorer

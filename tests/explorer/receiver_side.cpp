@@ -1,0 +1,172 @@
+// A receiver's driver, and what must hold when its machine decides something.
+#include <algorithm>
+
+#include "state.hpp"
+
+namespace ropeway::explorer {
+
+void world::step_of_receiver(step const& s) {
+  std::size_t const i = s.who;
+  auto& side = receivers_[i].change();
+  auto& machine = side.machine;
+  switch (s.what) {
+  case kind::ring_mapped:
+    side.mapping.erase(side.mapping.begin());
+    machine.ring_mapped(s.arg, clock());
+    break;
+  case kind::looked_up: look_up(i); break;
+  case kind::manifest_read:
+    side.reading_manifest = false;
+    side.layouts |= static_cast<std::uint8_t>(1u << buckets_of(side.update));
+    machine.manifest_known(sizes_of(side.update), clock());
+    break;
+  case kind::accepted:
+    side.deciding = false;
+    side.by_hand = s.arg != 0;
+    side.placing = side.by_hand;
+    machine.accept_update(clock(), side.by_hand);
+    break;
+  case kind::loaded: finish_reading(i, s.arg); break;
+  case kind::placed:
+    side.placing = false;
+    machine.in_place(clock());
+    break;
+  case kind::committed: commit(i); break;
+  case kind::receiver_drained:
+    side.draining = false;
+    side.reads.clear();
+    machine.drained(clock());
+    break;
+  case kind::receiver_ticks: machine.tick(clock()); break;
+  default: break;
+  }
+  follow(i);
+}
+
+void world::look_up(std::size_t i) {
+  auto& side = receivers_[i].change();
+  side.looking_up = false;
+  if ((side.layouts >> buckets_of(side.update) & 1) != 0)
+    side.machine.manifest_known(sizes_of(side.update), clock());
+  else
+    side.machine.manifest_unknown(clock());
+}
+
+void world::finish_reading(std::size_t i, std::size_t which) {
+  auto& side = receivers_[i].change();
+  reading const done = side.reads.at(which);
+  side.reads.erase(side.reads.begin() + static_cast<std::ptrdiff_t>(which));
+  if (!done.spoiled) side.good |= static_cast<std::uint8_t>(1u << done.bucket);
+  side.machine.loaded(done.seq, clock());
+}
+
+void world::commit(std::size_t i) {
+  auto& side = receivers_[i].change();
+  side.committing = false;
+  auto& seen = side.seen[side.update];
+  check(!seen.judged || seen.verdict == outcome::unconfirmed,
+        "who was reported as anything but committed or unconfirmed never commits");
+  seen.committed = true;
+  side.machine.commit_done(clock());
+}
+
+void world::follow(std::size_t i) {
+  for (auto actions = receivers_[i].change().machine.take(); !actions.empty();
+       actions = receivers_[i].change().machine.take())
+    for (auto& one : actions) std::visit([this, i](auto& a) { act(i, a); }, one);
+}
+
+void world::act(std::size_t i, receive_action::say& a) {
+  auto& side = receivers_[i].change();
+  if (auto const* m = std::get_if<all_copied>(&a.what)) {
+    check(!side.seen.at(m->update).all_copied, "all_copied is said once");
+    check(side.good == (1u << buckets_of(m->update)) - 1 || side.sender_closed,
+          "all_copied is said when every bucket was loaded as it was packed");
+    side.seen[m->update].all_copied = true;
+  } else if (auto const* n = std::get_if<aborted>(&a.what)) {
+    check(!side.seen.at(n->update).aborted, "aborted is said once");
+    side.seen[n->update].aborted = true;
+    check(side.reads.empty(), "aborted is said when no copy runs");
+  } else if (auto const* r = std::get_if<released>(&a.what)) {
+    check(std::none_of(side.reads.begin(), side.reads.end(), [&](auto const& k) { return k.seq == r->seq; }),
+          "released is said when the bucket is no longer read");
+  }
+  if (log) log->push_back("    r" + std::to_string(i + 1) + " -> sender " + protocol::print(a.what));
+  if (!side.receiver_closed && !side.sender_closed) to_sender_[i].change().push_back(std::move(a.what));
+}
+
+void world::act(std::size_t, receive_action::greeted&) {}
+
+void world::act(std::size_t i, receive_action::map_ring& a) {
+  receivers_[i].change().mapping.push_back(a.what.id);
+}
+
+void world::act(std::size_t i, receive_action::read_manifest&) {
+  receivers_[i].change().reading_manifest = true;
+}
+
+void world::act(std::size_t i, receive_action::look_up_manifest& a) {
+  auto& side = receivers_[i].change();
+  check(side.reads.empty() && !side.draining && !side.committing,
+        "an update begins after the last one's work");
+  side.update = static_cast<std::uint8_t>(a.what.update);
+  side.good = 0;
+  side.looking_up = true;
+  if (of_->prompt) look_up(i);
+}
+
+void world::act(std::size_t i, receive_action::offer& a) {
+  auto& side = receivers_[i].change();
+  check(a.what.update == side.update, "what is offered was announced");
+  side.deciding = true;
+}
+
+void world::act(std::size_t i, receive_action::bucket& a) {
+  auto& side = receivers_[i].change();
+  check(!side.draining, "no bucket comes after an abort");
+  auto const& content = sender_->memory.at(a.ring).at(a.slot);
+  bool const good =
+      content.seq == a.seq && content.update == a.update && content.bucket == a.bucket && !content.writing;
+  check(good || side.sender_closed, "a published slot holds its bucket");
+  reading r;
+  r.seq = a.seq;
+  r.update = static_cast<std::uint8_t>(a.update);
+  r.bucket = static_cast<std::uint8_t>(a.bucket);
+  r.ring = static_cast<std::uint8_t>(a.ring);
+  r.slot = static_cast<std::uint8_t>(a.slot);
+  r.spoiled = !good;
+  side.reads.push_back(r);
+}
+
+void world::act(std::size_t i, receive_action::commit& a) {
+  auto& side = receivers_[i].change();
+  check(a.update == side.update && side.good == (1u << buckets_of(a.update)) - 1,
+        "nothing is committed before every bucket was loaded as it was packed");
+  side.committing = true;
+  if (of_->prompt && !of_->may(fault::commit_fails)) commit(i);
+}
+
+void world::act(std::size_t i, receive_action::abort& a) {
+  auto& side = receivers_[i].change();
+  check(a.update == side.update, "what is aborted was announced");
+  check(!side.draining, "one abort an update");
+  check(!side.seen.at(a.update).committed, "what was committed is not aborted");
+  side.looking_up = side.reading_manifest = side.deciding = side.committing = side.placing = false;
+  side.draining = true;
+}
+
+void world::act(std::size_t i, receive_action::closed& a) {
+  auto& side = receivers_[i].change();
+  check(a.code != errc::protocol_error, "nobody honest is said to break the protocol",
+        turned_away{static_cast<std::uint16_t>(a.code), a.text});
+  check(!side.receiver_closed, "closed once");
+  if (log) log->push_back("    r" + std::to_string(i + 1) + " ends its session: " + a.text);
+  side.receiver_closed = true;
+  side.mapping.clear();
+  side.looking_up = side.reading_manifest = side.deciding = side.committing = side.placing = side.draining =
+      false;
+  if (side.sender_closed) side.reads.clear();
+  to_receiver_[i].change().clear();
+}
+
+} // namespace ropeway::explorer

@@ -1,0 +1,186 @@
+#include "search.hpp"
+
+#include <sys/resource.h>
+#include <xxhash.h>
+
+#include <algorithm>
+#include <chrono>
+#include <deque>
+
+#include "state.hpp"
+
+namespace ropeway::explorer {
+namespace {
+
+using number = std::uint32_t;
+constexpr number nobody = UINT32_MAX;
+
+/// States by a hash of 128 bits of their description. That two of a few million states share one is less
+/// likely than 1 in 10^24.
+class state_table {
+ public:
+  state_table() : places_(1u << 16, nobody) {}
+
+  /// The state's number, and whether it is new.
+  std::pair<number, bool> add(XXH128_hash_t const& hash) {
+    if (hashes_.size() * 2 >= places_.size()) grow();
+    auto const at = place(hash);
+    if (places_[at] != nobody) return {places_[at], false};
+    places_[at] = static_cast<number>(hashes_.size());
+    hashes_.push_back(hash);
+    return {places_[at], true};
+  }
+  std::size_t size() const { return hashes_.size(); }
+
+ private:
+  std::size_t place(XXH128_hash_t const& hash) const {
+    std::size_t const mask = places_.size() - 1;
+    std::size_t at = hash.low64 & mask;
+    while (places_[at] != nobody && !XXH128_isEqual(hashes_[places_[at]], hash)) at = (at + 1) & mask;
+    return at;
+  }
+  void grow() {
+    std::vector<number> old(places_.size() * 2, nobody);
+    old.swap(places_);
+    for (number n = 0; n < hashes_.size(); ++n) places_[place(hashes_[n])] = n;
+  }
+
+  std::vector<XXH128_hash_t> hashes_;
+  std::vector<number> places_;
+};
+
+struct way {
+  number from = nobody;
+  step by;
+};
+/// From one state to another by what is done sooner or later.
+struct edge {
+  number from, to;
+};
+
+std::uint64_t megabytes_in_use() {
+  rusage use{};
+  getrusage(RUSAGE_SELF, &use);
+  return static_cast<std::uint64_t>(use.ru_maxrss) / 1024;
+}
+
+class search {
+ public:
+  search(bounds const& of, std::uint64_t most_megabytes) : of_(of), most_megabytes_(most_megabytes) {}
+
+  outcome_of_search run() {
+    auto const began = std::chrono::steady_clock::now();
+    number at = nobody;
+    step last;
+    bool after_step = false;
+    try {
+      world first(of_);
+      add(first, {});
+      while (!waiting_.empty()) {
+        at = waiting_.front().first;
+        world const from = std::move(waiting_.front().second);
+        waiting_.pop_front();
+        after_step = false;
+        std::vector<step>& steps = steps_;
+        from.possible(steps);
+        if (from.at_rest(steps)) ends_.push_back(at);
+        after_step = true;
+        for (step const& s : steps) {
+          last = s;
+          world next = from;
+          next.take(s);
+          ++result_.transitions;
+          auto const to = add(next, {at, s});
+          if (is_work(s.what) || s.what == kind::time_passes || s.what == kind::sender_continues)
+            edges_.push_back({at, to});
+        }
+        if (table_.size() % 4096 == 0 && megabytes_in_use() > most_megabytes_)
+          throw broken("more memory than allowed; make the bounds smaller");
+      }
+      after_step = false;
+      at = find_trapped();
+      if (at != nobody) throw broken("from every state the end can be reached without a fault");
+    } catch (std::exception const& what) {
+      result_.broken = what.what();
+      tell_way(at, after_step ? &last : nullptr);
+    }
+    result_.states = table_.size();
+    result_.ends = ends_.size();
+    result_.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - began).count();
+    return std::move(result_);
+  }
+
+ private:
+  number add(world const& w, way const& by) {
+    w.describe(bytes_);
+    auto const [n, fresh] = table_.add(XXH3_128bits(bytes_.data(), bytes_.size()));
+    if (!fresh) return n;
+    ways_.push_back(by);
+    depths_.push_back(by.from == nobody ? 0 : static_cast<std::uint16_t>(depths_[by.from] + 1));
+    result_.depth = std::max<std::uint32_t>(result_.depth, depths_.back());
+    waiting_.emplace_back(n, w);
+    return n;
+  }
+
+  /// The first state from which no end can be reached by work and time alone.
+  number find_trapped() {
+    std::vector<number> first(table_.size() + 1, 0), sources(edges_.size());
+    for (auto const& e : edges_) ++first[e.to + 1];
+    for (std::size_t i = 1; i < first.size(); ++i) first[i] += first[i - 1];
+    auto next = first;
+    for (auto const& e : edges_) sources[next[e.to]++] = e.from;
+    std::vector<bool> good(table_.size(), false);
+    auto todo = ends_;
+    for (auto const n : todo) good[n] = true;
+    while (!todo.empty()) {
+      auto const n = todo.back();
+      todo.pop_back();
+      for (auto i = first[n]; i < first[n + 1]; ++i)
+        if (!good[sources[i]]) {
+          good[sources[i]] = true;
+          todo.push_back(sources[i]);
+        }
+    }
+    auto const found = std::find(good.begin(), good.end(), false);
+    return found == good.end() ? nobody : static_cast<number>(found - good.begin());
+  }
+
+  void tell_way(number to, step const* last) {
+    std::vector<step> steps;
+    if (last) steps.push_back(*last);
+    for (number at = to; at != nobody && ways_[at].from != nobody; at = ways_[at].from)
+      steps.push_back(ways_[at].by);
+    std::reverse(steps.begin(), steps.end());
+    result_.trace_steps = static_cast<std::uint32_t>(steps.size());
+    try {
+      world again(of_);
+      again.log = &result_.trace;
+      for (auto const& s : steps) {
+        result_.trace.push_back(again.print(s));
+        again.take(s);
+      }
+    } catch (std::exception const&) {
+      // That is what was found.
+    }
+  }
+
+  bounds const& of_;
+  std::uint64_t most_megabytes_;
+  state_table table_;
+  std::vector<way> ways_;
+  std::vector<std::uint16_t> depths_;
+  std::vector<edge> edges_;
+  std::vector<number> ends_;
+  std::deque<std::pair<number, world>> waiting_;
+  std::vector<std::uint8_t> bytes_;
+  std::vector<step> steps_;
+  outcome_of_search result_;
+};
+
+} // namespace
+
+outcome_of_search explore(bounds const& of, std::uint64_t most_megabytes) {
+  return search(of, most_megabytes).run();
+}
+
+} // namespace ropeway::explorer

@@ -1,0 +1,232 @@
+// The sender's driver, its memory, and what must hold when the machine decides something.
+#include <algorithm>
+#include <bit>
+
+#include "state.hpp"
+
+namespace ropeway::explorer {
+namespace {
+
+std::uint8_t bit(std::size_t i) { return static_cast<std::uint8_t>(1u << i); }
+
+} // namespace
+
+void world::step_of_sender(step const& s) {
+  auto& side = sender_.change();
+  auto& machine = side.machine;
+  switch (s.what) {
+  case kind::ring_made:
+    std::erase(side.making, s.arg);
+    machine.ring_ready(s.arg, clock());
+    break;
+  case kind::packed: {
+    auto const done = side.packs.front();
+    side.packs.erase(side.packs.begin());
+    side.memory[of_->device_ring][done.slot].writing = false;
+    ++side.packed;
+    machine.packed(done.seq, clock());
+    break;
+  }
+  case kind::relayed: {
+    auto const done = side.relays.front();
+    side.relays.erase(side.relays.begin());
+    auto const& from = side.memory[1][done.from];
+    check(from.seq == done.seq && !from.writing, "no slot is filled again while a relay reads it");
+    side.memory[host_ring][done.to].writing = false;
+    machine.relayed(done.seq, clock());
+    break;
+  }
+  case kind::pack_forgotten:
+    side.memory[of_->device_ring][side.packs.back().slot].writing = false;
+    side.packs.pop_back();
+    break;
+  case kind::relay_forgotten:
+    side.memory[host_ring][side.relays.back().to].writing = false;
+    side.relays.pop_back();
+    break;
+  case kind::sender_drained:
+    side.drain = false;
+    machine.drained(clock());
+    break;
+  case kind::sender_ticks: machine.tick(clock()); break;
+  default: break;
+  }
+  follow_sender();
+}
+
+void world::begin_update() {
+  auto& side = sender_.change();
+  update_facts facts;
+  ++begun_;
+  facts.version = 100u + begun_;
+  facts.layout[0] = buckets_of(begun_);
+  facts.bucket_bytes = sizes_of(begun_);
+  facts.tensors = facts.layout[0];
+  facts.ring = of_->device_ring ? 1 : host_ring;
+  side.present = 0;
+  for (auto const& p : side.machine.peers()) side.present |= bit(p.peer - 1);
+  side.update = begun_;
+  side.running = true;
+  side.source_free = side.drain_asked = false;
+  side.packed = side.lost = side.to_commit = 0;
+  check(side.machine.begin_update(std::move(facts), clock()) == begun_, "updates are numbered in order");
+  follow_sender();
+}
+
+std::vector<std::uint64_t> world::sizes_of(std::uint64_t update) const {
+  std::vector<std::uint64_t> sizes;
+  for (std::uint64_t b = 0; b < buckets_of(update); ++b) sizes.push_back(10 * buckets_of(update) + b);
+  return sizes;
+}
+
+void world::follow_sender() {
+  auto& machine = sender_.change().machine;
+  for (auto actions = machine.take(); !actions.empty(); actions = machine.take())
+    for (auto& one : actions) std::visit([this](auto& a) { act(a); }, one);
+}
+
+bool world::group_may_lack() const {
+  return std::any_of(of_->receivers.begin(), of_->receivers.end(),
+                     [](auto const& r) { return r.grouped && r.late; });
+}
+
+bool world::same_group(std::size_t i, std::size_t j) const {
+  return i == j || (of_->receivers[i].grouped && of_->receivers[j].grouped);
+}
+
+void world::check_commit(std::size_t i, std::uint64_t update) const {
+  auto const& side = *sender_;
+  check(side.running && update == side.update, "only the running update is committed");
+  check((side.to_commit & bit(i)) == 0, "commit is said once");
+  for (std::size_t j = 0; j < receivers_.size(); ++j) {
+    if ((side.present & bit(j)) == 0 || !same_group(i, j)) continue;
+    check(receivers_[j]->seen[update].all_copied,
+          i == j ? "commit is said after all_copied"
+                 : "commit is said to a group after all its members have said all_copied");
+    check((side.lost & bit(j)) == 0, i == j ? "commit is not said to who has failed"
+                                            : "commit is not said to a group that has lost a member");
+  }
+}
+
+void world::act(send_action::say& a) {
+  std::size_t const i = a.to - 1;
+  auto const& to = receivers_.at(i);
+  check(!to->sender_closed, "nothing is said to who was dropped", a.what);
+  if (auto const* c = std::get_if<protocol::commit>(&a.what)) {
+    check_commit(i, c->update);
+    sender_.change().to_commit |= bit(i);
+  }
+  if (std::holds_alternative<abort_update>(a.what)) lose(i);
+  if (auto* m = std::get_if<manifest_follows>(&a.what)) m->bytes = 100; // as a driver does
+  if (log) log->push_back("    sender -> r" + std::to_string(i + 1) + " " + protocol::print(a.what));
+  if (to->alive && !to->receiver_closed) to_receiver_[i].change().push_back(std::move(a.what));
+}
+
+void world::act(send_action::make_ring& a) {
+  auto& making = sender_.change().making;
+  check(a.ring < rings && std::count(making.begin(), making.end(), a.ring) == 0,
+        "a ring is asked for once at a time");
+  making.push_back(a.ring);
+}
+
+void world::act(send_action::pack& a) {
+  auto& side = sender_.change();
+  check(side.running, "nothing is packed for an update that is over");
+  check(!side.drain_asked, "nothing is packed after drain");
+  check(!side.source_free, "nothing is packed after source_free");
+  slot_content what;
+  what.seq = a.seq;
+  what.update = side.update;
+  what.bucket = static_cast<std::uint8_t>(a.bucket);
+  write(of_->device_ring, a.slot, what);
+  side.packs.push_back(a);
+}
+
+void world::act(send_action::relay& a) {
+  auto& side = sender_.change();
+  check(side.running && !side.drain_asked, "nothing is relayed after drain");
+  auto const from = side.memory[1].at(a.from);
+  check(from.seq == a.seq && from.update == side.update && !from.writing, "a relay copies a packed slot");
+  write(host_ring, a.to, from);
+  side.relays.push_back(a);
+}
+
+void world::write(std::uint32_t ring, std::uint32_t slot, slot_content what) {
+  check(slot < of_->slots, "slots are within their ring");
+  auto& content = sender_.change().memory.at(ring)[slot];
+  check(!content.writing, "a slot is filled by one copy at a time");
+  for (auto const& r : sender_->relays)
+    check(ring != 1 || r.from != slot, "no slot is filled again while a relay reads it");
+  for (auto& to : receivers_)
+    for (std::size_t k = 0; k < to->reads.size(); ++k) {
+      if (to->reads[k].ring != ring || to->reads[k].slot != slot) continue;
+      // Who was dropped may still be copying; what it reads must never be committed.
+      check(to->sender_closed, "no slot is filled again while a receiver reads it");
+      to.change().reads[k].spoiled = true;
+    }
+  content = what;
+  content.writing = true;
+}
+
+void world::act(send_action::drop& a) {
+  check(a.code != errc::protocol_error, "nobody honest is said to break the protocol",
+        turned_away{static_cast<std::uint16_t>(a.code), a.text});
+  std::size_t const i = a.peer - 1;
+  check(!receivers_.at(i)->sender_closed, "nobody is dropped twice");
+  if (log) log->push_back("    sender drops r" + std::to_string(i + 1) + ": " + a.text);
+  lose(i);
+  close_for_sender(i);
+}
+
+void world::close_for_sender(std::size_t i) {
+  auto& to = receivers_[i].change();
+  to.sender_closed = true;
+  to_sender_[i].change().clear();
+  if (to.receiver_closed) to.reads.clear();
+}
+
+void world::act(send_action::source_free&) {
+  auto& side = sender_.change();
+  check(side.running && !side.source_free, "source_free once");
+  side.source_free = true;
+  check(side.packs.empty(), "the source is free when no pack runs");
+}
+
+void world::act(send_action::drain&) {
+  auto& side = sender_.change();
+  check(side.running && !side.drain_asked, "drain once");
+  side.drain_asked = side.drain = true;
+}
+
+void world::act(send_action::finished& a) {
+  auto& side = sender_.change();
+  check(side.running, "an update finishes once");
+  check(side.source_free, "source_free comes before finished");
+  check(side.packs.empty() && side.relays.empty() && !side.drain, "no copy runs when the update is finished");
+  side.running = false;
+  ++finished_;
+  check(a.results.size() == static_cast<std::size_t>(std::popcount(side.present)),
+        "one result for each receiver that was there");
+  std::uint8_t named = 0;
+  for (auto const& r : a.results) {
+    std::size_t const i = r.peer - 1;
+    named |= bit(i);
+    auto& seen = receivers_.at(i).change().seen[side.update];
+    seen.judged = true;
+    seen.verdict = r.what;
+    if (log)
+      log->push_back("    sender reports r" + std::to_string(i + 1) + " as " +
+                     std::string(ropeway::name(r.what)));
+    if (r.what == outcome::committed)
+      check(seen.committed, "who is reported as committed is");
+    else
+      check(!seen.committed || r.what == outcome::unconfirmed,
+            "who has committed is reported so, or as unconfirmed");
+    if (faults_left_ == of_->at_most && !group_may_lack())
+      check(r.what == outcome::committed, "without a fault everybody commits");
+  }
+  check(named == side.present, "results are about those who were there");
+  side.update = 0;
+}
+
+} // namespace ropeway::explorer

@@ -1,0 +1,275 @@
+// What can happen next, and doing it.
+#include <algorithm>
+
+#include "machines.hpp"
+#include "state.hpp"
+
+namespace ropeway::explorer {
+namespace {
+
+using namespace std::chrono_literals;
+
+// In seconds, all different. `alive` is due every second.
+constexpr auto silence = 3s, decide = 2s, commit_limit = 4s, handshake = 2s;
+constexpr time_point start = time_point{} + 1h;
+
+sender_machine make_sender(bounds const& of) {
+  sender_settings s;
+  s.instance[0] = 7;
+  s.bucket_bytes = 1000;
+  s.slots = of.slots;
+  s.max_peers = max_receivers;
+  s.handshake = handshake;
+  s.decide = decide;
+  s.silence = silence;
+  s.commit = commit_limit;
+  return sender_machine(s);
+}
+
+receiver_machine make_receiver(bounds const& of, std::size_t i) {
+  auto const& wish = of.receivers[i];
+  receiver_settings s;
+  s.greeting.name = "r" + std::to_string(i + 1);
+  if (wish.grouped) {
+    s.greeting.group = "tp";
+    s.greeting.group_size = static_cast<std::uint32_t>(
+        std::count_if(of.receivers.begin(), of.receivers.end(), [](auto const& r) { return r.grouped; }));
+  }
+  if (wish.on_device) s.greeting.devices.resize(1);
+  s.handshake = handshake;
+  s.silence = silence;
+  return receiver_machine(s);
+}
+
+/// Whether with this message its receiver is lost to the update.
+bool ends_part(message const& m, std::uint64_t update) {
+  if (std::holds_alternative<goodbye>(m)) return true;
+  if (auto const* a = std::get_if<refuse>(&m)) return a->update == update;
+  if (auto const* a = std::get_if<not_now>(&m)) return a->update == update;
+  if (auto const* a = std::get_if<abort_update>(&m)) return a->update == update;
+  if (auto const* a = std::get_if<failed>(&m)) return a->update == update;
+  return false;
+}
+
+step make(kind what, std::size_t who = 0, std::size_t arg = 0) {
+  return {what, static_cast<std::uint8_t>(who), static_cast<std::uint8_t>(arg), 0};
+}
+
+} // namespace
+
+time_point world::clock() const { return start + std::chrono::seconds(now_); }
+int world::seconds(time_point t) const {
+  return static_cast<int>(std::chrono::duration_cast<std::chrono::seconds>(t - start).count());
+}
+
+world::world(bounds const& of) : of_(&of), faults_left_(of.at_most), sender_(sender_side(make_sender(of))) {
+  for (fault const f : of.faults) left_[static_cast<std::size_t>(f)] = of.kind_most;
+  for (std::size_t i = 0; i < of.receivers.size(); ++i) {
+    receivers_.emplace_back(receiver_side(make_receiver(of, i)));
+    to_sender_.emplace_back(socket());
+    to_receiver_.emplace_back(socket());
+    for (auto const buckets : of.buckets)
+      if (of.receivers[i].knows_layout)
+        receivers_[i].change().layouts |= static_cast<std::uint8_t>(1u << buckets);
+  }
+  for (std::size_t i = 0; i < of.receivers.size(); ++i) {
+    if (of.receivers[i].late) continue;
+    join(i);
+    hear(make(kind::sender_hears, i));
+    hear(make(kind::receiver_hears, i));
+  }
+  if (of.ring_exists) warm_up();
+}
+
+void world::warm_up() {
+  begin_update();
+  std::vector<step> steps;
+  for (;;) {
+    steps.clear();
+    work(steps);
+    if (steps.empty()) break;
+    take(steps.front());
+  }
+  check(!sender_->running, "the first update goes through");
+}
+
+bool world::receiver_works(std::size_t i) const {
+  auto const& r = *receivers_[i];
+  return i < joined_ && r.alive && !r.stopped;
+}
+
+void world::work(std::vector<step>& into) const {
+  if (sender_works()) work_of_sender(into);
+  for (std::size_t i = 0; i < receivers_.size(); ++i)
+    if (receiver_works(i)) work_of(i, into);
+}
+
+void world::possible(std::vector<step>& into) const {
+  into.clear();
+  work(into);
+  decisions(into);
+  if (faults_left_ > 0) faults(into);
+}
+
+void world::work_of_sender(std::vector<step>& into) const {
+  auto const& side = *sender_;
+  for (std::size_t i = 0; i < joined_; ++i) {
+    auto const& r = *receivers_[i];
+    if (r.sender_closed) continue;
+    if (!to_sender_[i]->empty())
+      into.push_back(make(kind::sender_hears, i));
+    else if (r.receiver_closed || !r.alive)
+      into.push_back(make(kind::sender_sees_end, i));
+  }
+  for (auto const ring : side.making) into.push_back(make(kind::ring_made, 0, ring));
+  if (!side.packs.empty()) into.push_back(make(kind::packed));
+  if (!side.relays.empty()) into.push_back(make(kind::relayed));
+  if (side.drain) {
+    if (!side.packs.empty()) into.push_back(make(kind::pack_forgotten));
+    if (!side.relays.empty()) into.push_back(make(kind::relay_forgotten));
+    if (side.packs.empty() && side.relays.empty()) into.push_back(make(kind::sender_drained));
+  }
+  if (auto const at = side.machine.deadline(); at && *at <= clock()) into.push_back(make(kind::sender_ticks));
+}
+
+void world::work_of(std::size_t i, std::vector<step>& into) const {
+  auto const& r = *receivers_[i];
+  if (r.receiver_closed) return;
+  if (!to_receiver_[i]->empty())
+    into.push_back(make(kind::receiver_hears, i));
+  else if (r.sender_closed && !r.told)
+    into.push_back(make(kind::receiver_sees_end, i));
+  if (!r.mapping.empty()) into.push_back(make(kind::ring_mapped, i, r.mapping.front()));
+  if (r.looking_up) into.push_back(make(kind::looked_up, i));
+  if (r.reading_manifest) into.push_back(make(kind::manifest_read, i));
+  if (r.deciding) into.push_back(make(kind::accepted, i, of_->by_hand ? 1 : 0));
+  // Copies of one queue finish in order, an embedder gives buckets back as it likes. While an update winds
+  // down nothing is told but the end.
+  std::size_t const ends = r.by_hand ? r.reads.size() : std::min<std::size_t>(1, r.reads.size());
+  for (std::size_t k = 0; k < ends && !r.draining; ++k) into.push_back(make(kind::loaded, i, k));
+  if (r.placing && r.good == (1u << buckets_of(r.update)) - 1) into.push_back(make(kind::placed, i));
+  if (r.committing) into.push_back(make(kind::committed, i));
+  if (r.draining) into.push_back(make(kind::receiver_drained, i));
+  if (auto const at = r.machine.deadline(); at && *at <= clock())
+    into.push_back(make(kind::receiver_ticks, i));
+}
+
+bool world::awake_deadline(int& soonest) const {
+  bool any = false;
+  auto const offer = [&](std::optional<time_point> at) {
+    if (!at) return;
+    soonest = any ? std::min(soonest, seconds(*at)) : seconds(*at);
+    any = true;
+  };
+  if (sender_works()) offer(sender_->machine.deadline());
+  for (std::size_t i = 0; i < receivers_.size(); ++i)
+    if (receiver_works(i) && !receivers_[i]->receiver_closed) offer(receivers_[i]->machine.deadline());
+  return any;
+}
+
+void world::decisions(std::vector<step>& into) const {
+  bool const work = !into.empty();
+  if (sender_works() && begun_ < of_->buckets.size() && !sender_->running &&
+      !whole_state::of(sender_->machine).closed)
+    into.push_back(make(kind::begin));
+  if (joined_ < receivers_.size() && sender_alive_) into.push_back(make(kind::join, joined_));
+  for (std::size_t i = 0; i < joined_; ++i)
+    if (receivers_[i]->alive && receivers_[i]->stopped) into.push_back(make(kind::receiver_continues, i));
+  if (sender_alive_ && sender_stopped_) into.push_back(make(kind::sender_continues));
+  int soonest = 0;
+  if (!work && awake_deadline(soonest)) into.push_back(make(kind::time_passes));
+}
+
+void world::take(step const& s) {
+  switch (s.what) {
+  case kind::sender_hears:
+  case kind::sender_sees_end:
+  case kind::receiver_hears:
+  case kind::receiver_sees_end: return hear(s);
+  case kind::begin: return begin_update();
+  case kind::join: return join(s.who);
+  case kind::receiver_continues: receivers_[s.who].change().stopped = false; return;
+  case kind::sender_continues: sender_stopped_ = false; return;
+  case kind::time_passes: {
+    int soonest = 0;
+    if (awake_deadline(soonest)) now_ = std::max(now_, soonest);
+    return;
+  }
+  case kind::fault: return go_wrong(s);
+  default: break;
+  }
+  if (s.what < kind::receiver_hears) return step_of_sender(s);
+  step_of_receiver(s);
+}
+
+void world::join(std::size_t i) {
+  ++joined_;
+  receivers_[i].change().machine.connected(clock());
+  follow(i);
+  sender_.change().machine.connected(static_cast<peer_id>(i + 1), "", clock());
+  follow_sender();
+}
+
+void world::hear(step const& s) {
+  std::size_t const i = s.who;
+  auto const first = [](shared<socket>& from) {
+    auto& all = from.change();
+    message m = std::move(all.front());
+    all.erase(all.begin());
+    return m;
+  };
+  switch (s.what) {
+  case kind::sender_hears: {
+    message const m = first(to_sender_[i]);
+    // What ends an update at one member must keep its group from committing.
+    if (ends_part(m, sender_->update)) lose(i);
+    sender_.change().machine.received(static_cast<peer_id>(i + 1), m, clock());
+    return follow_sender();
+  }
+  case kind::sender_sees_end:
+    lose(i);
+    close_for_sender(i);
+    sender_.change().machine.gone(static_cast<peer_id>(i + 1), errc::peer_gone, "it has gone", clock());
+    return follow_sender();
+  case kind::receiver_hears: {
+    message const m = first(to_receiver_[i]);
+    receivers_[i].change().machine.received(m, clock());
+    return follow(i);
+  }
+  default:
+    receivers_[i].change().told = true;
+    receivers_[i].change().machine.gone(errc::peer_gone, "the sender has gone", clock());
+    return follow(i);
+  }
+}
+
+bool world::at_rest(std::vector<step> const& steps) const {
+  bool time = false;
+  for (auto const& s : steps) {
+    if (is_work(s.what)) return false;
+    time = time || s.what == kind::time_passes;
+  }
+  bool sleeping = sender_stopped_;
+  for (auto const& r : receivers_) sleeping = sleeping || (r->alive && r->stopped);
+  if (time && sleeping) return false;
+  // Whoever is awake waits for nothing; and as long as nobody sleeps, time is not needed to come this far.
+  if (sender_works()) {
+    auto const& side = *sender_;
+    check(!side.machine.updating() && !side.running, "no deadlock: an update comes to its end");
+    check(finished_ == begun_, "every update finishes once");
+    check(side.packs.empty() && side.relays.empty() && side.making.empty() && !side.drain,
+          "nothing is left to do for the sender");
+    for (auto const& [number, ring] : whole_state::of(side.machine).rings)
+      check(ring.ledger.taken() == 0, "after the end all slots are free");
+  }
+  for (std::size_t i = 0; i < receivers_.size(); ++i) {
+    if (!receiver_works(i)) continue;
+    auto const& r = *receivers_[i];
+    check(r.machine.over() || !r.machine.updating(), "no deadlock: a receiver's update comes to its end");
+    check(r.machine.over() || r.reads.empty(), "after the end nothing is read");
+    check(!r.sender_closed || r.receiver_closed, "who was dropped finds out");
+  }
+  return true;
+}
+
+} // namespace ropeway::explorer
