@@ -1,0 +1,98 @@
+// Any datagram: what is no message is refused in one line; what is one has exactly one encoding.
+#include <vector>
+
+#include "base/codec.hpp"
+#include "protocol/codec.hpp"
+#include "protocol/text.hpp"
+#include "targets.hpp"
+
+namespace ropeway::fuzz {
+namespace {
+
+using namespace ropeway::protocol;
+
+bool is_one_line(std::string const& text) { return text.find_first_of("\r\n") == std::string::npos; }
+
+/// What can't be sent can't be received either, and the other way round.
+void check_limit(protocol::message const& m, bool allowed) {
+  std::vector<std::byte> bytes;
+  bool sent = true;
+  try {
+    encode(m, bytes);
+  } catch (transfer_error const& e) {
+    promise(e.code() == make_error_code(errc::overflow), "what is too long to send is an overflow");
+    sent = false;
+  }
+  promise(sent == allowed, "limits are exact for who sends");
+  std::vector<std::byte> raw;
+  codec::encode(m, raw);
+  std::string wrong;
+  promise(decode(raw, wrong).has_value() == allowed, "limits are exact for who receives");
+  promise(wrong.empty() == allowed && is_one_line(wrong), "a refusal has words");
+}
+
+/// The same message with its texts and lists as long as they may be, and one longer.
+void check_limits(protocol::message const& m) {
+  for (std::size_t const more : {0u, 1u}) {
+    std::visit(
+        [&](auto const& what) {
+          if constexpr (requires { what.text; }) {
+            auto longer = what;
+            longer.text.assign(max_text + more, 'x');
+            check_limit(longer, more == 0);
+          } else if constexpr (requires { what.devices; }) {
+            auto longer = what;
+            longer.name.assign(max_name + more, 'x');
+            check_limit(longer, more == 0);
+            longer = what;
+            longer.group.assign(max_name + more, 'x');
+            check_limit(longer, more == 0);
+            longer = what;
+            longer.devices.resize(max_devices + more);
+            check_limit(longer, more == 0);
+            std::vector<std::byte> raw;
+            codec::encode(protocol::message(what), raw);
+            raw.resize(max_datagram + more);
+            std::string wrong;
+            promise(decode(raw, wrong).has_value() == (more == 0), "a hello may be longer, up to a datagram");
+          }
+        },
+        m);
+  }
+}
+
+} // namespace
+
+void message(input in) {
+  auto const bytes = std::as_bytes(in);
+  std::string wrong;
+  auto const m = decode(bytes, wrong);
+  promise(m.has_value() == wrong.empty(), "a datagram is a message, or there are words why not");
+  promise(is_one_line(wrong), "a refusal is one line");
+  if (!m) return;
+
+  std::vector<std::byte> again;
+  encode(*m, again);
+  bool const may_be_longer = std::holds_alternative<hello>(*m);
+  promise(again.size() == bytes.size() || (may_be_longer && again.size() < bytes.size()),
+          "an encoding is as long as what was read");
+  promise(std::equal(again.begin(), again.end(), bytes.begin()), "there is one encoding of a message");
+  auto const twice = decode(again, wrong);
+  promise(twice && codec::described_equal(*m, *twice), "what is encoded reads as the same");
+  auto const line = print(*m);
+  promise(line == print(*twice) && is_one_line(line), "it prints the same, on one line");
+  promise(line.substr(0, line.find('{')) == name_of(*m), "a message knows its name");
+  promise(expected_fds(*m) <= 1, "no message has more than one descriptor");
+  std::visit(
+      [](auto const& what) {
+        if constexpr (requires { what.text; }) {
+          auto const shown = one_line(what.text, 8);
+          promise(shown.size() <= 8 && is_one_line(shown), "text is cut and on one line");
+        }
+      },
+      *m);
+  // Long texts are slow, so they are not tried with each input.
+  if (bytes.size() % 16 == 1) check_limits(*m);
+}
+
+} // namespace ropeway::fuzz

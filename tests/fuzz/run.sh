@@ -1,0 +1,129 @@
+#!/usr/bin/env bash
+# Fuzzes what reads bytes from others: builds the targets with clang 19, AddressSanitizer and
+# UndefinedBehaviorSanitizer in build-fuzz, and runs each from the corpus in tests/fuzz/corpus. Prints a line a target:
+# executions, the coverage of the lines under test, findings. The last line is `N passed, N failed`.
+#
+#   tests/fuzz/run.sh [--seconds N | --runs N] [--jobs N] [--no-coverage] [TARGET...]
+#
+#   --seconds N     each target for so long (default 60); --runs N: for so many executions
+#   --jobs N        processes at once (default: one a core)
+#   TARGET          message manifest header index datagram sender receiver (default: all)
+#
+# What is found lies in build-fuzz/TARGET.found/, new inputs in build-fuzz/TARGET.corpus/.
+# tests/fuzz/run.sh --merge puts what adds coverage into tests/fuzz/corpus, as small as it can.
+set -uo pipefail
+cd "$(dirname "$0")/../.."
+
+all_targets=(message manifest header index datagram sender receiver)
+limit=(-max_total_time=60)
+jobs=$(nproc)
+coverage=true
+merge=false
+targets=()
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --seconds) limit=(-max_total_time="$2"); shift ;;
+    --runs) limit=(-runs="$2"); shift ;;
+    --jobs) jobs=$2; shift ;;
+    --no-coverage) coverage=false ;;
+    --merge) merge=true ;;
+    -*) sed -n '2,14s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+    *) targets+=("$1") ;;
+  esac
+  shift
+done
+[ "${#targets[@]}" -gt 0 ] || targets=("${all_targets[@]}")
+
+# The longest input: what is interesting is short.
+declare -A longest=([message]=600 [manifest]=400 [header]=500 [index]=400 [datagram]=160 [sender]=320 [receiver]=320)
+# The files whose lines must be reached, and, where a file does other things too, the functions in it.
+declare -A under_test=(
+  [message]='src/protocol/codec.cpp src/base/codec.hpp src/protocol/text.hpp'
+  [manifest]='src/plan/manifest.cpp src/plan/copies.cpp src/plan/destination.cpp src/plan/boxes.cpp src/plan/strided.cpp src/plan/utf8.hpp'
+  [header]='src/checkpoint/header.cpp src/checkpoint/header_listener.cpp src/checkpoint/json_events.cpp'
+  [index]='src/checkpoint/index.cpp src/checkpoint/json_events.cpp'
+  [datagram]='src/wire/socket.cpp src/wire/connection.cpp src/memory/host/region.cpp'
+  [sender]='src/protocol/sender_machine.cpp src/protocol/sender src/plan/slot_ledger.cpp'
+  [receiver]='src/protocol/receiver_machine.cpp src/protocol/receiver')
+declare -A functions=([datagram]='receive_now|send_now|try_receive|try_send|state::receive|state::send|state::check|state::gone|state::broke|import_region|connection::close|state::close')
+
+command -v clang++-19 >/dev/null || { echo 'tests/fuzz/run.sh: clang 19 is missing (clang-19)' >&2; exit 2; }
+. scripts/common.sh
+common=(-Dfuzzing=true -Dcuda=disabled -Dsamples=false -Doptimization=2 -Ddebug=true -Db_lundef=false)
+configure build-fuzz clang++-19 "${common[@]}" -Db_sanitize=address,undefined \
+  "-Dcpp_args=-g1 -D_GLIBCXX_ASSERTIONS -fsanitize=fuzzer-no-link -fno-sanitize-recover=all" || exit 1
+programs() { printf 'tests/fuzz/fuzz-%s\n' "${targets[@]}"; }
+built=$(ninja -C build-fuzz -j "$jobs" $(programs) 2>&1) || { printf '%s\n' "$built" | tail -n 40; exit 1; }
+
+# -max_total_time and -runs both end a run without an error; what libFuzzer prints at the end has the counts.
+fuzz() {
+  local target=$1 work=build-fuzz/$1.corpus dictionary=()
+  mkdir -p "$work" "build-fuzz/$target.found"
+  [ ! -e "tests/fuzz/$target.dict" ] || dictionary=(-dict="tests/fuzz/$target.dict")
+  ASAN_OPTIONS=$ASAN_OPTIONS:detect_stack_use_after_return=0 "build-fuzz/tests/fuzz/fuzz-$target" "${limit[@]}" \
+    -max_len="${longest[$target]}" -timeout=20 -rss_limit_mb=3000 -print_final_stats=1 "${dictionary[@]}" \
+    -artifact_prefix="build-fuzz/$target.found/" "$work" "tests/fuzz/corpus/$target" >"build-fuzz/$target.log" 2>&1
+  echo $? >"build-fuzz/$target.status"
+}
+
+merge_corpus() {
+  local target=$1 kept
+  kept=$(mktemp -d)
+  "build-fuzz/tests/fuzz/fuzz-$target" -merge=1 -max_len="${longest[$target]}" "$kept" "tests/fuzz/corpus/$target" \
+    "build-fuzz/$target.corpus" >/dev/null 2>&1 || { echo "$target: the merge failed" >&2; return 1; }
+  rm -rf "tests/fuzz/corpus/$target" && mkdir "tests/fuzz/corpus/$target" && cp "$kept"/* "tests/fuzz/corpus/$target/"
+  rm -rf "$kept"
+  echo "$target: $(ls "tests/fuzz/corpus/$target" | wc -l) inputs, $(cat "tests/fuzz/corpus/$target"/* | wc -c) bytes"
+}
+if $merge; then
+  for target in "${targets[@]}"; do merge_corpus "$target" || exit 1; done
+  exit 0
+fi
+
+export -f fuzz
+for target in "${targets[@]}"; do
+  while [ "$(jobs -rp | wc -l)" -ge "$jobs" ]; do wait -n; done
+  fuzz "$target" &
+done
+wait
+
+# The lines that the corpora reach, old and new inputs together.
+can_cover=$coverage
+if $coverage && ! command -v llvm-cov-19 >/dev/null; then
+  echo 'no coverage: llvm-cov-19 and llvm-profdata-19 are missing (package llvm-19)'
+  can_cover=false
+fi
+if $can_cover; then
+  configure build-fuzz-coverage clang++-19 "${common[@]}" -Doptimization=1 \
+    '-Dcpp_args=-fprofile-instr-generate -fcoverage-mapping' -Dcpp_link_args=-fprofile-instr-generate || exit 1
+  built=$(ninja -C build-fuzz-coverage -j "$jobs" $(programs) 2>&1) || { printf '%s\n' "$built" | tail -n 40; exit 1; }
+fi
+lines_reached() {
+  local target=$1 program=build-fuzz-coverage/tests/fuzz/fuzz-$1 profile=build-fuzz-coverage/$1.prof
+  LLVM_PROFILE_FILE=$profile.raw "$program" -runs=0 "tests/fuzz/corpus/$target" "build-fuzz/$target.corpus" \
+    >/dev/null 2>&1 || return 1
+  llvm-profdata-19 merge -o "$profile" "$profile.raw" &&
+    llvm-cov-19 export -format=lcov -instr-profile="$profile" "$program" ${under_test[$target]} 2>/dev/null |
+    scripts_lines "${functions[$target]:-}"
+}
+# Lines reached and lines there are, of an lcov report; only those within the functions named, if any are.
+scripts_lines() { python3 tests/fuzz/lines.py "$1"; }
+
+passed=0 failed=0
+for target in "${targets[@]}"; do
+  log=build-fuzz/$target.log
+  runs=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log")
+  speed=$(sed -n 's/^stat::average_exec_per_sec: *//p' "$log")
+  found=$(find "build-fuzz/$target.found" -type f | wc -l)
+  reached=''
+  if $can_cover; then reached=", lines $(lines_reached "$target" || echo unknown)"; fi
+  echo "$target: ${runs:-?} executions, ${speed:-?} a second$reached, $found findings"
+  if [ "$(cat "build-fuzz/$target.status")" -eq 0 ] && [ "$found" -eq 0 ]; then
+    passed=$((passed + 1))
+  else
+    failed=$((failed + 1))
+    tail -n 60 "$log"
+  fi
+done
+echo "$passed passed, $failed failed"
+[ "$failed" -eq 0 ]

@@ -1,0 +1,489 @@
+// The sender's machine among peers that say anything at any time, and a driver that keeps its side of
+// sender_machine.hpp. A model beside it holds what must not happen; in the end every update comes to its end.
+#include <deque>
+#include <map>
+#include <optional>
+#include <set>
+#include <vector>
+
+#include "choices.hpp"
+#include "protocol/codec.hpp"
+#include "protocol/sender_machine.hpp"
+
+namespace ropeway::fuzz {
+namespace {
+
+using namespace ropeway::protocol;
+using namespace std::chrono_literals;
+
+bool one_line(std::string const& text) { return text.find_first_of("\r\n") == std::string::npos; }
+
+class game {
+ public:
+  explicit game(input bytes) : from_(bytes), slots_(1 + from_.below(3)), machine_(settings()) {}
+
+  void play() {
+    for (unsigned i = 0; i < 300 && !from_.empty(); ++i) {
+      event();
+      settle();
+    }
+    wind_down();
+  }
+
+ private:
+  struct hold {
+    std::uint64_t seq;
+    std::uint32_t ring, slot;
+  };
+  struct peer {
+    bool greeted = false, owes = false; ///< an `aborted`
+    std::string group;
+    std::set<std::uint32_t> offered, mapped;
+    std::vector<hold> holds; ///< published and not given back
+    std::uint64_t last_seq = 0, update = 0;
+    std::uint32_t published = 0, released = 0; ///< buckets of the update
+    bool begun = false, accepted = false, decided = false, all_copied = false, commit = false,
+         stopped = false;
+    bool committed = false;
+  };
+  struct slot_content {
+    std::uint64_t seq = 0;
+    bool writing = false;
+  };
+  struct copy {
+    bool relay = false;
+    std::uint64_t seq = 0;
+    std::uint32_t from = 0, to = 0;
+  };
+
+  sender_settings settings() {
+    sender_settings s;
+    s.instance[3] = 9;
+    s.bucket_bytes = 1 << 16;
+    s.slots = slots_;
+    s.max_peers = 1 + from_.below(5);
+    return s;
+  }
+
+  // ---- events ----
+
+  void event() {
+    switch (from_.below(20)) {
+    case 0: return join();
+    case 1: return leave();
+    case 2: return begin_update();
+    case 3: return ring_made(true);
+    case 4: return ring_made(false);
+    case 5:
+    case 6: return copied();
+    case 7: return drain_done();
+    case 8: return pass(std::chrono::milliseconds(from_.byte() * 90));
+    case 9: return pass(std::chrono::milliseconds(from_.byte()));
+    case 10:
+      if (from_.below(4) == 0) machine_.give_up(errc::source_failed, "source\nthrew", now_);
+      return;
+    case 11:
+      if (from_.below(16) == 0) {
+        closed_ = true;
+        machine_.close("good\nbye", now_);
+      }
+      return;
+    case 12: return hear(foreign());
+    default: return hear(plausible());
+    }
+  }
+
+  void join() {
+    auto const how = from_.byte();
+    peer_id const id = how == 255 ? first_reserved_peer + 1 : next_id_++;
+    if (id < first_reserved_peer) joining_ = id;
+    machine_.connected(id, "pid\n1", now_);
+    settle();
+    joining_.reset();
+    if (id >= first_reserved_peer || refused_ == id) return;
+    peers_[id];
+    if (how % 8 == 7) return; // says nothing yet, or a lie
+    hello hi;
+    hi.magic = hello_magic;
+    hi.oldest = version_min;
+    hi.newest = static_cast<std::uint16_t>(version_max + how / 8 % 2);
+    hi.schema = schema_hash();
+    hi.name = "r";
+    if (how % 8 > 4) {
+      hi.group = peers_[id].group = "g";
+      hi.group_size = 2;
+    }
+    if (how % 2 == 0) hi.devices.resize(1);
+    say_to_machine(id, hi);
+  }
+
+  void leave() {
+    if (peers_.empty()) return;
+    auto const id = any_peer();
+    peers_.erase(id);
+    machine_.gone(id, errc::peer_gone, "its\nconnection", now_);
+  }
+
+  void begin_update() {
+    if (machine_.updating() || closed_) return;
+    facts_ = {};
+    auto const how = from_.byte();
+    facts_.version = how;
+    facts_.ring = how & 1;
+    facts_.bucket_bytes.resize(how / 2 % 8 == 7 ? 0 : how / 2 % 8 % 5);
+    for (auto& bytes : facts_.bucket_bytes) bytes = 1 + how;
+    present_.clear();
+    for (auto& [id, p] : peers_) {
+      bool const owes = p.owes;
+      p.begun = p.accepted = p.decided = p.all_copied = p.commit = p.committed = p.stopped = false;
+      p.published = p.released = 0;
+      p.owes = owes;
+      if (p.greeted) present_.insert(id);
+    }
+    promise(present_.size() == machine_.greeted() && machine_.peers().size() == present_.size(),
+            "who was greeted is there");
+    bucket_of_.clear();
+    ready_seqs_.clear();
+    drain_said_ = source_free_ = false;
+    streaming_ = false;
+    finished_ = false;
+    update_ = machine_.begin_update(facts_, now_);
+    promise(update_ > last_update_, "updates have numbers of their own");
+    last_update_ = update_;
+  }
+
+  void ring_made(bool good) {
+    if (rings_wanted_.empty()) return;
+    auto at = rings_wanted_.begin();
+    if (rings_wanted_.size() > 1 && from_.flip()) ++at;
+    auto const ring = *at;
+    rings_wanted_.erase(at);
+    if (good)
+      machine_.ring_ready(ring, now_);
+    else {
+      rings_made_.erase(ring);
+      machine_.ring_failed(ring, errc::out_of_memory, "no\nmemory", now_);
+    }
+  }
+
+  void copied() {
+    if (copies_.empty()) return;
+    auto const done = copies_.front();
+    copies_.pop_front();
+    if (done.relay) {
+      promise(content(facts_.ring, done.from).seq == done.seq,
+              "a slot is not filled again while it is relayed");
+      content(host_ring, done.to).writing = false;
+      machine_.relayed(done.seq, now_);
+    } else {
+      content(facts_.ring, done.to).writing = false;
+      ready_seqs_.insert(done.seq);
+      machine_.packed(done.seq, now_);
+    }
+  }
+
+  void drain_done() {
+    if (!drain_wanted_) return;
+    drain_wanted_ = false;
+    copies_.clear();
+    for (auto& [ring, slots] : memory_)
+      for (auto& s : slots) s.writing = false;
+    machine_.drained(now_);
+  }
+
+  void pass(duration d) {
+    now_ += d;
+    machine_.tick(now_);
+    auto const next = machine_.deadline();
+    promise(!next || *next > now_, "what was due is done");
+  }
+
+  peer_id any_peer() {
+    auto at = peers_.begin();
+    std::advance(at, from_.byte() % peers_.size());
+    return at->first;
+  }
+
+  void hear(protocol::message const& m) {
+    if (peers_.empty() && from_.below(8) != 0) return;
+    // Also from those who have left: their messages were under way.
+    if (peers_.empty()) return machine_.received(1 + from_.below(8), m, now_);
+    say_to_machine(any_peer(), m);
+  }
+
+  protocol::message foreign() {
+    std::string wrong;
+    auto const size = from_.byte() % 64u;
+    auto const bytes = from_.take(size);
+    if (auto m = decode(std::as_bytes(bytes), wrong)) return std::move(*m);
+    return alive{from_.number()};
+  }
+
+  std::uint64_t some_update() {
+    auto const which = from_.byte();
+    return which < 220 ? update_ : which < 240 ? update_ - 1 : which < 250 ? update_ + 1 : from_.number();
+  }
+  std::string words() { return from_.flip() ? "no\nroom" : ""; }
+
+  protocol::message plausible() {
+    auto const kind = from_.below(12);
+    switch (kind) {
+    case 0: return ring_mapped{from_.below(8) == 7 ? 5 : from_.below(2)};
+    case 1: return ring_refused{from_.below(2), 43, words()};
+    case 2: return need_manifest{some_update()};
+    case 3: return accept{some_update()};
+    case 4: return refuse{some_update(), 8, words()};
+    case 5: return not_now{some_update(), 5, words()};
+    case 6:
+    case 7: { // the oldest bucket that somebody holds, or any
+      std::uint64_t seq = from_.number();
+      if (seq % 4 != 3)
+        for (auto const& [id, p] : peers_)
+          if (!p.holds.empty()) seq = p.holds.front().seq;
+      return released{some_update(), seq};
+    }
+    case 8: return all_copied{some_update()};
+    case 9:
+      if (from_.flip()) return committed{some_update()};
+      return failed{some_update(), 32, words()};
+    case 10: return abort_update{some_update(), 1, words()};
+    default:
+      switch (from_.below(4)) {
+      case 0: return goodbye{0, words()};
+      case 1: return alive{some_update()};
+      default: return aborted{some_update()};
+      }
+    }
+  }
+
+  /// What the model takes from a message; the machine may take it as a breach and drop the peer.
+  void say_to_machine(peer_id id, protocol::message const& m) {
+    peer& p = peers_.at(id);
+    if (auto const* r = std::get_if<ring_mapped>(&m)) {
+      if (p.offered.count(r->ring)) p.mapped.insert(r->ring);
+    } else if (auto const* a = std::get_if<accept>(&m)) {
+      if (a->update == update_ && p.begun) p.accepted = p.decided = true;
+    } else if (auto const* no = std::get_if<refuse>(&m)) {
+      if (no->update == update_) p.decided = true;
+    } else if (auto const* later = std::get_if<not_now>(&m)) {
+      if (later->update == update_) p.decided = true;
+    } else if (auto const* back = std::get_if<released>(&m)) {
+      auto const had = std::erase_if(p.holds, [&](hold const& h) { return h.seq == back->seq; });
+      if (had != 0 && back->update == update_) ++p.released;
+    } else if (auto const* all = std::get_if<all_copied>(&m)) {
+      if (all->update == update_) p.all_copied = true;
+    } else if (auto const* c = std::get_if<committed>(&m)) {
+      if (c->update == update_ && p.commit) p.committed = true;
+    } else if (auto const* ab = std::get_if<abort_update>(&m)) {
+      if (ab->update == p.update) p.owes = p.decided = true;
+    } else if (auto const* over = std::get_if<aborted>(&m)) {
+      if (over->update == p.update) {
+        p.owes = false;
+        p.holds.clear();
+      }
+    }
+    machine_.received(id, m, now_);
+  }
+
+  // ---- actions ----
+
+  slot_content& content(std::uint32_t ring, std::uint32_t slot) {
+    auto& slots = memory_[ring];
+    slots.resize(slots_);
+    promise(slot < slots_, "slots are within the ring");
+    return slots[slot];
+  }
+
+  void fill(std::uint32_t ring, std::uint32_t slot, std::uint64_t seq) {
+    promise(rings_made_.count(ring) == 1 && rings_wanted_.count(ring) == 0,
+            "only a ring that is there is filled");
+    auto& now = content(ring, slot);
+    promise(!now.writing, "one filling of a slot at a time");
+    for (auto const& [id, p] : peers_)
+      for (auto const& h : p.holds)
+        promise(h.ring != ring || h.slot != slot, "no slot is filled again while a receiver reads it");
+    for (auto const& c : copies_)
+      promise(!c.relay || ring != facts_.ring || c.from != slot,
+              "no slot is filled again while it is relayed");
+    now = {seq, true};
+  }
+
+  void settle() {
+    for (auto& a : machine_.take()) std::visit([this](auto& what) { act(what); }, a);
+    promise(machine_.updating() != finished_, "an update runs until it is finished");
+  }
+
+  void act(send_action::say& a) {
+    std::vector<std::byte> bytes;
+    encode(a.what, bytes); // whatever is said can be sent
+    if (joining_ == a.to && !peers_.count(a.to)) {
+      promise(std::holds_alternative<turned_away>(a.what), "who is too many is turned away");
+      return;
+    }
+    auto const at = peers_.find(a.to);
+    promise(at != peers_.end(), "nothing is said to who is not there");
+    std::visit([&](auto const& m) { said(at->second, m); }, a.what);
+  }
+  void said(peer& p, welcome const&) { promise(!std::exchange(p.greeted, true), "welcome once"); }
+  void said(peer& p, turned_away const&) { promise(!p.greeted, "who was greeted is not turned away"); }
+  void said(peer& p, ring const& r) {
+    promise(p.greeted && p.offered.insert(r.id).second, "a ring is offered once");
+    promise(rings_made_.count(r.id) == 1 && rings_wanted_.count(r.id) == 0,
+            "only a ring that is there is offered");
+    promise(r.slots == slots_ && r.slot_bytes == 1 << 16, "a ring is what it is");
+  }
+  void said(peer& p, begin const& b) {
+    promise(p.greeted && b.update == update_ && !p.begun, "begin once, to who was greeted");
+    promise(!p.owes, "no begin before the last update has ended");
+    promise(!streaming_, "who takes part is settled before the first bucket");
+    promise(b.buckets == facts_.bucket_bytes.size(), "begin says how many buckets there are");
+    p.begun = true;
+    p.update = b.update;
+  }
+  void said(peer& p, manifest_follows const& m) {
+    promise(p.begun && m.update == update_ && !p.decided, "a manifest for who asked, before its decision");
+  }
+  void said(peer& p, published const& b) {
+    streaming_ = true;
+    promise(b.update == update_ && p.accepted && !p.stopped && !p.owes, "buckets are for who accepted");
+    promise(p.mapped.count(b.ring) == 1, "and mapped the ring");
+    promise(b.bucket == p.published++, "buckets come in order, each once");
+    promise(b.seq > p.last_seq, "seq grows");
+    p.last_seq = b.seq;
+    promise(bucket_of_.count(b.seq) == 1 && bucket_of_[b.seq] == b.bucket, "a filling is of one bucket");
+    promise(b.bytes == facts_.bucket_bytes.at(b.bucket), "with its size");
+    promise(ready_seqs_.count(b.seq) == 1, "a bucket is published when it was packed");
+    auto const& slot = content(b.ring, b.slot);
+    promise(slot.seq == b.seq && !slot.writing, "a published slot holds its bucket");
+    p.holds.push_back({b.seq, b.ring, b.slot});
+    for (auto const& [id, other] : peers_)
+      promise(!other.begun || other.decided || other.stopped, "nothing is published before all have decided");
+  }
+  void said(peer& p, commit const& c) {
+    promise(c.update == update_ && !p.commit && !p.stopped, "commit once");
+    promise(p.all_copied && p.accepted && p.released == facts_.bucket_bytes.size() && p.holds.empty(),
+            "commit only after all buckets were released and all_copied was said");
+    if (!p.group.empty())
+      for (auto const& [id, other] : peers_)
+        promise(other.group != p.group || !other.begun || other.all_copied,
+                "commit to a group when all its members have all");
+    p.commit = true;
+  }
+  void said(peer& p, abort_update const& a) {
+    promise(a.update == update_ && p.begun && !p.commit && !p.stopped,
+            "an abort is for an update that it knows");
+    p.owes = p.stopped = true;
+  }
+  void said(peer& p, alive const& a) { promise(p.begun && a.update == update_, "alive is about the update"); }
+  void said(peer&, goodbye const&) {}
+  template <class Other>
+  void said(peer&, Other const&) {
+    promise(false, "a sender says only what a sender says");
+  }
+
+  void act(send_action::make_ring& a) {
+    promise(rings_made_.insert(a.ring).second, "a ring is made once");
+    rings_wanted_.insert(a.ring);
+  }
+  void act(send_action::pack& a) {
+    promise(!drain_said_ && !source_free_, "nothing is packed after drain or source_free");
+    promise(bucket_of_.size() == a.bucket && bucket_of_.emplace(a.seq, a.bucket).second,
+            "each is packed once");
+    promise(a.seq > last_packed_, "in the order of seq");
+    last_packed_ = a.seq;
+    fill(facts_.ring, a.slot, a.seq);
+    copies_.push_back({false, a.seq, 0, a.slot});
+  }
+  void act(send_action::relay& a) {
+    promise(!drain_said_, "nothing is relayed after drain");
+    auto const& source = content(facts_.ring, a.from);
+    promise(source.seq == a.seq && !source.writing, "what is relayed was packed");
+    promise(facts_.ring != host_ring && a.bytes == facts_.bucket_bytes.at(bucket_of_.at(a.seq)),
+            "and no more");
+    fill(host_ring, a.to, a.seq);
+    copies_.push_back({true, a.seq, a.from, a.to});
+  }
+  void act(send_action::drop& a) {
+    promise(one_line(a.text), "a drop has one line");
+    if (joining_ == a.peer && !peers_.count(a.peer)) {
+      refused_ = a.peer;
+      return;
+    }
+    if (a.peer == joining_) refused_ = a.peer;
+    promise(peers_.erase(a.peer) == 1, "nobody is dropped twice");
+  }
+  void act(send_action::source_free&) {
+    promise(!std::exchange(source_free_, true), "source_free once");
+    for (auto const& c : copies_) promise(c.relay, "the source is free when no pack runs");
+  }
+  void act(send_action::drain&) {
+    promise(!std::exchange(drain_said_, true), "drain once");
+    drain_wanted_ = true;
+  }
+  void act(send_action::finished& f) {
+    promise(source_free_, "source_free before finished");
+    promise(copies_.empty() && !drain_wanted_, "no copy runs when the update is finished");
+    promise(one_line(f.text), "its reason is one line");
+    promise(f.results.size() == present_.size(), "one result for each receiver that was there");
+    for (auto const& r : f.results) {
+      promise(present_.erase(r.peer) == 1 && one_line(r.text) && one_line(r.name), "results are about them");
+      bool const is_there = peers_.count(r.peer) == 1;
+      if (r.what == outcome::committed)
+        promise(!is_there || peers_[r.peer].committed, "who is reported as committed has said so");
+      else if (is_there)
+        promise(!peers_[r.peer].committed || r.what == outcome::unconfirmed, "who committed is reported so");
+      promise(r.what == outcome::committed || !r.text.empty() || r.code != 0 || r.what == outcome::refused ||
+                  r.what == outcome::failed,
+              "there is a reason");
+    }
+    finished_ = true;
+  }
+
+  void wind_down() {
+    for (unsigned i = 0; machine_.updating(); ++i) {
+      promise(i < 200, "every update comes to its end");
+      auto const before = now_;
+      while (!rings_wanted_.empty()) ring_made(true), settle();
+      while (!copies_.empty()) copied(), settle();
+      drain_done();
+      settle();
+      if (!machine_.updating()) break;
+      if (!copies_.empty() || !rings_wanted_.empty() || drain_wanted_) continue;
+      auto const next = machine_.deadline();
+      promise(next.has_value(), "who waits for somebody has a deadline");
+      now_ = std::max(now_, *next);
+      machine_.tick(now_);
+      settle();
+      // Peers that say nothing are dropped; `alive` is said to them meanwhile.
+      promise(now_ - before < 100s, "a deadline is near");
+    }
+    machine_.close("the end", now_);
+    settle();
+    promise(peers_.empty() && machine_.greeted() == 0, "nobody is left");
+  }
+
+  choices from_;
+  std::uint32_t slots_;
+  sender_machine machine_;
+  time_point now_ = time_point{} + 1h;
+  bool closed_ = false;
+  peer_id next_id_ = 1;
+  std::optional<peer_id> joining_, refused_;
+  std::map<peer_id, peer> peers_;
+  std::set<peer_id> present_;
+  std::set<std::uint32_t> rings_made_, rings_wanted_;
+  std::deque<copy> copies_;
+  std::map<std::uint32_t, std::vector<slot_content>> memory_;
+  update_facts facts_;
+  std::uint64_t update_ = 0, last_update_ = 0, last_packed_ = 0;
+  std::map<std::uint64_t, std::uint32_t> bucket_of_;
+  std::set<std::uint64_t> ready_seqs_;
+  bool drain_said_ = false, drain_wanted_ = false, source_free_ = false, streaming_ = false;
+  bool finished_ = true;
+};
+
+} // namespace
+
+void sender(input bytes) { game(bytes).play(); }
+
+} // namespace ropeway::fuzz
