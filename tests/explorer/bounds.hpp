@@ -50,12 +50,18 @@ struct bounds {
   /// Rings are made and mapped before the exploration starts: the first of the updates has gone through.
   bool ring_exists = true;
   bool by_hand = false; ///< embedders that take buckets themselves, and release them in any order
-  bool prompt = true;   ///< drivers look manifests up and commit at once, as src/session does; else in a step
-                        ///< of its own
+  /// Drivers look manifests up and commit at once, as src/session does. Else each is a step of its own, and
+  /// loads are told of also while an update winds down.
+  bool prompt = true;
   std::vector<fault> faults;  ///< which may happen
   std::uint8_t at_most = 0;   ///< so many of them in all
   std::uint8_t kind_most = 1; ///< and so many of each
 
+  /// Whether receivers of one kind are interchangeable. Not where limits of two of them may pass at once: the
+  /// sender then turns to them in the order in which they came.
+  bool symmetric() const {
+    return !may(fault::time_jumps) && !may(fault::sender_stops) && !(may(fault::stop) && kind_most > 1);
+  }
   bool may(fault what) const {
     for (fault const f : faults)
       if (f == what) return true;
@@ -63,7 +69,11 @@ struct bounds {
   }
 };
 
-/// The ones that CI runs, and with `all` those that take minutes.
-std::vector<bounds> configurations(bool all);
+enum class effort : std::uint8_t {
+  brief,   ///< for instrumented code: what takes a second without
+  normal,  ///< seconds
+  thorough ///< minutes
+};
+std::vector<bounds> configurations(effort how);
 
 } // namespace ropeway::explorer

@@ -1,4 +1,4 @@
-// The configurations, smallest first. Each is small in one direction so that it can be large in another.
+// The configurations. Each is small in one direction so that it can be large in another.
 #include "bounds.hpp"
 
 namespace ropeway::explorer {
@@ -10,81 +10,131 @@ std::vector<fault> every_fault() {
   return all;
 }
 
-receiver_wish member() {
-  receiver_wish w;
-  w.grouped = true;
-  return w;
-}
-receiver_wish latecomer() {
-  receiver_wish w;
-  w.late = true;
-  w.knows_layout = false;
-  return w;
-}
-receiver_wish on_device() {
-  receiver_wish w;
-  w.on_device = true;
-  return w;
-}
+/// How many faults at most, by effort; where it is less than nothing, the configuration is left out.
+struct amount {
+  int brief, normal, thorough;
+  int of(effort how) const {
+    return how == effort::brief ? brief : how == effort::normal ? normal : thorough;
+  }
+};
+
+class collector {
+ public:
+  explicit collector(effort how) : how_(how) {}
+  void add(bounds b, amount faults) {
+    if (faults.of(how_) < 0) return;
+    b.at_most = static_cast<std::uint8_t>(faults.of(how_));
+    if (b.ring_exists) b.buckets.insert(b.buckets.begin(), 1); // the update that makes the rings
+    all.push_back(std::move(b));
+  }
+  std::vector<bounds> all;
+
+ private:
+  effort how_;
+};
 
 bounds make(std::string name, std::vector<receiver_wish> receivers, std::vector<std::uint8_t> buckets,
-            std::vector<fault> faults, std::uint8_t at_most) {
+            std::vector<fault> faults) {
   bounds b;
   b.name = std::move(name);
   b.receivers = std::move(receivers);
   b.buckets = std::move(buckets);
   b.faults = std::move(faults);
-  b.at_most = at_most;
-  b.buckets.insert(b.buckets.begin(), 1); // the one that makes the rings
-  return b;
-}
-
-bounds cold(bounds b) {
-  b.ring_exists = false;
-  b.buckets.erase(b.buckets.begin());
   return b;
 }
 
 } // namespace
 
-std::vector<bounds> configurations(bool all) {
+std::vector<bounds> configurations(effort how) {
   using enum fault;
   receiver_wish const plain;
   receiver_wish stranger;
   stranger.knows_layout = false;
-  std::vector<bounds> list;
-  auto& add = list;
+  receiver_wish device = plain;
+  device.on_device = true;
+  receiver_wish member = plain;
+  member.grouped = true;
+  receiver_wish latecomer = stranger;
+  latecomer.late = true;
+  receiver_wish late_member = latecomer;
+  late_member.grouped = true;
+  receiver_wish late_device = latecomer;
+  late_device.on_device = true;
+  std::vector<fault> const cuts{kill, receiver_cancels, sender_cancels};
+  auto not_of_time = every_fault();
+  std::erase(not_of_time, time_jumps);
+  std::erase(not_of_time, sender_stops);
+  collector list(how);
+
   {
-    auto b = cold(make("first update", {stranger}, {3, 1}, every_fault(), 2));
-    b.prompt = false;
-    add.push_back(b);
-  }
-  {
-    auto b = make("one", {plain}, {3, 1}, every_fault(), 2);
-    b.prompt = false;
-    add.push_back(b);
-    b.name = "by hand";
-    b.by_hand = true;
-    add.push_back(b);
-  }
-  add.push_back(make("two", {plain, plain}, {2, 1}, {kill, receiver_cancels, sender_cancels}, 2));
-  add.push_back(make("two sleepers", {plain, plain}, {2}, {kill, stop, receiver_cancels, sender_cancels}, 2));
-  add.push_back(make("two, the sender", {plain, plain}, {2},
-                     {sender_dies, sender_stops, sender_closes, time_jumps}, 1));
-  add.push_back(make("group", {member(), member()}, {2, 1},
-                     {kill, receiver_cancels, sender_cancels, refuse, load_fails}, 2));
-  add.push_back(
-      make("group asleep", {member(), member()}, {2}, {stop, kill, commit_fails, not_now, time_jumps}, 2));
-  add.push_back(make("late", {plain, latecomer()}, {2, 1}, {kill, sender_cancels, receiver_closes}, 1));
-  {
-    auto b = make("relay", {plain, on_device()}, {2}, {kill, receiver_cancels, sender_cancels, stop}, 1);
+    auto b = make("one receiver, from the first update on, every fault", {stranger}, {3, 1}, every_fault());
+    b.ring_exists = b.prompt = false;
+    list.add(b, {1, 2, 3});
+    b.name = "one receiver of a device's ring, from the first update on, every fault";
+    b.receivers = {device};
+    b.buckets = {2, 1};
     b.device_ring = true;
-    add.push_back(b);
+    list.add(b, {1, 1, 3});
+    b = make("one receiver through the host ring, every fault", {plain}, {3, 1}, every_fault());
+    b.prompt = false;
+    b.device_ring = true;
+    list.add(b, {1, 1, 3});
+    b = make("one receiver that takes buckets by hand, every fault", {plain}, {3, 1}, every_fault());
+    b.prompt = false;
+    b.by_hand = true;
+    list.add(b, {1, 1, 3});
+    b = make("one receiver, one slot, every fault", {plain}, {3, 1}, every_fault());
+    b.prompt = false;
+    b.slots = 1;
+    list.add(b, {-1, 2, 3});
+    b.name = "one receiver, three slots, every fault";
+    b.slots = 3;
+    b.buckets = {4, 1};
+    list.add(b, {-1, 1, 2});
   }
-  add.push_back(make("three", {plain, plain, plain}, {1}, {kill, receiver_cancels, sender_cancels}, 1));
-  add.push_back(make("group and one", {member(), member(), plain}, {1}, {kill, receiver_cancels}, 1));
-  (void)all;
-  return list;
+  list.add(make("two receivers, death and cancel", {plain, plain}, {2, 1}, cuts), {1, 2, 3});
+  list.add(make("two receivers, 3 buckets, death and cancel", {plain, plain}, {3, 1}, cuts), {-1, 1, 3});
+  list.add(make("two receivers, one of them may sleep", {plain, plain}, {2},
+                {stop, kill, sender_cancels, load_fails}),
+           {1, 2, 3});
+  list.add(make("two receivers, the sender dies, sleeps or closes", {plain, plain}, {2},
+                {sender_dies, sender_stops, sender_closes, kill}),
+           {-1, 1, 2});
+  list.add(make("two receivers, every fault", {plain, plain}, {2, 1}, every_fault()), {-1, 1, 1});
+  // Without those of them that keep receivers from being interchangeable.
+  list.add(make("two receivers, every fault but the sender's sleep", {plain, plain}, {2}, not_of_time),
+           {-1, -1, 2});
+  list.add(make("a group of two, refusal, failure, death, cancel", {member, member}, {2, 1},
+                {refuse, load_fails, commit_fails, kill, receiver_cancels, sender_cancels}),
+           {1, 2, 3});
+  list.add(make("a group of two, sleep and time", {member, member}, {2}, {stop, kill, not_now, time_jumps}),
+           {-1, 1, 2});
+  list.add(make("a group of two, every fault but the sender's sleep", {member, member}, {2}, not_of_time),
+           {-1, -1, 2});
+  list.add(make("a group of two, one of them late, 2 updates", {member, late_member}, {1, 1}, cuts),
+           {-1, 1, 2});
+  list.add(make("a receiver and a late one, 2 updates", {plain, latecomer}, {2, 1},
+                {kill, sender_cancels, receiver_closes}),
+           {0, 1, 2});
+  {
+    auto b = make("one receiver on the device, one through the host ring", {device, plain}, {2, 1},
+                  {kill, receiver_cancels, sender_cancels, load_fails});
+    b.device_ring = true;
+    list.add(b, {0, 1, 2});
+    b = make("one receiver on the device and a late one, from the first update on", {device, late_device},
+             {1, 1}, {ring_refused, ring_fails, refuse, kill});
+    b.device_ring = true;
+    b.ring_exists = false;
+    list.add(b, {-1, 1, 2});
+  }
+  list.add(make("three receivers, death and cancel", {plain, plain, plain}, {2}, cuts), {0, 1, 2});
+  list.add(
+      make("a group of three", {member, member, member}, {1}, {kill, refuse, load_fails, receiver_cancels}),
+      {0, 1, 2});
+  list.add(make("a group of two and one alone", {member, member, plain}, {2}, cuts), {-1, 0, 1});
+  list.add(make("two receivers and a late one", {plain, plain, latecomer}, {1, 1}, {kill, sender_cancels}),
+           {-1, 0, 1});
+  return list.all;
 }
 
 } // namespace ropeway::explorer

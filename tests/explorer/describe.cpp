@@ -1,7 +1,8 @@
 // States as bytes: equal when nothing that follows can tell them apart. Left out is what nobody reads any
-// more (names, words, times of limits that don't run, the seq of a free slot), and made relative is what only
-// counts as a distance: times to now, seqs to the next one. Receivers of one kind are interchangeable: what
-// belongs to one, the sender's view of it included, is put together, and these parts are sorted.
+// more (names, words, reasons, times of limits that don't run, the seq of a free slot), and made relative is
+// what only counts as a distance: times to now, seqs to the next one. Receivers of one kind are
+// interchangeable: what belongs to one, the sender's view of it included, is put together, and these parts
+// are sorted.
 #include <algorithm>
 
 #include "machines.hpp"
@@ -16,10 +17,8 @@ class writer {
 
   void put(auto value) { into_.push_back(static_cast<std::uint8_t>(value)); }
   void seq(std::uint64_t s) { put(next_seq_ - s); }
-  /// Limits are 4 s at most: what is older is all the same.
-  void age(time_point t) {
-    put(std::min<std::int64_t>(5, std::chrono::duration_cast<std::chrono::seconds>(now_ - t).count()));
-  }
+  /// Not cut off at the limit: when several have passed, their order counts.
+  void age(time_point t) { put(std::chrono::duration_cast<std::chrono::seconds>(now_ - t).count()); }
   std::size_t size() const { return into_.size(); }
 
  private:
@@ -50,7 +49,6 @@ void describe(message const& m, writer& w) {
           if constexpr (requires { one.update; }) w.put(one.update);
           if constexpr (requires { one.ring; }) w.put(one.ring);
           if constexpr (requires { one.id; }) w.put(one.id);
-          if constexpr (requires { one.code; }) w.put(one.code);
         },
         m);
   }
@@ -115,13 +113,13 @@ void describe_machine(machine_of_receiver const& m, writer& w) {
   w.put(m.at);
   w.put(m.last_update);
   w.put(m.gave_up | m.said_aborted << 1 | m.closing << 2);
-  if (m.at == stage::idle) return;
   w.age(m.said);
+  if (m.at == stage::idle) return;
   if (m.at == stage::draining) return w.put(m.at_drained);
   if (m.waits_for_sender()) w.age(std::max(m.heard, m.waiting_since));
   w.put(m.next_bucket);
   w.put(m.loaded_buckets);
-  w.put(m.in_place);
+  if (m.at == stage::loading) w.put(m.in_place);
   for (auto const& h : m.held) {
     w.seq(h.seq);
     w.put(h.ring << 4 | h.slot);
@@ -133,10 +131,6 @@ void describe_machine(machine_of_receiver const& m, writer& w) {
 void world::describe_sender(writer& w) const {
   auto const& side = *sender_;
   auto const& m = whole_state::of(side.machine);
-  // A slot's old content matters to who was dropped and does not know it: it may still start to read.
-  bool const stray = std::any_of(receivers_.begin(), receivers_.end(), [](auto const& r) {
-    return r->alive && r->sender_closed && !r->receiver_closed;
-  });
   for (std::uint32_t ring = 0; ring < rings; ++ring) {
     auto const at = m.rings.find(ring);
     w.put(at == m.rings.end() ? 0 : at->second.ready ? 2 : 1);
@@ -147,15 +141,17 @@ void world::describe_sender(writer& w) const {
       w.put(taken | ledger.holds(s, own_hold) << 1 | ledger.holds(s, relay_hold) << 2);
       if (taken) w.seq(ledger.seq(s));
       auto const& content = side.memory[ring][s];
-      if (!taken && !stray) continue;
+      if (!taken) continue;
       w.put(content.update << 4 | content.bucket << 1 | content.writing);
       if (content.seq != 0) w.seq(content.seq);
     }
     // In which order the free ones will be filled.
+    if (m.closed) continue;
     while (auto const next = ledger.start_filling(0)) w.put(*next);
   }
   w.put(m.next_update);
-  w.put(m.closed | side.running << 1 | side.source_free << 2 | side.drain_asked << 3 | side.drain << 4);
+  w.put(m.closed | side.running << 1 | side.source_free << 2 | side.drain_asked << 3 | side.drain << 4 |
+        side.given_up << 5);
   for (auto const ring : side.making) w.put(ring);
   w.put(side.packs.size() << 4 | side.relays.size());
   for (auto const& p : side.packs) w.seq(p.seq);
@@ -181,12 +177,13 @@ void world::describe_receiver(std::size_t i, writer& w) const {
   auto const& wish = of_->receivers[i];
   w.put(wish.grouped | wish.on_device << 1 | wish.late << 2 | wish.knows_layout << 3);
   w.put((i < joined_) | r.alive << 1 | r.stopped << 2 | r.sender_closed << 3 | r.receiver_closed << 4 |
-        r.told << 5);
+        r.told << 5 | r.harmed << 6);
   if (i >= joined_) return;
   auto const bit = 1u << i;
   auto const& side = *sender_;
   if (sender_alive_) {
-    w.put(((side.present & bit) != 0) | ((side.lost & bit) != 0) << 1 | ((side.to_commit & bit) != 0) << 2);
+    w.put(((side.present & bit) != 0) | ((side.lost & bit) != 0) << 1 | ((side.to_commit & bit) != 0) << 2 |
+          (r.harmed_update == side.update) << 3);
     describe_peer(whole_state::of(side.machine), static_cast<peer_id>(i + 1), w);
     if (!r.sender_closed) describe_socket(*to_sender_[i], w);
     if (side.update != 0) {
@@ -197,6 +194,10 @@ void world::describe_receiver(std::size_t i, writer& w) const {
   if (!r.alive) return;
   describe_machine(whole_state::of(r.machine), w);
   describe_socket(*to_receiver_[i], w);
+  // Who was dropped and does not know it may still start to read. Nobody keeps slots for it.
+  for (auto const& m : *to_receiver_[i])
+    if (auto const* p = std::get_if<published>(&m); p && r.sender_closed)
+      w.put(side.memory.at(p->ring).at(p->slot).seq == p->seq);
   w.put(r.reads.size());
   for (auto const& one : r.reads) {
     w.seq(one.seq);
@@ -210,15 +211,17 @@ void world::describe_receiver(std::size_t i, writer& w) const {
   w.put(r.mapping.size());
   for (auto const ring : r.mapping) w.put(ring);
   w.put(r.update << 4 | r.good);
-  auto const& seen = r.seen[r.update];
-  w.put(seen.all_copied | seen.aborted << 1 | seen.committed << 2 | seen.judged << 3);
-  w.put(seen.verdict);
+  for (std::size_t update = r.update; update <= begun_; ++update) {
+    auto const& seen = r.seen[update];
+    w.put(seen.all_copied | seen.aborted << 1 | seen.committed << 2 |
+          (seen.judged && seen.verdict != outcome::unconfirmed) << 3);
+  }
 }
 
 void world::describe(std::vector<std::uint8_t>& into) const {
   into.clear();
   writer w(into, whole_state::of(sender_->machine).next_seq, now_, clock() - std::chrono::seconds(now_));
-  w.put(sender_alive_ | sender_stopped_ << 1);
+  w.put(sender_alive_ | sender_stopped_ << 1 | steady_ << 2);
   w.put(begun_ << 4 | finished_);
   w.put(faults_left_);
   for (std::size_t f = 0; f < fault_kinds && faults_left_ > 0; ++f) w.put(std::min(left_[f], faults_left_));
@@ -229,7 +232,7 @@ void world::describe(std::vector<std::uint8_t>& into) const {
                 clock() - std::chrono::seconds(now_));
     describe_receiver(i, part);
   }
-  std::sort(parts.begin(), parts.end());
+  if (of_->symmetric()) std::sort(parts.begin(), parts.end());
   for (auto const& part : parts) {
     w.put(part.size());
     into.insert(into.end(), part.begin(), part.end());

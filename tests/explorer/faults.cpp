@@ -67,6 +67,7 @@ void world::go_wrong(step const& s) {
   std::size_t const i = s.who;
   --faults_left_;
   --left_.at(s.arg);
+  note_harm(static_cast<fault>(s.arg), i);
   auto const words = [&] { return std::string(name(static_cast<fault>(s.arg))); };
   switch (static_cast<fault>(s.arg)) {
   case fault::ring_fails: {
@@ -118,6 +119,24 @@ void world::go_wrong(step const& s) {
   default: break;
   }
   follow(i);
+}
+
+/// So that nobody else has an excuse.
+void world::note_harm(fault what, std::size_t i) {
+  switch (what) {
+  case fault::sender_cancels:
+  case fault::ring_fails: sender_.change().given_up = true; return;
+  case fault::sender_closes:
+  case fault::sender_dies:
+  case fault::sender_stops:
+  case fault::time_jumps: steady_ = false; return;
+  case fault::stop:
+  case fault::kill:
+  case fault::receiver_closes:
+  case fault::ring_refused:
+  case fault::manifest_bad: receivers_[i].change().harmed = true; return;
+  default: receivers_[i].change().harmed_update = receivers_[i]->update; return;
+  }
 }
 
 /// What it has said still arrives; what it was told is lost.

@@ -1,6 +1,7 @@
 // Explores every order of events of sender and receivers, within bounds, and says how far that is.
 //   test-explorer            what CI runs, in seconds
 //   test-explorer --long     more, in minutes
+//   test-explorer --verify   checks the explorer too: that it takes no two states for one that differ
 //   test-explorer --only N   the configuration whose number is N, from 1; with --long, of the long list
 #include <cstdio>
 #include <cstring>
@@ -11,8 +12,6 @@
 namespace {
 
 using namespace ropeway::explorer;
-
-constexpr std::uint64_t most_megabytes = 2048;
 
 std::string in_words(bounds const& b) {
   std::string words =
@@ -26,23 +25,30 @@ std::string in_words(bounds const& b) {
 } // namespace
 
 int main(int argc, char** argv) {
-  bool all = false;
+#if defined(__SANITIZE_ADDRESS__)
+  effort how = effort::brief;
+#else
+  effort how = effort::normal;
+#endif
   std::size_t only = 0;
+  limits within;
   for (int i = 1; i < argc; ++i) {
     if (std::strcmp(argv[i], "--long") == 0) {
-      all = true;
+      how = effort::thorough;
+    } else if (std::strcmp(argv[i], "--verify") == 0) {
+      within.verify = true;
     } else if (std::strcmp(argv[i], "--only") == 0 && i + 1 < argc) {
       only = std::stoul(argv[++i]);
     } else {
-      std::fprintf(stderr, "usage: test-explorer [--long] [--only NUMBER]\n");
+      std::fprintf(stderr, "usage: test-explorer [--long] [--verify] [--only NUMBER]\n");
       return 2;
     }
   }
-  auto const list = configurations(all);
+  auto const list = configurations(how);
   int failures = 0;
   for (std::size_t i = 0; i < list.size(); ++i) {
     if (only != 0 && only != i + 1) continue;
-    auto const found = explore(list[i], most_megabytes);
+    auto const found = explore(list[i], within);
     std::printf("%zu. %s (%s): %llu states, %llu transitions, depth %u, %llu ends, %.1f s\n", i + 1,
                 list[i].name.c_str(), in_words(list[i]).c_str(),
                 static_cast<unsigned long long>(found.states),

@@ -160,6 +160,8 @@ void world::act(std::size_t i, receive_action::closed& a) {
   check(a.code != errc::protocol_error, "nobody honest is said to break the protocol",
         turned_away{static_cast<std::uint16_t>(a.code), a.text});
   check(!side.receiver_closed, "closed once");
+  bool const too_late = a.code == errc::peer_silent || a.code == errc::handshake_timeout;
+  check(!too_late || !steady_ || side.harmed, "nobody gives up a sender that is awake");
   if (log) log->push_back("    r" + std::to_string(i + 1) + " ends its session: " + a.text);
   side.receiver_closed = true;
   side.mapping.clear();

@@ -1,11 +1,12 @@
 #include "search.hpp"
 
-#include <sys/resource.h>
+#include <unistd.h>
 #include <xxhash.h>
 
 #include <algorithm>
 #include <chrono>
 #include <deque>
+#include <fstream>
 
 #include "state.hpp"
 
@@ -59,14 +60,14 @@ struct edge {
 };
 
 std::uint64_t megabytes_in_use() {
-  rusage use{};
-  getrusage(RUSAGE_SELF, &use);
-  return static_cast<std::uint64_t>(use.ru_maxrss) / 1024;
+  std::uint64_t whole = 0, resident = 0;
+  std::ifstream("/proc/self/statm") >> whole >> resident;
+  return resident * static_cast<std::uint64_t>(sysconf(_SC_PAGESIZE)) >> 20;
 }
 
 class search {
  public:
-  search(bounds const& of, std::uint64_t most_megabytes) : of_(of), most_megabytes_(most_megabytes) {}
+  search(bounds const& of, limits const& within) : of_(of), within_(within) {}
 
   outcome_of_search run() {
     auto const began = std::chrono::steady_clock::now();
@@ -91,15 +92,14 @@ class search {
           next.take(s);
           ++result_.transitions;
           auto const to = add(next, {at, s});
-          if (is_work(s.what) || s.what == kind::time_passes || s.what == kind::sender_continues)
-            edges_.push_back({at, to});
+          if (is_work(s.what) || s.what == kind::time_passes) edges_.push_back({at, to});
         }
-        if (table_.size() % 4096 == 0 && megabytes_in_use() > most_megabytes_)
+        if (table_.size() % 4096 == 0 && megabytes_in_use() > within_.megabytes)
           throw broken("more memory than allowed; make the bounds smaller");
       }
       after_step = false;
-      at = find_trapped();
-      if (at != nobody) throw broken("from every state the end can be reached without a fault");
+      at = find_circle();
+      if (at != nobody) throw broken("without faults and decisions every run comes to its end");
     } catch (std::exception const& what) {
       result_.broken = what.what();
       tell_way(at, after_step ? &last : nullptr);
@@ -114,6 +114,7 @@ class search {
   number add(world const& w, way const& by) {
     w.describe(bytes_);
     auto const [n, fresh] = table_.add(XXH3_128bits(bytes_.data(), bytes_.size()));
+    if (within_.verify) compare_futures(w, n);
     if (!fresh) return n;
     ways_.push_back(by);
     depths_.push_back(by.from == nobody ? 0 : static_cast<std::uint16_t>(depths_[by.from] + 1));
@@ -122,27 +123,52 @@ class search {
     return n;
   }
 
-  /// The first state from which no end can be reached by work and time alone.
-  number find_trapped() {
-    std::vector<number> first(table_.size() + 1, 0), sources(edges_.size());
-    for (auto const& e : edges_) ++first[e.to + 1];
-    for (std::size_t i = 1; i < first.size(); ++i) first[i] += first[i - 1];
-    auto next = first;
-    for (auto const& e : edges_) sources[next[e.to]++] = e.from;
-    std::vector<bool> good(table_.size(), false);
-    auto todo = ends_;
-    for (auto const n : todo) good[n] = true;
-    while (!todo.empty()) {
-      auto const n = todo.back();
-      todo.pop_back();
-      for (auto i = first[n]; i < first[n + 1]; ++i)
-        if (!good[sources[i]]) {
-          good[sources[i]] = true;
-          todo.push_back(sources[i]);
-        }
+  /// What follows from `w` must be what followed when state `n` was met first, or `describe` leaves out too
+  /// much.
+  void compare_futures(world const& w, number n) {
+    std::vector<step> steps;
+    w.possible(steps);
+    std::vector<std::pair<unsigned, std::uint64_t>> futures;
+    for (auto const& s : steps) {
+      world next = w;
+      next.take(s);
+      std::vector<std::uint8_t> bytes;
+      next.describe(bytes);
+      // Interchangeable receivers may have changed places.
+      futures.emplace_back(static_cast<unsigned>(s.what), XXH3_64bits(bytes.data(), bytes.size()));
     }
-    auto const found = std::find(good.begin(), good.end(), false);
-    return found == good.end() ? nobody : static_cast<number>(found - good.begin());
+    std::sort(futures.begin(), futures.end());
+    XXH64_hash_t hash = 0;
+    for (auto const& [what, to] : futures) hash = XXH3_64bits_withSeed(&to, sizeof to, hash + what);
+    if (futures_.size() == n) return futures_.push_back(hash);
+    if (futures_[n] != hash) throw broken("the explorer takes states for one that have different futures");
+  }
+
+  /// A state to which work and time lead back, the one that was found first. Where there is none, every run
+  /// of work and time ends, and at_rest() has looked at all states in which it can.
+  number find_circle() {
+    std::vector<bool> gone(table_.size(), false);
+    for (bool const forwards : {true, false}) {
+      std::vector<number> first(table_.size() + 1, 0), next(edges_.size()), waits_for(table_.size(), 0);
+      auto const source = [&](edge const& e) { return forwards ? e.from : e.to; };
+      auto const target = [&](edge const& e) { return forwards ? e.to : e.from; };
+      for (auto const& e : edges_) ++first[source(e) + 1], ++waits_for[target(e)];
+      for (std::size_t i = 1; i < first.size(); ++i) first[i] += first[i - 1];
+      auto place = first;
+      for (auto const& e : edges_) next[place[source(e)]++] = target(e);
+      std::vector<number> todo;
+      for (number n = 0; n < table_.size(); ++n)
+        if (waits_for[n] == 0) todo.push_back(n);
+      while (!todo.empty()) {
+        auto const n = todo.back();
+        todo.pop_back();
+        gone[n] = true;
+        for (auto i = first[n]; i < first[n + 1]; ++i)
+          if (--waits_for[next[i]] == 0) todo.push_back(next[i]);
+      }
+    }
+    auto const found = std::find(gone.begin(), gone.end(), false);
+    return found == gone.end() ? nobody : static_cast<number>(found - gone.begin());
   }
 
   void tell_way(number to, step const* last) {
@@ -165,7 +191,7 @@ class search {
   }
 
   bounds const& of_;
-  std::uint64_t most_megabytes_;
+  limits within_;
   state_table table_;
   std::vector<way> ways_;
   std::vector<std::uint16_t> depths_;
@@ -174,13 +200,12 @@ class search {
   std::deque<std::pair<number, world>> waiting_;
   std::vector<std::uint8_t> bytes_;
   std::vector<step> steps_;
+  std::vector<std::uint64_t> futures_; ///< of each state, hashed
   outcome_of_search result_;
 };
 
 } // namespace
 
-outcome_of_search explore(bounds const& of, std::uint64_t most_megabytes) {
-  return search(of, most_megabytes).run();
-}
+outcome_of_search explore(bounds const& of, limits const& within) { return search(of, within).run(); }
 
 } // namespace ropeway::explorer

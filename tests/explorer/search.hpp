@@ -17,8 +17,12 @@ struct outcome_of_search {
   std::uint32_t trace_steps = 0;
 };
 
-/// Stops at the first broken promise, or when more memory than `most_megabytes` is in use, which counts as
-/// one.
-outcome_of_search explore(bounds const& of, std::uint64_t most_megabytes);
+struct limits {
+  std::uint64_t megabytes = 2048; ///< using more counts as a failure
+  bool verify = false;            ///< check also that states which are taken for one have the same successors
+};
+
+/// Stops at the first broken promise.
+outcome_of_search explore(bounds const& of, limits const& within);
 
 } // namespace ropeway::explorer

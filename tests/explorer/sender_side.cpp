@@ -67,7 +67,7 @@ void world::begin_update() {
   for (auto const& p : side.machine.peers()) side.present |= bit(p.peer - 1);
   side.update = begun_;
   side.running = true;
-  side.source_free = side.drain_asked = false;
+  side.source_free = side.drain_asked = side.given_up = false;
   side.packed = side.lost = side.to_commit = 0;
   check(side.machine.begin_update(std::move(facts), clock()) == begun_, "updates are numbered in order");
   follow_sender();
@@ -85,9 +85,15 @@ void world::follow_sender() {
     for (auto& one : actions) std::visit([this](auto& a) { act(a); }, one);
 }
 
-bool world::group_may_lack() const {
-  return std::any_of(of_->receivers.begin(), of_->receivers.end(),
-                     [](auto const& r) { return r.grouped && r.late; });
+bool world::should_commit(std::size_t i) const {
+  auto const& side = *sender_;
+  if (!steady_ || side.given_up) return false;
+  for (std::size_t j = 0; j < receivers_.size(); ++j) {
+    if (!same_group(i, j)) continue;
+    auto const& r = *receivers_[j];
+    if ((side.present & bit(j)) == 0 || r.harmed || r.harmed_update == side.update) return false;
+  }
+  return true;
 }
 
 bool world::same_group(std::size_t i, std::size_t j) const {
@@ -173,6 +179,9 @@ void world::act(send_action::drop& a) {
         turned_away{static_cast<std::uint16_t>(a.code), a.text});
   std::size_t const i = a.peer - 1;
   check(!receivers_.at(i)->sender_closed, "nobody is dropped twice");
+  bool const too_late =
+      a.code == errc::peer_silent || a.code == errc::commit_timeout || a.code == errc::handshake_timeout;
+  check(!too_late || !steady_ || receivers_[i]->harmed, "who is awake is not dropped for being slow");
   if (log) log->push_back("    sender drops r" + std::to_string(i + 1) + ": " + a.text);
   lose(i);
   close_for_sender(i);
@@ -222,8 +231,9 @@ void world::act(send_action::finished& a) {
     else
       check(!seen.committed || r.what == outcome::unconfirmed,
             "who has committed is reported so, or as unconfirmed");
-    if (faults_left_ == of_->at_most && !group_may_lack())
-      check(r.what == outcome::committed, "without a fault everybody commits");
+    if (should_commit(i))
+      check(r.what == outcome::committed,
+            "whoever nothing went wrong with commits, whatever happens to others");
   }
   check(named == side.present, "results are about those who were there");
   side.update = 0;

@@ -74,6 +74,7 @@ struct sender_side {
   // What has been seen of the running update.
   std::uint8_t update = 0, packed = 0;
   bool running = false, source_free = false, drain_asked = false;
+  bool given_up = false;      ///< by a fault of the sender's
   std::uint8_t present = 0;   ///< receivers that were greeted when it began, a bit each
   std::uint8_t lost = 0;      ///< of these, who said no, failed, left, was dropped or told to abort
   std::uint8_t to_commit = 0; ///< who was told to commit
@@ -109,6 +110,9 @@ struct receiver_side {
   std::uint8_t update = 0; ///< the newest that was announced
   std::uint8_t good = 0;   ///< buckets of it that were loaded as they were packed, a bit each
   std::array<history, max_updates + 1> seen{};
+  // What went wrong here: for good, or only with one update.
+  bool harmed = false;
+  std::uint8_t harmed_update = 0;
 };
 
 using socket = std::vector<message>; ///< one direction of a connection; the first is the oldest
@@ -190,6 +194,7 @@ class world {
   void step_of_sender(step const& s);
   void step_of_receiver(step const& s);
   void go_wrong(step const& s);
+  void note_harm(fault what, std::size_t i);
   void kill(std::size_t i);
   void end_sender();
 
@@ -206,7 +211,7 @@ class world {
   void close_for_sender(std::size_t i);
   void lose(std::size_t i) { sender_.change().lost |= static_cast<std::uint8_t>(1u << i); }
   void check_commit(std::size_t i, std::uint64_t update) const;
-  bool group_may_lack() const;
+  bool should_commit(std::size_t i) const;
   bool same_group(std::size_t i, std::size_t j) const;
 
   void follow(std::size_t i);
@@ -232,6 +237,7 @@ class world {
   bounds const* of_;
   int now_ = 0; ///< seconds
   bool sender_alive_ = true, sender_stopped_ = false;
+  bool steady_ = true; ///< nothing has happened that may make anybody give anybody up
   std::uint8_t begun_ = 0, finished_ = 0, joined_ = 0, faults_left_ = 0;
   std::array<std::uint8_t, fault_kinds> left_{};
   shared<sender_side> sender_;

@@ -116,10 +116,9 @@ void world::work_of_sender(std::vector<step>& into) const {
   for (std::size_t i = 0; i < joined_; ++i) {
     auto const& r = *receivers_[i];
     if (r.sender_closed) continue;
-    if (!to_sender_[i]->empty())
-      into.push_back(make(kind::sender_hears, i));
-    else if (r.receiver_closed || !r.alive)
-      into.push_back(make(kind::sender_sees_end, i));
+    // A connection that was closed with something unread in it is reset, and what is under way may be lost.
+    if (!to_sender_[i]->empty()) into.push_back(make(kind::sender_hears, i));
+    if (r.receiver_closed || !r.alive) into.push_back(make(kind::sender_sees_end, i));
   }
   for (auto const ring : side.making) into.push_back(make(kind::ring_made, 0, ring));
   if (!side.packs.empty()) into.push_back(make(kind::packed));
@@ -135,10 +134,8 @@ void world::work_of_sender(std::vector<step>& into) const {
 void world::work_of(std::size_t i, std::vector<step>& into) const {
   auto const& r = *receivers_[i];
   if (r.receiver_closed) return;
-  if (!to_receiver_[i]->empty())
-    into.push_back(make(kind::receiver_hears, i));
-  else if (r.sender_closed && !r.told)
-    into.push_back(make(kind::receiver_sees_end, i));
+  if (!to_receiver_[i]->empty()) into.push_back(make(kind::receiver_hears, i));
+  if (r.sender_closed && !r.told) into.push_back(make(kind::receiver_sees_end, i));
   if (!r.mapping.empty()) into.push_back(make(kind::ring_mapped, i, r.mapping.front()));
   if (r.looking_up) into.push_back(make(kind::looked_up, i));
   if (r.reading_manifest) into.push_back(make(kind::manifest_read, i));
