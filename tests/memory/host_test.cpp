@@ -53,9 +53,11 @@ errc import_error(unique_fd fd, std::uint64_t bytes) {
   return errc::ok;
 }
 
-unique_fd memfd(std::uint64_t bytes, int seals) {
+unique_fd memfd(std::uint64_t bytes, int seals, std::uint64_t there = ~std::uint64_t{0}) {
   unique_fd fd(::memfd_create("test", MFD_CLOEXEC | MFD_ALLOW_SEALING));
   REQUIRE(::ftruncate(fd.get(), static_cast<off_t>(bytes)) == 0);
+  if (auto const reserved = std::min(bytes, there); reserved != 0)
+    REQUIRE(::fallocate(fd.get(), 0, 0, static_cast<off_t>(reserved)) == 0);
   REQUIRE(::fcntl(fd.get(), F_ADD_SEALS, seals) == 0);
   return fd;
 }
@@ -108,6 +110,15 @@ TEST_CASE("descriptors that only look like a region are refused") {
   CHECK(import_error(unique_fd(), 4096) == errc::bad_region);
   CHECK(import_error(unique_fd(::open("/proc/self/exe", O_RDONLY | O_CLOEXEC)), 4096) == errc::bad_region);
   CHECK(import_error(unique_fd(::open("/", O_RDONLY | O_CLOEXEC)), 4096) == errc::bad_region);
+}
+
+TEST_CASE("memory that its maker has not reserved is refused, for reading it would allocate it here") {
+  constexpr int sealed = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE;
+  constexpr std::uint64_t huge = std::uint64_t{1} << 42;
+  CHECK(import_error(memfd(huge, sealed, 0), huge) == errc::bad_region);
+  CHECK(import_error(memfd(8192, sealed, 4096), 8192) == errc::bad_region);
+  CHECK(import_error(memfd(100, sealed, 0), 100) == errc::bad_region);
+  CHECK(import_error(memfd(100, sealed), 100) == errc::ok);
 }
 
 TEST_CASE("host code says that it can't map device memory") {

@@ -111,6 +111,10 @@ std::shared_ptr<region> import_region(unique_fd handle, std::uint64_t bytes) {
     bad("it has " + std::to_string(about.st_size) + " bytes where " + std::to_string(bytes) +
         " were announced");
   }
+  // Reading what its maker has not reserved would allocate it: on our account, and past what there is.
+  if (static_cast<std::uint64_t>(about.st_blocks) * 512 < bytes) {
+    bad("its " + std::to_string(bytes) + " bytes are not all there, the peer could make us pay for them");
+  }
   return map(handle.get(), bytes, PROT_READ, MADV_POPULATE_READ);
 }
 
