@@ -35,7 +35,7 @@ inline constexpr std::size_t fault_kinds = static_cast<std::size_t>(fault::count
 std::string_view name(fault what);
 
 struct receiver_wish {
-  bool grouped = false; ///< all grouped ones are one group
+  bool grouped = false; ///< all grouped ones are one group, of all unless `group_size` says less
   bool on_device = false;
   bool late = false; ///< connects at any time; the others have been greeted before the exploration starts
   bool knows_layout = true;
@@ -46,6 +46,7 @@ struct bounds {
   std::vector<receiver_wish> receivers;
   std::vector<std::uint8_t> buckets; ///< of each update
   std::uint32_t slots = 2;
+  std::uint32_t group_size = 0;
   bool device_ring = false; ///< updates are packed into device memory; who is not on the device needs relays
   /// Rings are made and mapped before the exploration starts: the first of the updates has gone through.
   bool ring_exists = true;

@@ -69,12 +69,15 @@ std::vector<bounds> configurations(effort how) {
   {
     auto b = make("one receiver, from the first update on, every fault", {stranger}, {3, 1}, every_fault());
     b.ring_exists = b.prompt = false;
-    list.add(b, {1, 2, 3});
+    list.add(b, {1, 1, 3});
     b.name = "one receiver of a device's ring, from the first update on, every fault";
     b.receivers = {device};
     b.buckets = {2, 1};
     b.device_ring = true;
     list.add(b, {1, 1, 3});
+    b = make("one receiver, every fault", {plain}, {3, 1}, every_fault());
+    b.prompt = false;
+    list.add(b, {1, 2, 3});
     b = make("one receiver through the host ring, every fault", {plain}, {3, 1}, every_fault());
     b.prompt = false;
     b.device_ring = true;
@@ -97,18 +100,24 @@ std::vector<bounds> configurations(effort how) {
   list.add(make("two receivers, one of them may sleep", {plain, plain}, {2},
                 {stop, kill, sender_cancels, load_fails}),
            {1, 2, 3});
+  list.add(make("two receivers, two updates, one receiver may sleep", {plain, plain}, {1, 1},
+                {stop, kill, sender_cancels}),
+           {-1, 2, 3});
   list.add(make("two receivers, the sender dies, sleeps or closes", {plain, plain}, {2},
                 {sender_dies, sender_stops, sender_closes, kill}),
            {-1, 1, 2});
-  list.add(make("two receivers, every fault", {plain, plain}, {2, 1}, every_fault()), {-1, 1, 1});
+  list.add(make("two receivers, every fault", {plain, plain}, {2, 1}, every_fault()), {-1, -1, 1});
   // Without those of them that keep receivers from being interchangeable.
   list.add(make("two receivers, every fault but the sender's sleep", {plain, plain}, {2}, not_of_time),
-           {-1, -1, 2});
+           {-1, 1, 2});
   list.add(make("a group of two, refusal, failure, death, cancel", {member, member}, {2, 1},
                 {refuse, load_fails, commit_fails, kill, receiver_cancels, sender_cancels}),
            {1, 2, 3});
   list.add(make("a group of two, sleep and time", {member, member}, {2}, {stop, kill, not_now, time_jumps}),
            {-1, 1, 2});
+  list.add(make("a group of two, two updates, sleep and cancel", {member, member}, {1, 1},
+                {stop, sender_cancels, receiver_cancels}),
+           {-1, 1, 3});
   list.add(make("a group of two, every fault but the sender's sleep", {member, member}, {2}, not_of_time),
            {-1, -1, 2});
   list.add(make("a group of two, one of them late, 2 updates", {member, late_member}, {1, 1}, cuts),
@@ -131,9 +140,33 @@ std::vector<bounds> configurations(effort how) {
   list.add(
       make("a group of three", {member, member, member}, {1}, {kill, refuse, load_fails, receiver_cancels}),
       {0, 1, 2});
-  list.add(make("a group of two and one alone", {member, member, plain}, {2}, cuts), {-1, 0, 1});
+  list.add(make("a group of two and one alone", {member, member, plain}, {2}, cuts), {-1, 1, 1});
   list.add(make("two receivers and a late one", {plain, plain, latecomer}, {1, 1}, {kill, sender_cancels}),
-           {-1, 0, 1});
+           {-1, 1, 1});
+  {
+    auto b = make("a group of two and one more who may replace a member", {member, member, late_member},
+                  {1, 1}, cuts);
+    b.group_size = 2;
+    list.add(b, {-1, 1, 2});
+    b = make("two receivers, both may die, sleep or cancel", {plain, plain}, {2},
+             {kill, stop, receiver_cancels, load_fails});
+    b.kind_most = 2;
+    list.add(b, {-1, 1, 2});
+    b.name = "a group of two, both may die, sleep or cancel";
+    b.receivers = {member, member};
+    list.add(b, {-1, 1, 2});
+    b = make("two receivers, one slot, death and cancel", {plain, plain}, {2, 1}, cuts);
+    b.slots = 1;
+    list.add(b, {-1, 1, 3});
+    b = make("two receivers, updates without buckets", {plain, plain}, {0, 1, 0},
+             {kill, receiver_cancels, stop, refuse});
+    list.add(b, {0, 1, 2});
+    b.name = "a group of two by hand, updates without buckets";
+    b.receivers = {member, member};
+    b.buckets = {0, 1};
+    b.by_hand = true;
+    list.add(b, {0, 1, 2});
+  }
   return list.all;
 }
 

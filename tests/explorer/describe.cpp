@@ -167,7 +167,7 @@ void world::describe_sender(writer& w) const {
   for (auto const& l : u.loads) {
     w.seq(l.seq);
     w.put(l.bucket << 4 | l.slot);
-    w.put(l.packed | l.published << 1 | static_cast<unsigned>(l.relaying) << 2);
+    w.put(l.packed | l.published << 1 | static_cast<int>(l.relaying) << 2);
     if (l.relaying >= machine_of_sender::load::relay::running) w.put(l.host_slot);
   }
 }

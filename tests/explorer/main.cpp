@@ -1,5 +1,5 @@
 // Explores every order of events of sender and receivers, within bounds, and says how far that is.
-//   test-explorer            what CI runs, in seconds
+//   test-explorer            what CI runs, in seconds; less with sanitizers
 //   test-explorer --long     more, in minutes
 //   test-explorer --verify   checks the explorer too: that it takes no two states for one that differ
 //   test-explorer --only N   the configuration whose number is N, from 1; with --long, of the long list
@@ -13,6 +13,15 @@ namespace {
 
 using namespace ropeway::explorer;
 
+#if defined(__has_feature)
+#define INSTRUMENTED (__has_feature(address_sanitizer) || __has_feature(thread_sanitizer))
+#elif defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define INSTRUMENTED 1
+#else
+#define INSTRUMENTED 0
+#endif
+constexpr bool instrumented = INSTRUMENTED;
+
 std::string in_words(bounds const& b) {
   std::string words =
       std::to_string(b.receivers.size()) + " receivers, " + std::to_string(b.slots) + " slots, updates of";
@@ -25,11 +34,7 @@ std::string in_words(bounds const& b) {
 } // namespace
 
 int main(int argc, char** argv) {
-#if defined(__SANITIZE_ADDRESS__)
-  effort how = effort::brief;
-#else
-  effort how = effort::normal;
-#endif
+  effort how = instrumented ? effort::brief : effort::normal;
   std::size_t only = 0;
   limits within;
   for (int i = 1; i < argc; ++i) {

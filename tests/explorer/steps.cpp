@@ -32,8 +32,9 @@ receiver_machine make_receiver(bounds const& of, std::size_t i) {
   s.greeting.name = "r" + std::to_string(i + 1);
   if (wish.grouped) {
     s.greeting.group = "tp";
-    s.greeting.group_size = static_cast<std::uint32_t>(
-        std::count_if(of.receivers.begin(), of.receivers.end(), [](auto const& r) { return r.grouped; }));
+    auto const members =
+        std::count_if(of.receivers.begin(), of.receivers.end(), [](auto const& r) { return r.grouped; });
+    s.greeting.group_size = of.group_size != 0 ? of.group_size : static_cast<std::uint32_t>(members);
   }
   if (wish.on_device) s.greeting.devices.resize(1);
   s.handshake = handshake;
