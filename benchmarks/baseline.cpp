@@ -119,7 +119,8 @@ class driver_copy final : public baseline {
 std::unique_ptr<baseline> make_baseline(plan const& of, cli::weights const& from) {
   auto const tensors = shapes(of);
   if (!of.staged) return std::make_unique<chained_memcpys>(of, from, tensors);
-  if (of.where == of.receiver_where) return std::make_unique<driver_copy>(of, from, tensors);
+  bool const one_device = std::ranges::all_of(of.receivers, [&](device to) { return to == of.where; });
+  if (one_device) return std::make_unique<driver_copy>(of, from, tensors);
   return nullptr;
 }
 

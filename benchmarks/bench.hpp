@@ -1,6 +1,7 @@
-// What the two processes of the benchmark share. Part of ropeway; Apache-2.0.
+// What the processes of the benchmark share. Part of ropeway; Apache-2.0.
 #pragma once
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -13,30 +14,50 @@ namespace ropeway::bench {
 
 struct plan {
   bool staged = false; ///< through device memory, else through host memory
-  device where, receiver_where;
+  device where;
+  std::vector<device> receivers; ///< one process each
+  bool sharded = false;          ///< they are a group, of which each takes its part of every matrix
+  std::string model;             ///< a name that shapes() knows, or a checkpoint
+  std::uint64_t layers = 0;      ///< of the model, to make it smaller on a small machine; 0: all
   std::uint64_t bucket_bytes = 0;
   std::uint32_t slots = 2;
   std::uint64_t warm_up = 0, repeats = 0;
-  std::uint64_t layers = 0; ///< of the model, to make it smaller on a small machine
-  bool check_each = true;   ///< new data for each repeat, all compared; else for the last one only
+  bool check_each = true; ///< new data for each repeat, all compared; else for the last one only
+  std::string command;    ///< as it was given
+  // A receiver's process:
+  std::uint32_t rank = 0;
   std::string socket;
-  int control = -1;    ///< receiver: where it says that it is done with a version
-  std::string command; ///< as it was given
+  int control = -1; ///< where it says how it went with a version
 };
 
-/// Host: a mixture of experts, 386 tensors a layer, many of 512 KiB. Staged: Qwen3-8B.
+/// The tensors of `plan::model`. Throws `errc::invalid_argument` for a name that is neither known nor a file.
 std::vector<tensor_info> shapes(plan const& of);
+/// Names that shapes() knows, for --help.
+std::string known_models();
 
-/// Random bytes that depend on version and tensor alone, so that both sides can make them.
+/// The dimension along which ranks share a tensor; nothing for one that each takes whole.
+std::optional<std::size_t> shared_dimension(tensor_info const& tensor, std::size_t ranks);
+/// What a receiver holds: all of it, or its shards.
+std::vector<tensor_info> held_shapes(plan const& of);
+
+/// Random bytes that depend on version and tensor alone, so that all sides can make them.
 void fill(cli::weights const& into, cli::host_window& window, std::uint64_t version);
-/// Throws unless all bytes are as `fill` makes them.
-void check(cli::weights const& held, cli::host_window& window, std::uint64_t version);
+/// Throws unless all bytes that this receiver holds are as `fill` makes them.
+void check(plan const& of, cli::weights const& held, cli::host_window& window, std::uint64_t version);
 /// Which data version number `number` (1 is the first) carries.
 inline std::uint64_t data_of(plan const& of, std::uint64_t number) {
   return of.check_each || number == of.warm_up + of.repeats ? number : 0;
 }
 
-/// The receiver's process: loads every version, compares, and writes one byte to `control` each time.
+/// What a receiver says of a version that it has committed and compared.
+struct receiver_words {
+  double load_s = 0; ///< from its acceptance to its commit
+  double cpu_s = 0;  ///< of all its threads since the last commit, comparing left out
+};
+/// CPU time of this process so far.
+double cpu_seconds();
+
+/// The receiver's process: loads every version, compares, and writes its words to `control` each time.
 void receive(plan const& of);
 /// The sender's process: times sends and baseline in turn, and prints the table and the line of JSON.
 void measure(plan const& of);

@@ -45,58 +45,7 @@ bool right(std::span<std::byte const> piece, std::uint64_t seed, std::uint64_t o
   return different == 0 && std::memcmp(piece.data() + at, &last, piece.size() - at) == 0;
 }
 
-class model {
- public:
-  void add(std::string name, shape dims) { infos.push_back({std::move(name), dtype::bf16, dims}); }
-  std::vector<tensor_info> infos;
-};
-
-std::vector<tensor_info> experts(std::uint64_t layers) {
-  model of;
-  of.add("embed_tokens.weight", {151936, 1024});
-  for (std::uint64_t layer = 0; layer < layers; ++layer) {
-    std::string const prefix = "layers." + std::to_string(layer) + ".";
-    of.add(prefix + "self_attn.qkv_proj.weight", {1536, 1024});
-    of.add(prefix + "self_attn.o_proj.weight", {1024, 1024});
-    for (int expert = 0; expert < 128; ++expert) {
-      std::string const name = prefix + "experts." + std::to_string(expert);
-      of.add(name + ".gate_proj.weight", {256, 1024});
-      of.add(name + ".up_proj.weight", {256, 1024});
-      of.add(name + ".down_proj.weight", {1024, 256});
-    }
-    of.add(prefix + "router.weight", {128, 1024});
-    of.add(prefix + "norm.weight", {1024});
-  }
-  return of.infos;
-}
-
-std::vector<tensor_info> qwen3_8b(std::uint64_t layers) {
-  model of;
-  of.add("embed_tokens.weight", {151936, 4096});
-  for (std::uint64_t layer = 0; layer < layers; ++layer) {
-    std::string const prefix = "layers." + std::to_string(layer) + ".";
-    of.add(prefix + "self_attn.q_proj.weight", {4096, 4096});
-    of.add(prefix + "self_attn.k_proj.weight", {1024, 4096});
-    of.add(prefix + "self_attn.v_proj.weight", {1024, 4096});
-    of.add(prefix + "self_attn.o_proj.weight", {4096, 4096});
-    of.add(prefix + "self_attn.q_norm.weight", {128});
-    of.add(prefix + "self_attn.k_norm.weight", {128});
-    of.add(prefix + "mlp.gate_proj.weight", {12288, 4096});
-    of.add(prefix + "mlp.up_proj.weight", {12288, 4096});
-    of.add(prefix + "mlp.down_proj.weight", {4096, 12288});
-    of.add(prefix + "input_layernorm.weight", {4096});
-    of.add(prefix + "post_attention_layernorm.weight", {4096});
-  }
-  of.add("norm.weight", {4096});
-  of.add("lm_head.weight", {151936, 4096});
-  return of.infos;
-}
-
 } // namespace
-
-std::vector<tensor_info> shapes(plan const& of) {
-  return of.staged ? qwen3_8b(of.layers) : experts(of.layers);
-}
 
 void fill(cli::weights const& into, cli::host_window& window, std::uint64_t version) {
   for (std::size_t i = 0; i < into.entries().size(); ++i) {
@@ -116,17 +65,42 @@ void fill(cli::weights const& into, cli::host_window& window, std::uint64_t vers
   }
 }
 
-void check(cli::weights const& held, cli::host_window& window, std::uint64_t version) {
+namespace {
+
+/// Where the bytes of a shard lie in the whole tensor: runs of `run` bytes, `step` apart, from `first` on.
+struct runs {
+  std::uint64_t first = 0, run = 0, step = 0;
+};
+
+runs runs_of(plan const& of, tensor_info const& whole, std::uint64_t bytes) {
+  auto const ranks = of.receivers.size();
+  auto const dimension = of.sharded ? shared_dimension(whole, ranks) : std::nullopt;
+  if (!dimension) return {0, bytes, 0};
+  if (*dimension == 0) return {of.rank * bytes, bytes, 0};
+  std::uint64_t const row = bytes / whole.dims[0];
+  return {of.rank * row, row, row * ranks};
+}
+
+} // namespace
+
+void check(plan const& of, cli::weights const& held, cli::host_window& window, std::uint64_t version) {
+  auto const all = shapes(of);
   for (std::size_t i = 0; i < held.entries().size(); ++i) {
     auto const& tensor = held.entries()[i];
     auto const seed = seed_of(version, i);
+    auto const where = runs_of(of, all[i], tensor.bytes);
     std::uint64_t at = 0;
     window.read(tensor.data, tensor.bytes, [&](std::span<std::byte const> piece) {
-      if (!right(piece, seed, at))
-        throw transfer_error(errc::loader_failed, "wrong bytes in " + tensor.info.name + " after " +
-                                                      std::to_string(at) +
-                                                      " bytes: ropeway or this machine is broken");
-      at += piece.size();
+      while (!piece.empty()) {
+        std::uint64_t const in_run = at % where.run;
+        auto const part = std::min<std::uint64_t>(piece.size(), where.run - in_run);
+        if (!right(piece.first(part), seed, where.first + at / where.run * where.step + in_run))
+          throw transfer_error(errc::loader_failed, "wrong bytes in " + tensor.info.name + " after " +
+                                                        std::to_string(at) +
+                                                        " bytes: ropeway or this machine is broken");
+        piece = piece.subspan(part);
+        at += part;
+      }
     });
   }
 }

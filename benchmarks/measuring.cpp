@@ -50,10 +50,10 @@ class private_directory {
   std::string path_ = "/tmp/ropeway-bench-XXXXXX";
 };
 
-/// The other process: this program once more, started before anything here touches a device.
+/// A receiver: this program once more, started before anything here touches a device.
 class receiver_process {
  public:
-  receiver_process(plan const& of, std::string const& socket) {
+  receiver_process(plan const& of, std::string const& socket, std::size_t rank) {
     std::array<int, 2> ends{};
     if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends.data()) != 0)
       throw std::system_error(errno, std::system_category(), "no socket pair can be made");
@@ -65,20 +65,21 @@ class receiver_process {
                                    socket,
                                    "--control",
                                    std::to_string(inherited),
-                                   "--mode",
-                                   of.staged ? "staged" : "host",
-                                   "--device",
-                                   to_string(of.where),
-                                   "--receiver-device",
-                                   to_string(of.receiver_where),
+                                   "--rank",
+                                   std::to_string(rank),
+                                   "--model",
+                                   of.model,
+                                   "--layers",
+                                   std::to_string(of.layers),
                                    "--warm-up",
                                    std::to_string(of.warm_up),
                                    "--repeats",
                                    std::to_string(of.repeats),
-                                   "--layers",
-                                   std::to_string(of.layers),
                                    "--check",
                                    of.check_each ? "each" : "last"};
+    if (of.sharded) words.emplace_back("--shards");
+    for (auto const& one : of.receivers)
+      for (auto word : {std::string("--receiver-device"), to_string(one)}) words.push_back(std::move(word));
     std::vector<char*> arguments;
     for (auto& one : words) arguments.push_back(one.data());
     arguments.push_back(nullptr);
@@ -96,11 +97,14 @@ class receiver_process {
     kill(pid_, SIGKILL);
     waitpid(pid_, nullptr, 0);
   }
+  receiver_process(receiver_process&& other) noexcept
+      : control_(std::move(other.control_)), pid_(std::exchange(other.pid_, -1)) {}
   /// Until it says that it is done with a version.
-  void wait_checked() const {
-    char word = 0;
-    if (read(control_.get(), &word, 1) != 1)
-      throw transfer_error(errc::peer_gone, "the receiver gave up (see above)");
+  receiver_words wait_checked() const {
+    receiver_words words;
+    if (read(control_.get(), &words, sizeof words) != sizeof words)
+      throw transfer_error(errc::peer_gone, "a receiver gave up (see above)");
+    return words;
   }
   void finish() {
     int status = 0;
@@ -114,7 +118,9 @@ class receiver_process {
 };
 
 struct times {
-  std::vector<double> send, baseline;
+  std::vector<double> send, source_free, baseline;
+  std::vector<double> sender_cpu;         ///< of a send, all threads
+  std::vector<double> load, receiver_cpu; ///< of the slowest receiver, and of all together
 };
 
 double median(std::vector<double> of) {
@@ -127,24 +133,43 @@ double seconds_since(clock::time_point start) {
   return std::chrono::duration<double>(clock::now() - start).count();
 }
 
-awaitable<void> run(plan const& of, sender& trainer, receiver_process& peer, asio::thread_pool& pool,
+using peers = std::vector<receiver_process>;
+
+/// What all receivers say of a version.
+receiver_words wait_checked(peers const& all) {
+  receiver_words together;
+  for (auto const& one : all) {
+    auto const words = one.wait_checked();
+    together.load_s = std::max(together.load_s, words.load_s);
+    together.cpu_s += words.cpu_s;
+  }
+  return together;
+}
+
+awaitable<void> run(plan const& of, sender& trainer, peers const& all, asio::thread_pool& pool,
                     cli::weights const& held, baseline* compared, times& out) {
   using work_type = std::function<void(std::atomic<bool> const&)>;
   cli::host_window window(of.where);
   auto const tensors = held.views();
   std::uint64_t filled = UINT64_MAX;
-  co_await trainer.wait_for_receivers(1, std::chrono::minutes(2));
+  co_await trainer.wait_for_receivers(all.size(), std::chrono::minutes(2));
   for (std::uint64_t number = 1; number <= of.warm_up + of.repeats; ++number) {
     work_type work = [&](std::atomic<bool> const&) {
       if (filled != data_of(of, number)) fill(held, window, filled = data_of(of, number));
     };
     co_await in_background(pool, std::move(work));
+    auto const cpu = cpu_seconds();
     auto const start = clock::now();
-    co_await trainer.send_weights(number, tensors);
+    send_report const report = co_await trainer.send_weights(number, tensors);
     auto const took = seconds_since(start);
+    auto const cpu_took = cpu_seconds() - cpu;
+    if (report.count(outcome::committed) != all.size())
+      throw transfer_error(errc::too_few_receivers,
+                           "not every receiver committed version " + std::to_string(number));
     double compared_took = 0;
+    receiver_words words;
     work = [&](std::atomic<bool> const&) {
-      peer.wait_checked();
+      words = wait_checked(all);
       if (!compared) return;
       auto const begin = clock::now();
       compared->run();
@@ -157,6 +182,10 @@ awaitable<void> run(plan const& of, sender& trainer, receiver_process& peer, asi
     std::cerr << std::endl;
     if (!counts) continue;
     out.send.push_back(took);
+    out.source_free.push_back(std::chrono::duration<double>(report.source_free).count());
+    out.sender_cpu.push_back(cpu_took);
+    out.load.push_back(words.load_s);
+    out.receiver_cpu.push_back(words.cpu_s);
     if (compared) out.baseline.push_back(compared_took);
   }
   co_await trainer.close();
@@ -185,6 +214,10 @@ void report(plan const& of, cli::weights const& held, times const& taken, baseli
   uname(&kernel);
 
   boost::json::object results;
+  results["model"] = of.model;
+  results["layers"] = of.layers;
+  results["receivers"] = of.receivers.size();
+  results["sharded"] = of.sharded;
   results["tensors"] = held.entries().size();
   results["bytes"] = bytes;
   results["bucket_bytes"] = of.bucket_bytes;
@@ -192,6 +225,10 @@ void report(plan const& of, cli::weights const& held, times const& taken, baseli
   results["warm_up"] = of.warm_up;
   results["bytes_checked"] = of.check_each ? "all, after each send" : "all, after the last send";
   results["send_weights"] = summary(taken.send, bytes);
+  results["source_free_median_s"] = median(taken.source_free);
+  results["slowest_load_median_s"] = median(taken.load);
+  results["sender_cpu_median_s"] = median(taken.sender_cpu);
+  results["all_receivers_cpu_median_s"] = median(taken.receiver_cpu);
 
   cli::table rows({"what", ">median", ">min", ">max", ">payload"});
   auto const row = [&](std::string const& what, std::vector<double> const& seconds) {
@@ -202,22 +239,30 @@ void report(plan const& of, cli::weights const& held, times const& taken, baseli
     rows.add({what, text(median(seconds)), text(std::ranges::min(seconds)), text(std::ranges::max(seconds)),
               cli::rate_text(bytes, middle)});
   };
-  row("send_weights, " + to_string(of.where) + " to " + to_string(of.receiver_where), taken.send);
+  std::string to = to_string(of.receivers.front());
+  if (of.receivers.size() > 1)
+    to += (of.sharded ? " and others, a shard each (" : " and others (") +
+          std::to_string(of.receivers.size()) + ")";
+  row("send_weights, " + to_string(of.where) + " to " + to, taken.send);
+  row("  until the source is free", taken.source_free);
+  row("  the slowest receiver's load", taken.load);
   if (compared) {
     row(compared->what(), taken.baseline);
     results["baseline"] = summary(taken.baseline, bytes);
     results["baseline_is"] = compared->what();
     results["ratio_to_baseline"] = median(taken.baseline) / median(taken.send);
   }
-  std::cout << held.entries().size() << " tensors, " << cli::size_text(bytes) << ", ring of " << of.slots
-            << " x " << (of.bucket_bytes >> 20) << " MiB, " << of.repeats << " repeats after " << of.warm_up
-            << "\n";
+  std::cout << of.model << ": " << held.entries().size() << " tensors, " << cli::size_text(bytes)
+            << ", ring of " << of.slots << " x " << (of.bucket_bytes >> 20) << " MiB, " << of.repeats
+            << " repeats after " << of.warm_up << "\n";
   rows.print(std::cout);
+  std::cout << "CPU time a send: sender " << median(taken.sender_cpu) * 1e6 << " us, receivers together "
+            << median(taken.receiver_cpu) * 1e6 << " us\n";
   if (compared) std::cout << "ratio " << median(taken.baseline) / median(taken.send) << '\n';
 
   boost::json::object line;
   line["device"] = device_name(of.where);
-  line["receiver_device"] = device_name(of.receiver_where);
+  line["receiver_device"] = device_name(of.receivers.front());
   line["kernel"] = kernel.release;
   line["date"] = date.data();
   line["command"] = of.command;
@@ -229,7 +274,8 @@ void report(plan const& of, cli::weights const& held, times const& taken, baseli
 
 void measure(plan const& of) {
   private_directory const place;
-  receiver_process peer(of, place.socket());
+  peers all;
+  for (std::size_t rank = 0; rank < of.receivers.size(); ++rank) all.emplace_back(of, place.socket(), rank);
   asio::io_context loop(1);
   asio::thread_pool pool(1);
   auto const tensors = shapes(of);
@@ -240,11 +286,11 @@ void measure(plan const& of) {
   sender trainer(loop.get_executor(), place.socket(), options);
   times taken;
   std::exception_ptr failed;
-  asio::co_spawn(loop, run(of, trainer, peer, pool, held, compared.get(), taken),
+  asio::co_spawn(loop, run(of, trainer, all, pool, held, compared.get(), taken),
                  [&](std::exception_ptr error) { failed = error; });
   loop.run();
   if (failed) std::rethrow_exception(failed);
-  peer.finish();
+  for (auto& one : all) one.finish();
   report(of, held, taken, compared.get());
 }
 
