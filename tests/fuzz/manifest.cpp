@@ -19,7 +19,7 @@ namespace {
 
 using plan::piece;
 
-constexpr std::uint64_t small = 2048; ///< tensors up to this are really copied
+constexpr std::uint64_t small = 800; ///< tensors up to this are really copied
 
 using memory_of_tensor = std::vector<std::byte>;
 
@@ -296,7 +296,7 @@ void check_mismatches(plan::manifest const& m) {
 bool small_enough(plan::manifest const& m) {
   if (m.total_bytes() > small || m.tensors().size() > 16) return false;
   auto const sizes = m.bucket_sizes(); // pieces may lie far apart
-  return std::all_of(sizes.begin(), sizes.end(), [](auto bytes) { return bytes <= 16 * small; });
+  return std::all_of(sizes.begin(), sizes.end(), [](auto bytes) { return bytes <= 4 * small; });
 }
 
 void check(plan::manifest const& m, std::span<std::byte const> encoded) {
@@ -325,7 +325,7 @@ std::optional<plan::manifest> cut(choices& from) {
     for (auto& extent : dims) extent = from.number();
     t.dims = shape(std::span<std::uint64_t const>(dims));
     auto const bytes = byte_size(t.type, t.dims).value_or(0) / std::max<std::uint64_t>(bucket_bytes, 256);
-    if (bytes > 1000 && bytes < std::uint64_t{1} << 24) return std::nullopt; // so many pieces take too long
+    if (bytes > 60 && bytes < std::uint64_t{1} << 24) return std::nullopt; // so many pieces take too long
   }
   try {
     return plan::manifest::cut(std::move(tensors), bucket_bytes);

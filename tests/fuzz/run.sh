@@ -61,7 +61,7 @@ fuzz() {
   mkdir -p "$work" "build-fuzz/$target.found"
   [ ! -e "tests/fuzz/$target.dict" ] || dictionary=(-dict="tests/fuzz/$target.dict")
   ASAN_OPTIONS=$ASAN_OPTIONS:detect_stack_use_after_return=0 "build-fuzz/tests/fuzz/fuzz-$target" "${limit[@]}" \
-    -max_len="${longest[$target]}" -timeout=20 -rss_limit_mb=3000 -print_final_stats=1 "${dictionary[@]}" \
+    -max_len="${longest[$target]}" -entropic=0 -timeout=20 -rss_limit_mb=3000 -print_final_stats=1 "${dictionary[@]}" \
     -artifact_prefix="build-fuzz/$target.found/" "$work" "tests/fuzz/corpus/$target" >"build-fuzz/$target.log" 2>&1
   echo $? >"build-fuzz/$target.status"
 }

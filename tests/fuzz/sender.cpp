@@ -273,7 +273,7 @@ class game {
     } else if (auto const* all = std::get_if<all_copied>(&m)) {
       if (all->update == update_) p.all_copied = true;
     } else if (auto const* c = std::get_if<committed>(&m)) {
-      if (c->update == update_ && p.commit) p.committed = true;
+      if (c->update == update_ && p.commit && !p.owes) p.committed = true; // who has given up has not
     } else if (auto const* ab = std::get_if<abort_update>(&m)) {
       if (ab->update == p.update) p.owes = p.decided = true;
     } else if (auto const* over = std::get_if<aborted>(&m)) {
