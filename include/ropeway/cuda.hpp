@@ -32,7 +32,9 @@ class ready_after {
   device where_;
 };
 
-/// After everything that is on `stream` when the operation starts (nullptr: the legacy default stream).
+/// After everything that is on `stream` when the first bucket is copied, which includes all that is there
+/// when the operation is started (nullptr: the legacy default stream). Queue nothing behind it that waits for
+/// the operation, and do not capture it meanwhile; an event has neither problem.
 constexpr ready_after after(CUstream_st* stream, device where = device::cuda(0)) noexcept {
   ready_after when;
   when.kind_ = ready_after::kind::stream;

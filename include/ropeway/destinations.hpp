@@ -17,8 +17,9 @@ class destination_set;
 }
 
 /// A list of memory ranges, each for a tensor or a box of one, and what they hold now. Made once, used for
-/// every update; names are resolved once a layout. Movable; not thread-safe; must not be changed while a load
-/// runs (its memory must live until the load completes).
+/// every update; names are resolved once a layout. Movable. `torn`, `torn_tensors` and `version` may be asked
+/// from any thread; the rest may not, and it must not be changed while a load runs (its memory must live
+/// until the load completes).
 ///
 /// A load writes in place. When it fails after the first write, everything that it would have written is
 /// *torn* until a later load commits it: check `torn()` before serving.

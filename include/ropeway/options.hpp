@@ -48,8 +48,11 @@ class sender_options {
   ROPEWAY_KNOB(milliseconds, silence_limit, std::chrono::seconds(10))
   /// From the order to commit until the receiver has done it.
   ROPEWAY_KNOB(milliseconds, commit_limit, std::chrono::seconds(60))
-  /// The longest that a tensor source may take for one tensor, or a slot writer for one bucket.
+  /// The longest that a tensor source may take for one tensor, or a slot writer for one bucket. It is
+  /// cancelled then, and waited for.
   ROPEWAY_KNOB(milliseconds, source_limit, std::chrono::minutes(10))
+  /// How long `close` waits for a running send to end: its copies, and receivers that have something to say.
+  ROPEWAY_KNOB(milliseconds, close_limit, std::chrono::seconds(10))
   /// Users, beside our own, whose processes may connect. Makes the socket group-accessible (0660) and accepts
   /// a directory that is group-traversable (0750).
   ROPEWAY_KNOB(std::vector<uid_t>, allowed_users, {})
@@ -73,12 +76,12 @@ class receiver_options {
   /// From the connection until the sender has welcomed us.
   ROPEWAY_KNOB(milliseconds, handshake_limit, std::chrono::seconds(5))
   /// The longest that the sender may say nothing while an update runs; at least the sender's own silence
-  /// limit, of which a third is how often it speaks.
+  /// limit, of which a third is how often it speaks. A trainer that blocks its loop for so long loses us.
   ROPEWAY_KNOB(milliseconds, silence_limit, std::chrono::seconds(10))
+  /// How long `close` waits for a running load to end: its copies, and buckets that were not released.
+  ROPEWAY_KNOB(milliseconds, close_limit, std::chrono::seconds(10))
   /// Users, beside our own, whose sender is trusted.
   ROPEWAY_KNOB(std::vector<uid_t>, allowed_users, {})
-  /// Accepts a socket directory that others may write to. They can then pose as the sender: for tests only.
-  ROPEWAY_KNOB(bool, allow_shared_directory, false)
   /// Told about progress, on the receiver's strand. Must not block; must outlive the receiver. May be null.
   ROPEWAY_KNOB(observer*, watched_by, nullptr)
 };

@@ -62,7 +62,8 @@ class bucket {
 
 /// An update that was announced. Move-only. Take it with `load_into`, or bucket by bucket with `next_bucket`
 /// and `commit`; or say no with `refuse` or `not_now`. Destroying it unanswered refuses it; destroying it
-/// half-way aborts it. Members may be called from any thread, one operation at a time (`errc::busy`).
+/// half-way aborts it. Members may be called from any thread, one operation at a time (`errc::busy`). An
+/// empty one (made by default, moved from) can only be assigned to and destroyed.
 class update {
  public:
   update() = default;
@@ -78,7 +79,7 @@ class update {
 
   /// Accepts, copies every tensor into its destination (bucket k loads while k+1 is packed), and commits.
   /// No byte of a destination is written before `when`. Completes when the sender has been told of the
-  /// commit.
+  /// commit; what is launched then, on any stream, sees the new bytes.
   ///
   /// Errors: `destination_mismatch` (the update is refused with the list, nothing was written),
   /// `peer_aborted`, `peer_gone`, `peer_silent`, `protocol_error`, `device_failed`, `busy`,
@@ -155,8 +156,9 @@ class update {
 
 /// The server's side of one session with a sender.
 ///
-/// Thread-safety, lifetime and the two forms of every operation: as for `sender`. After the session has ended
-/// (`peer_gone`, ...), `connect` again on the same object.
+/// Thread-safety, lifetime and the two forms of every operation: as for `sender`; updates and buckets, too,
+/// must go before the loop. The loop must run while an update does. After the session has ended (`peer_gone`,
+/// ...), `connect` again on the same object.
 class receiver {
  public:
   explicit receiver(asio::any_io_executor executor, receiver_options options = {});
@@ -195,7 +197,7 @@ class receiver {
   /// The version that this receiver committed last, in any session.
   std::optional<std::uint64_t> version() const noexcept;
 
-  /// Says goodbye; a running update is given up. No error; bounded (10 s).
+  /// Says goodbye; a running update is given up. No error; bounded by `receiver_options::close_limit`.
   awaitable<void> close();
   template <class Token>
   auto close(Token&& token) {

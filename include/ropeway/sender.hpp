@@ -36,7 +36,8 @@ concept tensor_range = std::ranges::input_range<R const> &&
     std::convertible_to<std::ranges::range_reference_t<R const>, tensor_view>;
 
 /// Tensors that were looked at once: names and shapes compared, nothing to do at the next send but to read
-/// the memory. A cheap shared value; safe to use again for every version whose tensors lie where they lay.
+/// the memory. A cheap shared value; safe to use again for every version whose tensors lie where they lay,
+/// with the sender that prepared them (`errc::invalid_argument` with another).
 class prepared_tensors {
  public:
   prepared_tensors() = default;
@@ -49,6 +50,8 @@ class prepared_tensors {
 };
 
 /// A version on its way, from `sender::start`. Move-only. Destroying it before `done` gives the version up.
+/// An empty one (made by default, moved from, from a `start` that failed) can only be assigned to and
+/// destroyed.
 class sending {
  public:
   sending() = default;
@@ -106,10 +109,16 @@ struct connected_receiver {
 /// The trainer's side: listens at a path, and sends versions to all receivers that are connected then.
 ///
 /// Thread-safety: all members may be called from any thread; operations run on the sender's own strand and
-/// complete on the caller's executor. One send runs at a time (`errc::busy`). Lifetime: the destructor closes
-/// every session, waits (at most 10 s) for copies that still read the caller's tensors, and removes the
-/// socket; operations that run end with `asio::error::operation_aborted`. `co_await close()` is the graceful
-/// end.
+/// complete on the caller's executor. One send runs at a time (`errc::busy`). The executor's loop must run
+/// while a send does: it also tells receivers that the sender is alive, and one that blocks it for longer
+/// than their `silence_limit` (10 s) loses them.
+///
+/// Lifetime: destroy it, and what it gave (`sending`), before the loop. The destructor stops listening and
+/// frees the path at once, and waits (at most 10 s) for copies that still read the caller's tensors; sessions
+/// are closed, and operations that run end with `asio::error::operation_aborted`, when the loop turns next.
+/// Copies that are stuck even then end them with `errc::device_failed`: their memory is kept, and the tensors
+/// may still be read. `co_await close()` is the graceful end. A loop that is destroyed while operations wait
+/// drops their handlers.
 ///
 /// Every operation has two forms: one that returns an awaitable and throws `transfer_error` (a send:
 /// `send_failed`), and one with a completion token of signature `void(std::error_code, T)`. The call itself
@@ -243,11 +252,18 @@ class sender {
                                                           std::forward<Token>(token));
   }
 
-  /// The receivers that are connected now.
+  /// The receivers that are connected now. No error; no cancellation.
   awaitable<std::vector<connected_receiver>> receivers();
+  template <class Token>
+  auto receivers(Token&& token) {
+    auto start = [core = core_](auto done, auto) { begin_receivers(core, std::move(done)); };
+    return detail::initiate<std::vector<connected_receiver>, std::error_code>(
+        get_executor(), std::move(start), std::forward<Token>(token));
+  }
 
-  /// Ends gracefully: a running send is given up, receivers are told goodbye, the socket is removed.
-  /// Cancellation: none; it is bounded (10 s). No error.
+  /// Ends gracefully: a running send is given up, receivers are told goodbye, the socket is removed. No
+  /// error. A send whose copies take longer than `sender_options::close_limit` ends after it. Cancellation:
+  /// none.
   awaitable<void> close();
   template <class Token>
   auto close(Token&& token) {
@@ -298,6 +314,8 @@ class sender {
   static void begin_wait(core_pointer const& core, std::size_t count, milliseconds limit,
                          std::unique_ptr<detail::completion<std::size_t>> done,
                          std::shared_ptr<detail::stop_request> stop);
+  static void begin_receivers(core_pointer const& core,
+                              std::unique_ptr<detail::completion<std::vector<connected_receiver>>> done);
   static void begin_close(core_pointer const& core,
                           std::unique_ptr<detail::completion<detail::nothing>> done);
 

@@ -99,7 +99,7 @@ std::shared_ptr<detail::tensor_set> sender::collector::finish() {
     }
     if (!known_) {
       auto manifest = plan::manifest::cut(std::move(infos_), core_.options().bucket_bytes());
-      set_->layout = std::make_shared<session::layout>(std::move(manifest));
+      set_->layout = std::make_shared<session::layout>(std::move(manifest), core_.instance());
       core_.keep_layout(set_->layout);
     }
     auto const& manifest = set_->layout->manifest;
@@ -151,6 +151,11 @@ void sender::begin_wait(core_pointer const& core, std::size_t count, millisecond
   core->post_wait(count, limit, std::move(done), std::move(stop));
 }
 
+void sender::begin_receivers(core_pointer const& core,
+                             std::unique_ptr<completion<std::vector<connected_receiver>>> done) {
+  core->post_receivers(std::move(done));
+}
+
 void sender::begin_close(core_pointer const& core, std::unique_ptr<completion<nothing>> done) {
   core->post_close(std::move(done));
 }
@@ -179,7 +184,7 @@ awaitable<std::size_t> sender::wait_for_receivers(std::size_t count, millisecond
 }
 
 awaitable<std::vector<connected_receiver>> sender::receivers() {
-  auto start = [core = core_](auto done, auto) { core->post_receivers(std::move(done)); };
+  auto start = [core = core_](auto done, auto) { begin_receivers(core, std::move(done)); };
   return await<std::vector<connected_receiver>>(core_->executor(), std::move(start));
 }
 

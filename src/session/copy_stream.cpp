@@ -1,10 +1,13 @@
 #include "session/copy_stream.hpp"
 
+#include <algorithm>
 #include <asio/post.hpp>
 #include <cerrno>
+#include <fcntl.h>
 #include <unistd.h>
 #include <utility>
 
+#include "base/unique_fd.hpp"
 #include "ropeway/error.hpp"
 
 namespace ropeway::session {
@@ -12,12 +15,14 @@ namespace {
 
 constexpr auto second_look_after = std::chrono::milliseconds(50);
 
-int duplicate(int fd) {
-  int const copy = ::dup(fd);
-  if (copy < 0)
+wire::descriptor watch(strand const& on, int fd) {
+  unique_fd copy(::fcntl(fd, F_DUPFD_CLOEXEC, 0));
+  if (!copy)
     throw transfer_error(std::error_code(errno, std::system_category()),
                          "no descriptor left to watch copies");
-  return copy;
+  wire::descriptor watched(on, copy.get());
+  (void)copy.release();
+  return watched;
 }
 
 } // namespace
@@ -27,7 +32,7 @@ copy_stream::copy_stream(strand const& on, std::unique_ptr<memory::queue> queue,
     : strand_(on)
     , queue_(std::move(queue))
     , done_(std::move(done))
-    , wakeups_(on, duplicate(queue_->event_fd()))
+    , wakeups_(watch(on, queue_->event_fd()))
     , second_look_(on)
     , poll_for_(poll_for) {}
 
@@ -82,8 +87,9 @@ void copy_stream::watch_clock() {
   second_look_.expires_after(second_look_after);
   second_look_.async_wait([weak = weak_from_this()](std::error_code error) {
     auto const self = weak.lock();
-    if (!self || error) return;
+    if (!self) return;
     self->watching_clock_ = false;
+    if (error) return self->watch_again();
     self->look();
   });
 }
@@ -94,6 +100,7 @@ void copy_stream::look() {
     std::scoped_lock lock(mutex_);
     now = queue_->poll();
   }
+  if (now.error) failed_ = true;
   // The owner may queue more, so take one at a time.
   while (!waiting_.empty() && (now.error || waiting_.front().ticket <= now.completed)) {
     waiter first = std::move(waiting_.front());
@@ -101,7 +108,10 @@ void copy_stream::look() {
     last_news_ = std::chrono::steady_clock::now();
     done_(first.what, first.ticket > now.completed ? now.error : std::error_code());
   }
-  if (waiting_.empty()) return;
+  if (waiting_.empty()) {
+    if (finishing_) stop_watching();
+    return;
+  }
   if (poll_for_.count() != 0 && std::chrono::steady_clock::now() - last_news_ < poll_for_) return ask_again();
   if (poll_for_.count() != 0) {
     std::scoped_lock lock(mutex_);
@@ -111,17 +121,34 @@ void copy_stream::look() {
   watch_clock();
 }
 
-bool copy_stream::shut() noexcept {
+bool copy_stream::shut(std::chrono::steady_clock::time_point end) noexcept {
   std::scoped_lock lock(mutex_);
   shut_ = true;
-  return queue_->drain(std::chrono::duration_cast<std::chrono::milliseconds>(memory::queue::drain_limit));
+  auto const left = std::chrono::ceil<std::chrono::milliseconds>(end - std::chrono::steady_clock::now());
+  return queue_->drain(std::max(left, std::chrono::milliseconds(0)));
+}
+
+void copy_stream::finish() {
+  finishing_ = true;
+  if (waiting_.empty()) stop_watching();
 }
 
 void copy_stream::forget() noexcept {
+  waiting_.clear();
+  stop_watching();
+}
+
+void copy_stream::stop_watching() noexcept {
   std::error_code ignored;
   wakeups_.cancel(ignored);
   second_look_.cancel();
-  waiting_.clear();
+}
+
+/// After a watch was cancelled: something may have been queued since.
+void copy_stream::watch_again() {
+  if (waiting_.empty()) return;
+  watch_wakeups();
+  watch_clock();
 }
 
 } // namespace ropeway::session

@@ -23,8 +23,9 @@ inline std::chrono::microseconds poll_time(device where) noexcept {
 
 /// What an owner wants to know again when copies have finished. No closure: a steady update allocates none.
 struct copied {
-  std::shared_ptr<void> whose;      ///< the update that they belong to
-  std::shared_ptr<void const> keep; ///< lives until then: memory that they touch
+  std::shared_ptr<void> whose; ///< the update that they belong to
+  /// Live until then: the memory that they touch, and who owns it.
+  std::shared_ptr<void const> from, to;
   std::uint64_t seq = 0, bytes = 0;
   bool view = false; ///< a bucket that an embedder has looked at, instead of copies of ours
 };
@@ -47,11 +48,13 @@ class copy_stream : public std::enable_shared_from_this<copy_stream> {
   void copy(std::span<memory::copy_op const> ops);
   /// Reports `what` once everything queued so far was seen to finish, with an error if the device failed.
   void then(copied what);
-  bool idle() const noexcept { return waiting_.empty(); }
-  /// Lets nothing in any more and waits for what runs, at most queue::drain_limit. Any thread. False: it
-  /// still runs.
-  bool shut() noexcept;
-  /// Reports nothing more and stops watching; what waits is let go of. On the strand, after shut().
+  /// The device has failed: nothing more will be copied here. Another stream may work.
+  bool failed() const noexcept { return failed_; }
+  /// Lets nothing in any more and waits for what runs, until `end` at most. Any thread. False: it still runs.
+  bool shut(std::chrono::steady_clock::time_point end) noexcept;
+  /// Reports what still waits, and then watches nothing any more, so that the loop may run dry.
+  void finish();
+  /// Reports nothing more and stops watching; what waits is let go of. After a shut() that came to its end.
   void forget() noexcept;
 
  private:
@@ -62,7 +65,9 @@ class copy_stream : public std::enable_shared_from_this<copy_stream> {
   void ask_again();
   void watch_wakeups();
   void watch_clock();
+  void watch_again();
   void look();
+  void stop_watching() noexcept;
 
   strand strand_;
   std::mutex mutex_; // the queue is for one thread at a time, and shut() comes from the destructor's
@@ -71,7 +76,8 @@ class copy_stream : public std::enable_shared_from_this<copy_stream> {
   callback done_;
   wire::descriptor wakeups_;
   wire::timer second_look_; // a CUDA host function is not called after a context error: ask now and then
-  bool watching_wakeups_ = false, watching_clock_ = false, asking_ = false;
+  bool watching_wakeups_ = false, watching_clock_ = false, asking_ = false, finishing_ = false;
+  bool failed_ = false;
   std::chrono::microseconds const poll_for_;
   std::chrono::steady_clock::time_point last_news_{};
   std::vector<waiter> waiting_; // in order; never more than a ring has slots

@@ -16,71 +16,96 @@ constexpr int most_at_once = 16;
 
 } // namespace
 
-void link::listen(heard on_message, ended on_end) {
+class link::waiting {
+ public:
+  explicit waiting(std::shared_ptr<link> who) : who_(std::move(who)) {}
+  waiting(waiting&&) noexcept = default;
+  ~waiting() {
+    if (who_ && who_->listening_ && who_->on_lost_) who_->on_lost_();
+  }
+  void operator()(std::error_code error) {
+    auto const who = std::exchange(who_, nullptr);
+    if (!error) return who->hear();
+    who->end(std::make_exception_ptr(std::system_error(error))); // unless we have closed
+  }
+
+ private:
+  std::shared_ptr<link> who_;
+};
+
+void link::listen(heard on_message, ended on_end, lost on_lost) {
   on_message_ = std::move(on_message);
   on_end_ = std::move(on_end);
+  on_lost_ = std::move(on_lost);
   buffer_.resize(wire::max_message);
   listening_ = true;
   wait();
 }
 
-void link::wait() {
-  connection_.wait([self = shared_from_this()](std::error_code error) {
-    if (!error) self->hear();
-  });
-}
+void link::wait() { connection_.wait(waiting(shared_from_this())); }
 
 void link::hear() {
   auto const keep = shared_from_this(); // a message may end the session that owns us
-  errc code = errc::peer_gone;
-  std::string words;
-  try {
-    for (int i = 0; listening_; ++i) {
-      if (i == most_at_once) return asio::post(strand_, [keep] { keep->hear(); });
-      if (!hear_one()) return wait();
+  protocol::message what;
+  unique_fd fd;
+  for (int i = 0; listening_; ++i) {
+    // What goes wrong with a message is the peer's end; what its handler throws is not.
+    try {
+      if (i == most_at_once || !hear_one(what, fd)) return wait();
+    } catch (...) { return end(std::current_exception()); }
+    try {
+      on_message_(what, std::move(fd));
+    } catch (...) {
+      wait();
+      throw;
     }
-    return;
-  } catch (std::system_error const& error) {
-    code = as_errc(error.code(), errc::peer_gone);
-    words = error.what();
-  } catch (std::exception const& error) { words = error.what(); }
-  if (std::exchange(listening_, false)) on_end_(code, std::move(words));
+  }
 }
 
-bool link::hear_one() {
+bool link::hear_one(protocol::message& what, unique_fd& fd) {
   auto got = connection_.try_receive(buffer_, 1);
   if (!got) return false;
   std::string wrong;
   auto const bytes = std::span<std::byte const>(buffer_).first(got->bytes);
-  std::optional<protocol::message> what = protocol::decode(bytes, wrong);
-  if (!what)
+  std::optional<protocol::message> read = protocol::decode(bytes, wrong);
+  if (!read)
     throw transfer_error(errc::protocol_error, "the peer sent a message that can't be read: " + wrong);
-  if (got->fds.size() != protocol::expected_fds(*what))
+  if (got->fds.size() != protocol::expected_fds(*read))
     throw transfer_error(errc::protocol_error, "the peer sent " + std::to_string(got->fds.size()) +
                                                    " descriptors with a message that has " +
-                                                   std::to_string(protocol::expected_fds(*what)));
-  on_message_(*what, got->fds.empty() ? unique_fd() : std::move(got->fds.front()));
+                                                   std::to_string(protocol::expected_fds(*read)));
+  what = std::move(*read);
+  fd = got->fds.empty() ? unique_fd() : std::move(got->fds.front());
   return true;
 }
 
+void link::end(std::exception_ptr why) {
+  if (!std::exchange(listening_, false)) return;
+  auto const what = as_transfer_error(why, errc::peer_gone);
+  on_end_(as_errc(what.code(), errc::peer_gone), what.what());
+}
+
 void link::say(protocol::message const& what, int fd, std::shared_ptr<void const> keep) {
-  protocol::encode(what, scratch_);
-  auto const fds = fd >= 0 ? std::span<int const>(&fd, 1) : std::span<int const>();
-  if (!saying_) {
-    try {
-      if (connection_.try_send(scratch_, fds)) return;
-    } catch (transfer_error const&) {
-      return; // gone; who listens is told
-    }
+  try {
+    protocol::encode(what, scratch_);
+    auto const fds = fd >= 0 ? std::span<int const>(&fd, 1) : std::span<int const>();
+    if (!saying_ && connection_.try_send(scratch_, fds)) return;
+    rest_.push_back({scratch_, fd, std::move(keep)});
+    if (saying_) return;
+    saying_ = true;
+    auto rest = say_the_rest(shared_from_this());
+    asio::co_spawn(strand_, std::move(rest), asio::detached);
+  } catch (...) {
+    // Later: who says something is in the middle of a decision. A peer that is gone may have said something
+    // before, which is still to be heard.
+    auto const why = as_transfer_error(std::current_exception(), errc::peer_gone);
+    if (why.code() == errc::peer_gone) return;
+    asio::post(strand_, [self = shared_from_this(), why] { self->end(std::make_exception_ptr(why)); });
   }
-  rest_.push_back({scratch_, fd, std::move(keep)});
-  if (saying_) return;
-  saying_ = true;
-  auto rest = say_the_rest(shared_from_this());
-  asio::co_spawn(strand_, std::move(rest), asio::detached);
 }
 
 awaitable<void> link::say_the_rest(std::shared_ptr<link> self) {
+  std::exception_ptr why;
   try {
     while (!self->rest_.empty()) {
       auto& next = self->rest_.front();
@@ -89,17 +114,24 @@ awaitable<void> link::say_the_rest(std::shared_ptr<link> self) {
       co_await self->connection_.send(next.bytes, fds);
       self->rest_.pop_front();
     }
-  } catch (std::exception const&) { self->rest_.clear(); }
+  } catch (...) { why = std::current_exception(); }
   self->saying_ = false;
+  self->give_up_.cancel();
+  if (why) {
+    self->rest_.clear();
+    self->end(why);
+  }
   if (self->close_after_) self->close();
 }
 
 void link::close_when_said() {
   listening_ = false;
-  if (saying_)
-    close_after_ = true;
-  else
-    close();
+  if (!saying_) return close();
+  close_after_ = true;
+  give_up_.expires_after(std::chrono::seconds(5));
+  give_up_.async_wait([self = shared_from_this()](std::error_code error) {
+    if (!error) self->close();
+  });
 }
 
 void link::close() noexcept {

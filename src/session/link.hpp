@@ -2,6 +2,7 @@
 // callback. Part of ropeway; Apache-2.0.
 #pragma once
 #include <deque>
+#include <exception>
 #include <functional>
 #include <memory>
 #include <string>
@@ -15,22 +16,27 @@ namespace ropeway::session {
 
 using wire::strand;
 
-/// Used on one strand. Errors in sending are not reported: the listening half sees the end of the connection.
+/// Used on one strand. A message that can't be sent ends the session, as one that can't be read does.
 class link : public std::enable_shared_from_this<link> {
  public:
-  link(strand const& on, wire::connection connection) : strand_(on), connection_(std::move(connection)) {}
+  link(strand const& on, wire::connection connection)
+      : strand_(on), connection_(std::move(connection)), give_up_(on) {}
 
   /// A message, and the descriptor that came with it, if one did.
   using heard = std::function<void(protocol::message&, unique_fd)>;
   /// Why nothing more comes.
   using ended = std::function<void(errc, std::string)>;
-  /// Calls `on_message` for each message, and `on_end` once, if the peer goes or breaks the protocol; neither
-  /// after close(). Once. Neither may own the link.
-  void listen(heard on_message, ended on_end);
+  /// The event loop is destroyed with everything that waits on it.
+  using lost = std::function<void()>;
+  /// Calls `on_message` for each message, and `on_end` once, if the peer goes, breaks the protocol or can't
+  /// be told something; none of them from inside a call, nor after close(). To be called once. None of the
+  /// three may own the link.
+  void listen(heard on_message, ended on_end, lost on_lost);
 
   /// `fd` must stay open as long as `keep` lives.
   void say(protocol::message const& what, int fd = -1, std::shared_ptr<void const> keep = {});
-  /// Closes once everything was said, or at once if nothing waits. Nothing more is heard from now on.
+  /// Closes once everything was said, or at once if nothing waits; after five seconds in any case. Nothing
+  /// more is heard from now on.
   void close_when_said();
   void close() noexcept;
   wire::peer_credentials const& peer() const noexcept { return connection_.peer(); }
@@ -41,11 +47,13 @@ class link : public std::enable_shared_from_this<link> {
     int fd;
     std::shared_ptr<void const> keep;
   };
+  /// Stands in the event loop while we wait for a message.
+  class waiting;
   static awaitable<void> say_the_rest(std::shared_ptr<link> self);
   void wait();
   void hear();
-  /// False if there is no message for now.
-  bool hear_one();
+  bool hear_one(protocol::message& what, unique_fd& fd);
+  void end(std::exception_ptr why);
 
   strand strand_;
   wire::connection connection_;
@@ -53,6 +61,8 @@ class link : public std::enable_shared_from_this<link> {
   std::deque<outgoing> rest_;
   heard on_message_;
   ended on_end_;
+  lost on_lost_;
+  wire::timer give_up_; // on a peer that takes nothing any more
   bool listening_ = false, saying_ = false, close_after_ = false;
 };
 

@@ -5,6 +5,7 @@
 #include <asio/thread_pool.hpp>
 #include <exception>
 #include <memory>
+#include <unistd.h>
 #include <utility>
 
 #include "ropeway/error.hpp"
@@ -20,11 +21,16 @@ class offload {
  public:
   ~offload() {
     if (!pool_) return;
+    if (::getpid() != owner_) { // a child that was forked has the object and not the thread
+      (void)pool_.release();
+      return;
+    }
     pool_->stop();
     pool_->join();
   }
 
-  /// Runs `job()` on the thread, then `then(error, result)` on the strand; `error` is what the job threw.
+  /// Throws if there is no thread to be had. Runs `job()` on the thread, then `then(error, result)` on the
+  /// strand; `error` is what the job threw.
   template <class Job, class Then>
   void run(strand const& back, Job job, Then then) {
     auto work = [back, job = std::move(job), then = std::move(then)]() mutable {
@@ -54,6 +60,7 @@ class offload {
     return *pool_;
   }
   std::unique_ptr<asio::thread_pool> pool_;
+  pid_t owner_ = ::getpid();
 };
 
 /// What a caught exception says, as a transfer_error.

@@ -19,8 +19,11 @@ receiver_options checked(receiver_options options) {
     refuse("the receiver's name must have 1 to 255 bytes");
   if (options.group().size() > max_name) refuse("the group's name must have at most 255 bytes");
   if (options.group().empty() != (options.group_size() == 0)) refuse("a group needs both a name and a size");
-  for (auto const limit : {options.connect_limit(), options.handshake_limit(), options.silence_limit()})
+  for (auto const limit :
+       {options.connect_limit(), options.handshake_limit(), options.silence_limit(), options.close_limit()})
     if (limit.count() <= 0) refuse("every limit must be positive");
+  options.connect_limit(countable(options.connect_limit())).silence_limit(countable(options.silence_limit()));
+  options.handshake_limit(countable(options.handshake_limit())).close_limit(countable(options.close_limit()));
   return options;
 }
 
@@ -44,8 +47,7 @@ std::shared_ptr<plan::manifest const> read_from(memory::backend& host, unique_fd
 
 void held_bucket::release(ready_after when) {
   if (released_.exchange(true) || !load) return;
-  auto const core = load->core;
-  if (core) core->post_released(load, seq, bytes, when);
+  if (auto const core = load->core) core->post_released(load, seq, bytes, when);
 }
 
 receiver_core::receiver_core(asio::any_io_executor executor, receiver_options options,
@@ -57,7 +59,10 @@ receiver_core::receiver_core(asio::any_io_executor executor, receiver_options op
     , close_limit_(strand_)
     , deadline_(strand_) {}
 
-receiver_core::~receiver_core() = default;
+receiver_core::~receiver_core() {
+  // What waits in the loop for a message holds its link.
+  if (link_) link_->close();
+}
 
 std::optional<std::uint64_t> receiver_core::version() const noexcept {
   std::scoped_lock lock(shared_mutex_);
@@ -72,19 +77,19 @@ void receiver_core::post_connect(std::string path, std::unique_ptr<completion<no
       strand_, [self = shared_from_this(), path = std::move(path), shared = share(std::move(done)), stop] {
         if (self->closing_)
           return (*shared)->complete(failure(errc::not_open, "the receiver is being closed"), {});
-        if (self->connecting_ || self->connector_runs_ || self->machine_)
+        if (self->attempt_ || self->machine_)
           return (*shared)->complete(failure(errc::busy, "there is a session already; close it first"), {});
         if (stop->requested()) return (*shared)->complete(failure(aborted_by_caller()), {});
+        auto const which = std::make_shared<attempt>();
+        self->attempt_ = which;
         self->on_connected_ = std::move(*shared);
-        self->connecting_ = true;
         self->graceful_end_ = false;
-        stop->attach([weak = self->weak_from_this()] {
+        stop->attach([weak = self->weak_from_this(), which] {
           auto const alive = weak.lock();
           if (!alive) return;
-          asio::post(alive->strand_, [alive] {
-            if (!alive->on_connected_) return;
-            alive->stop_connecting();
-            alive->connect_failed(failure(aborted_by_caller(), "the connect was cancelled"));
+          asio::post(alive->strand_, [alive, which] {
+            if (alive->attempt_ == which)
+              alive->connect_failed(failure(aborted_by_caller(), "the connect was cancelled"));
           });
         });
         // Finding the devices can take long the first time.
@@ -98,28 +103,29 @@ void receiver_core::post_connect(std::string path, std::unique_ptr<completion<no
           if (where.is_cuda()) result.devices = memory->cuda_devices();
           return result;
         };
-        auto then = [weak = self->weak_from_this(), path](std::exception_ptr error, found result) {
+        auto then = [weak = self->weak_from_this(), which, path](std::exception_ptr error, found result) {
           auto const alive = weak.lock();
-          if (!alive || !alive->on_connected_) return;
+          if (!alive || alive->attempt_ != which) return;
           try {
             if (error) std::rethrow_exception(error);
             alive->devices_ = std::move(result.devices);
-            if (!alive->stream_) {
-              alive->stream_ = alive->make_stream(*result.backend);
-              std::scoped_lock lock(alive->shared_mutex_);
-              alive->stream_to_drain_ = alive->stream_;
-            }
+            alive->need_stream(*result.backend);
           } catch (...) {
             return alive->connect_failed(
                 failure(session::as_transfer_error(std::current_exception(), errc::no_device)));
           }
-          auto run = run_connect(alive, path);
-          alive->connector_runs_ = true;
-          auto ended = [alive](std::exception_ptr) { alive->connector_runs_ = false; };
+          auto run = run_connect(alive, which, path);
+          which->runs = true;
+          auto ended = [which](std::exception_ptr) { which->runs = false; };
           asio::co_spawn(alive->strand_, std::move(run),
-                         asio::bind_cancellation_slot(alive->stop_connecting_.slot(), std::move(ended)));
+                         asio::bind_cancellation_slot(which->stop.slot(), std::move(ended)));
         };
-        self->offload_.run(self->strand_, std::move(look), std::move(then));
+        try {
+          self->offload_.run(self->strand_, std::move(look), std::move(then));
+        } catch (...) {
+          self->connect_failed(
+              failure(session::as_transfer_error(std::current_exception(), errc::out_of_memory)));
+        }
       });
 }
 
@@ -167,17 +173,14 @@ void receiver_core::post_next(std::unique_ptr<completion<std::optional<update>>>
 void receiver_core::post_close(std::unique_ptr<completion<nothing>> done) {
   asio::post(strand_, [self = shared_from_this(), shared = share(std::move(done))] {
     self->on_closed_.push_back(std::move(*shared));
-    if (self->on_connected_) {
-      self->stop_connecting();
-      self->connect_failed(failure(aborted_by_caller(), "the receiver was closed"));
-    }
+    if (self->attempt_) self->connect_failed(failure(aborted_by_caller(), "the receiver was closed"));
     if (!self->machine_) return self->end_close();
     if (!std::exchange(self->closing_, true)) {
       // Views that the embedder holds would keep an aborted update from ending.
-      self->close_limit_.expires_after(std::chrono::seconds(10));
+      self->close_limit_.expires_after(self->options_.close_limit());
       self->close_limit_.async_wait([weak = self->weak_from_this()](std::error_code error) {
         auto const alive = weak.lock();
-        if (alive && !error)
+        if (alive && !error && alive->closing_)
           alive->end_session(failure(aborted_by_caller(), "the receiver was closed"), false);
       });
     }
@@ -206,6 +209,7 @@ void receiver_core::post_load(std::shared_ptr<load_operation> load, std::shared_
     }
     load->into = into;
     try {
+      if (self->stream_->failed()) self->need_stream(*self->memory_->get(self->options_.where()));
       load->part = &into->plan_for(*load->manifest);
       if (!load->part->scatter.check().none())
         throw transfer_error(errc::destination_mismatch, to_string(load->part->scatter.check()));
@@ -218,8 +222,8 @@ void receiver_core::post_load(std::shared_ptr<load_operation> load, std::shared_
       (*shared)->complete(failure(what), {});
       if (self->load_ == load && self->machine_) {
         self->load_.reset();
-        self->machine_->refuse_update(session::as_errc(what.code(), errc::out_of_memory),
-                                      words.substr(0, max_text), clock::now());
+        self->machine_->refuse_update(session::as_errc(what.code(), errc::out_of_memory), words,
+                                      clock::now());
         self->pump();
       }
       return;
@@ -254,11 +258,11 @@ void receiver_core::post_commit(std::shared_ptr<load_operation> load,
     if (auto const error = self->not_usable(*load)) return (*shared)->complete(error, {});
     if (load->how == load_operation::way::into || load->on_bucket || load->on_loaded)
       return (*shared)->complete(failure(errc::busy, "this update is being loaded already"), {});
-    if (load->given != load->what.buckets || load->held != 0)
+    if (load->given != load->what.buckets || load->in_hands != 0)
       return (*shared)->complete(
           failure(errc::invalid_argument, "commit: " + std::to_string(load->what.buckets - load->given) +
-                                              " buckets were not taken and " + std::to_string(load->held) +
-                                              " not released"),
+                                              " buckets were not taken and " +
+                                              std::to_string(load->in_hands) + " not released"),
           {});
     load->on_loaded = std::move(*shared);
     if (!load->accepted) self->accept(*load, load_operation::way::by_bucket); // an update without buckets
@@ -272,12 +276,11 @@ void receiver_core::post_refuse(std::shared_ptr<load_operation> load, std::strin
   asio::post(strand_, [self = shared_from_this(), load, why = std::move(why)] {
     if (load->over || load->aborting || self->load_ != load || !self->machine_) return;
     if (load->accepted)
-      return self->give_up(load, make_error_code(errc::loader_failed), errc::loader_failed,
-                           why.substr(0, max_text));
+      return self->give_up(load, make_error_code(errc::loader_failed), errc::loader_failed, why);
     load->over = true;
     load->error = failure(errc::not_open, "this update was refused");
     self->load_.reset();
-    self->machine_->refuse_update(errc::peer_refused, why.substr(0, max_text), clock::now());
+    self->machine_->refuse_update(errc::peer_refused, why, clock::now());
     self->pump();
   });
 }
@@ -288,7 +291,7 @@ void receiver_core::post_not_now(std::shared_ptr<load_operation> load, milliseco
     load->over = true;
     load->error = failure(errc::not_open, "this update was put off");
     self->load_.reset();
-    self->machine_->not_now_update(retry, why.substr(0, max_text), clock::now());
+    self->machine_->not_now_update(retry, why, clock::now());
     self->pump();
   });
 }
@@ -296,6 +299,7 @@ void receiver_core::post_not_now(std::shared_ptr<load_operation> load, milliseco
 void receiver_core::post_released(std::shared_ptr<load_operation> load, std::uint64_t seq,
                                   std::uint64_t bytes, ready_after when) {
   asio::post(strand_, [self = shared_from_this(), load, seq, bytes, when] {
+    --load->in_hands;
     session::copied what;
     what.whose = load;
     what.seq = seq;
@@ -308,7 +312,7 @@ void receiver_core::post_released(std::shared_ptr<load_operation> load, std::uin
     } catch (std::exception const& error) {
       --load->held;
       self->give_up(load, make_error_code(errc::device_failed), errc::device_failed, error.what());
-      self->settle();
+      self->settle(load);
     }
   });
 }
@@ -319,30 +323,51 @@ void receiver_core::abandon() noexcept {
     std::scoped_lock lock(shared_mutex_);
     stream = stream_to_drain_;
   }
-  if (stream) stream->shut();
-  asio::post(strand_, [self = shared_from_this()] {
-    if (self->on_connected_) {
-      self->stop_connecting();
-      self->connect_failed(failure(aborted_by_caller(), "the receiver was destroyed"));
-    }
-    if (self->load_) {
-      self->load_->error = failure(aborted_by_caller(), "the receiver was destroyed");
-      self->load_->copies_in_flight = 0; // the stream was drained
+  bool const drained = !stream || stream->shut(clock::now() + memory::queue::drain_limit);
+  asio::post(strand_, [self = shared_from_this(), stream, drained] {
+    // Copies that could not be waited for: they keep what they touch as long as the process lives.
+    if (!drained) (void)new std::shared_ptr<copy_stream>(stream);
+    std::error_code const code = drained ? aborted_by_caller() : make_error_code(errc::device_failed);
+    failure const error(code, drained
+                                  ? "the receiver was destroyed"
+                                  : "the receiver was destroyed while copies were stuck on the device; the "
+                                    "destinations may still be written");
+    if (self->attempt_) self->connect_failed(error);
+    auto const load = self->load_;
+    if (load) {
+      load->error = error;
+      load->copies_in_flight = 0; // nobody counts them any more
     }
     if (self->machine_) {
       self->machine_->close("the receiver was destroyed", clock::now());
       self->pump();
     }
-    auto const load = self->load_;
-    self->end_session(failure(aborted_by_caller(), "the receiver was destroyed"), false);
-    if (load && !load->over) self->end_load(load, failure(aborted_by_caller(), "the receiver was destroyed"));
-    if (self->stream_) self->stream_->forget();
+    self->end_session(error, false);
+    if (load && !load->over) self->end_load(load, error);
+    if (drained && self->stream_) self->stream_->forget();
   });
+}
+
+void receiver_core::dissolve() noexcept {
+  // All of these may own the receiver, so that each can destroy us; our caller still holds us.
+  auto const connected = std::move(on_connected_);
+  auto const update = std::move(on_update_);
+  auto const closed = std::exchange(on_closed_, {});
+  auto const unclaimed = std::exchange(unclaimed_, {});
+  attempt_.reset();
+  auto const load = std::exchange(load_, nullptr);
+  if (!load) return;
+  load->over = true;
+  auto const loaded = std::move(load->on_loaded);
+  auto const bucket = std::move(load->on_bucket);
+  auto const arrived = std::exchange(load->arrived, {});
 }
 
 // ---- connecting ----
 
-awaitable<void> receiver_core::run_connect(std::shared_ptr<receiver_core> self, std::string path) {
+awaitable<void> receiver_core::run_connect(std::shared_ptr<receiver_core> self,
+                                           std::shared_ptr<attempt> which, std::string path) {
+  loop_anchor<receiver_core> anchor(self->weak_from_this());
   failure error;
   std::optional<wire::connection> made;
   try {
@@ -352,7 +377,8 @@ awaitable<void> receiver_core::run_connect(std::shared_ptr<receiver_core> self, 
   } catch (...) {
     error = failure(session::as_transfer_error(std::current_exception(), errc::connect_timeout));
   }
-  if (!self->on_connected_ || self->machine_ || !self->connecting_) co_return; // cancelled meanwhile
+  anchor.lift();
+  if (self->attempt_ != which) co_return; // cancelled meanwhile
   if (error)
     self->connect_failed(error);
   else
@@ -389,22 +415,34 @@ void receiver_core::connected(wire::connection connection) {
     self->machine_->gone(code, std::move(words), clock::now());
     self->pump();
   };
-  link_->listen(std::move(heard), std::move(ended));
+  auto lost = [weak = weak_from_this()] {
+    if (auto const self = weak.lock()) self->dissolve();
+  };
+  link_->listen(std::move(heard), std::move(ended), std::move(lost));
   pump();
 }
 
-/// A signal must not be emitted to a coroutine that has ended (Asio before 1.28).
-void receiver_core::stop_connecting() {
-  if (connector_runs_) stop_connecting_.emit(asio::cancellation_type::terminal);
+/// The attempt came to nothing, be it that nobody listens or that there was no welcome.
+void receiver_core::connect_failed(failure error) {
+  auto const which = std::exchange(attempt_, nullptr);
+  // A signal must not be emitted to a coroutine that has ended (Asio before 1.28).
+  if (which && which->runs) which->stop.emit(asio::cancellation_type::terminal);
+  session_end_ = failure(errc::not_open, "there is no session; connect first");
+  drop_session();
+  if (on_connected_) std::exchange(on_connected_, nullptr)->complete(std::move(error), {});
 }
 
-void receiver_core::connect_failed(failure error) {
-  connecting_ = false;
-  session_end_ = failure(errc::not_open, "there is no session; connect first");
-  if (link_) link_->close();
+/// Forgets the session; not while its machine is being asked.
+void receiver_core::drop_session() {
+  if (link_) link_->close_when_said();
   link_.reset();
-  if (machine_ && !pumping_) machine_.reset();
-  if (on_connected_) std::exchange(on_connected_, nullptr)->complete(std::move(error), {});
+  machine_.reset();
+  incoming_fd_.reset();
+  deadline_.cancel();
+  armed_.reset();
+  unclaimed_.reset();
+  for (auto& [number, ring] : rings_) offload_.dispose(std::move(ring)); // unmapping can take long
+  rings_.clear();
 }
 
 // ---- one update ----
@@ -432,10 +470,11 @@ void receiver_core::give_bucket(load_operation& load) {
     auto held = std::move(load.arrived.front());
     load.arrived.pop_front();
     ++load.given;
+    ++load.in_hands;
     std::exchange(load.on_bucket, nullptr)->complete({}, std::optional<bucket>(bucket(std::move(held))));
   } else if (load.given == load.what.buckets) {
     std::exchange(load.on_bucket, nullptr)->complete({}, {});
-  } else if (load.slots && load.held >= *load.slots) {
+  } else if (load.slots && load.in_hands >= *load.slots) {
     std::exchange(load.on_bucket, nullptr)
         ->complete(failure(errc::slots_held,
                            "all " + std::to_string(*load.slots) +
@@ -466,15 +505,18 @@ void receiver_core::copied(session::copied& what, std::error_code error) {
     give_up(load, error, errc::device_failed, "the receiver's device failed: " + error.message());
   else
     loaded(load, what.seq, what.bytes);
-  settle();
+  settle(load);
 }
 
-std::shared_ptr<copy_stream> receiver_core::make_stream(memory::backend& on) {
+void receiver_core::need_stream(memory::backend& on) {
+  if (stream_ && !stream_->failed()) return;
   auto done = [weak = weak_from_this()](session::copied& what, std::error_code error) {
     if (auto const self = weak.lock()) self->copied(what, error);
   };
-  return std::make_shared<copy_stream>(strand_, on.make_queue(), std::move(done),
-                                       session::poll_time(options_.where()));
+  stream_ = std::make_shared<copy_stream>(strand_, on.make_queue(), std::move(done),
+                                          session::poll_time(options_.where()));
+  std::scoped_lock lock(shared_mutex_);
+  stream_to_drain_ = stream_;
 }
 
 void receiver_core::commit(std::shared_ptr<load_operation> const& load) {
@@ -528,18 +570,14 @@ void receiver_core::end_load(std::shared_ptr<load_operation> const& load, failur
 }
 
 /// Ends an aborted load once its copies are done, and tells the machine once the embedder holds no view
-/// either.
-void receiver_core::settle() {
-  auto const load = load_;
+/// either. The load may be of a session that is over.
+void receiver_core::settle(std::shared_ptr<load_operation> load) {
   if (!load || !load->aborting || load->copies_in_flight != 0) return;
-  auto const error = load->error;
-  if (!load->over) {
-    auto const keep = load_;
-    end_load(load, error);
-    load_ = keep; // until its views are back
-  }
-  if (load->held != 0) return;
-  load_.reset();
+  auto const current = load_; // until its views are back
+  end_load(load, load->error);
+  load_ = current;
+  if (load->held != 0 || std::exchange(load->drained, true)) return;
+  if (load_ == load) load_.reset();
   if (load->session == session_ && machine_ && !machine_->over()) {
     machine_->drained(clock::now());
     pump();
@@ -549,18 +587,10 @@ void receiver_core::settle() {
 copy_stream& receiver_core::stream() { return *stream_; }
 
 void receiver_core::end_session(failure error, bool graceful) {
-  connecting_ = false;
+  attempt_.reset();
   graceful_end_ = graceful;
   session_end_ = error;
-  if (link_) link_->close_when_said();
-  link_.reset();
-  machine_.reset();
-  incoming_fd_.reset();
-  deadline_.cancel();
-  armed_.reset();
-  unclaimed_.reset();
-  for (auto& [number, ring] : rings_) offload_.dispose(std::move(ring)); // unmapping can take long
-  rings_.clear();
+  drop_session();
   if (on_connected_) std::exchange(on_connected_, nullptr)->complete(error, {});
   if (on_update_) {
     if (graceful)
@@ -582,16 +612,24 @@ void receiver_core::end_close() {
 
 void receiver_core::pump() {
   if (pumping_ || !machine_) return;
-  pumping_ = true;
   std::optional<receive_action::closed> ended;
-  for (machine_->take(actions_); !actions_.empty(); machine_->take(actions_))
-    for (auto& action : actions_) {
-      if (auto const* const last = std::get_if<receive_action::closed>(&action))
-        ended = *last;
-      else
-        std::visit([this](auto& one) { act(one); }, action);
-    }
-  pumping_ = false;
+  {
+    running_guard const guard(pumping_);
+    for (machine_->take(actions_); !actions_.empty(); machine_->take(actions_))
+      for (auto& action : actions_) {
+        try {
+          if (auto const* const last = std::get_if<receive_action::closed>(&action))
+            ended = *last;
+          else
+            std::visit([this](auto& one) { act(one); }, action);
+        } catch (...) {
+          // Memory or threads ran out in the middle of it: this session can't go on.
+          auto const what = session::as_transfer_error(std::current_exception(), errc::out_of_memory);
+          machine_->gone(session::as_errc(what.code(), errc::out_of_memory), what.what(), clock::now());
+        }
+      }
+  }
+  auto const load = load_;
   if (ended) {
     bool const graceful = ended->code == errc::ok;
     failure error;
@@ -605,7 +643,7 @@ void receiver_core::pump() {
   } else {
     arm_deadline();
   }
-  settle();
+  settle(load);
 }
 
 void receiver_core::arm_deadline() {
@@ -616,8 +654,9 @@ void receiver_core::arm_deadline() {
   deadline_.expires_at(*next);
   deadline_.async_wait([weak = weak_from_this()](std::error_code error) {
     auto const self = weak.lock();
-    if (!self || error || !self->machine_) return;
+    if (!self || error) return;
     self->armed_.reset();
+    if (!self->machine_) return;
     self->machine_->tick(clock::now());
     self->pump();
   });
@@ -629,7 +668,7 @@ void receiver_core::act(receive_action::say& action) {
 
 void receiver_core::act(receive_action::greeted& action) {
   sender_ = action.sender;
-  connecting_ = false;
+  attempt_.reset();
   if (on_connected_) std::exchange(on_connected_, nullptr)->complete({}, {});
 }
 
@@ -759,18 +798,18 @@ void receiver_core::act(receive_action::bucket& action) {
     for (plan::piece const& piece : pieces)
       load->part->scatter.ops_for_piece(piece, base, memory->where(), ops_);
     if (!load->wrote) {
+      stream().start_after(load->when);
       load->wrote = true;
       load->into->writing(*load->part);
-      stream().start_after(load->when);
     }
     stream().copy(ops_);
-    ++load->copies_in_flight;
     session::copied what;
     what.whose = load;
-    what.keep = ring->second;
+    what.from = ring->second;
     what.seq = action.seq;
     what.bytes = action.bytes;
     stream().then(std::move(what));
+    ++load->copies_in_flight;
   } catch (...) {
     auto const what = session::as_transfer_error(std::current_exception(), errc::device_failed);
     give_up(load, what.code(), session::as_errc(what.code(), errc::device_failed), what.what());

@@ -63,13 +63,16 @@ class load_operation : public std::enable_shared_from_this<load_operation> {
 
   // From here on: the strand's.
   enum class way { undecided, into, by_bucket } how = way::undecided;
-  bool accepted = false, over = false, aborting = false;
+  bool accepted = false, over = false, aborting = false, drained = false;
   std::shared_ptr<destination_set> into;
   destination_plan* part = nullptr;
   ready_after when;
   bool wrote = false;
   std::chrono::steady_clock::time_point accepted_at{};
-  std::uint32_t copies_in_flight = 0, held = 0, given = 0;
+  std::uint32_t copies_in_flight = 0;
+  std::uint32_t in_hands = 0; ///< buckets that the embedder has not released
+  std::uint32_t held = 0;     ///< those, and released ones that are still read
+  std::uint32_t given = 0;
   std::uint64_t bytes_loaded = 0;
   std::deque<std::shared_ptr<held_bucket>> arrived; // by bucket: not taken yet
   std::optional<std::uint32_t> slots;               // of the ring that buckets come from
@@ -105,17 +108,27 @@ class receiver_core : public std::enable_shared_from_this<receiver_core> {
   void post_not_now(std::shared_ptr<load_operation> load, milliseconds retry, std::string why);
   void post_released(std::shared_ptr<load_operation> load, std::uint64_t seq, std::uint64_t bytes,
                      ready_after when);
-  /// From the owner's destructor: no copy touches the embedder's memory any more when this returns.
+  /// From the owner's destructor: no copy touches the embedder's memory any more when this returns (but see
+  /// memory::queue::drain_limit).
   void abandon() noexcept;
+  /// The event loop is destroyed: lets go of every handler.
+  void dissolve() noexcept;
 
  private:
   using clock = std::chrono::steady_clock;
 
-  static awaitable<void> run_connect(std::shared_ptr<receiver_core> self, std::string path);
+  /// One call of connect; a later one is another.
+  struct attempt {
+    asio::cancellation_signal stop;
+    bool runs = false; ///< as a coroutine
+  };
+
+  static awaitable<void> run_connect(std::shared_ptr<receiver_core> self, std::shared_ptr<attempt> which,
+                                     std::string path);
 
   void connected(wire::connection connection);
   void connect_failed(failure error);
-  void stop_connecting();
+  void drop_session();
   void give_up(std::shared_ptr<load_operation> const& load, std::error_code code, errc on_wire,
                std::string text);
   void give_up_on_stop(std::shared_ptr<load_operation> const& load, stop_request& stop,
@@ -124,9 +137,10 @@ class receiver_core : public std::enable_shared_from_this<receiver_core> {
   void give_bucket(load_operation& load);
   void loaded(std::shared_ptr<load_operation> const& load, std::uint64_t seq, std::uint64_t bytes);
   void copied(session::copied& what, std::error_code error);
-  std::shared_ptr<copy_stream> make_stream(memory::backend& on);
+  /// Makes the stream if there is none, or if its device failed: it may work again.
+  void need_stream(memory::backend& on);
   void commit(std::shared_ptr<load_operation> const& load);
-  void settle();
+  void settle(std::shared_ptr<load_operation> load);
   void end_load(std::shared_ptr<load_operation> const& load, failure error);
   void end_session(failure error, bool graceful);
   void end_close();
@@ -160,7 +174,7 @@ class receiver_core : public std::enable_shared_from_this<receiver_core> {
   std::map<std::uint32_t, std::shared_ptr<mapped_ring>> rings_;
   std::shared_ptr<load_operation> load_;
   std::optional<update> unclaimed_; // offered while nobody waited
-  bool connecting_ = false, closing_ = false, graceful_end_ = false;
+  bool closing_ = false, graceful_end_ = false;
   failure session_end_{errc::not_open, "connect first"};
   protocol::bytes16 sender_{};
 
@@ -173,8 +187,7 @@ class receiver_core : public std::enable_shared_from_this<receiver_core> {
   protocol::bytes16 held_sender_{};
   std::uint64_t held_update_ = 0, held_version_ = 0;
 
-  asio::cancellation_signal stop_connecting_;
-  bool connector_runs_ = false;
+  std::shared_ptr<attempt> attempt_; // until it is connected or has failed
   wire::timer close_limit_;
   wire::timer deadline_;
   std::optional<clock::time_point> armed_;

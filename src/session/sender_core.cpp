@@ -46,8 +46,12 @@ sender_options checked(sender_options options) {
   if (options.max_receivers() < 1 || options.max_receivers() > 1000)
     refuse("max_receivers must be 1 to 1000");
   for (auto const limit : {options.handshake_limit(), options.decide_limit(), options.silence_limit(),
-                           options.commit_limit(), options.source_limit()})
+                           options.commit_limit(), options.source_limit(), options.close_limit()})
     if (limit.count() <= 0) refuse("every limit must be positive");
+  options.handshake_limit(countable(options.handshake_limit()))
+      .decide_limit(countable(options.decide_limit()));
+  options.silence_limit(countable(options.silence_limit())).commit_limit(countable(options.commit_limit()));
+  options.source_limit(countable(options.source_limit())).close_limit(countable(options.close_limit()));
   // Slots start aligned as pieces do.
   options.bucket_bytes((options.bucket_bytes() + unit - 1) / unit * unit);
   return options;
@@ -64,15 +68,19 @@ sender_core::sender_core(asio::any_io_executor executor, std::string path, sende
     : executor_(executor)
     , path_(path)
     , options_(checked(std::move(options)))
+    , instance_(random_instance())
     , memory_(std::move(memory))
     , strand_(wire::make_strand(executor))
-    , listener_(strand_, std::move(path), trust_of(options_))
-    , machine_(settings_of(options_, random_instance()))
+    , listener_(strand_, std::move(path), trust_of(options_).any_directory(options_.allow_shared_directory()))
+    , machine_(settings_of(options_, instance_))
     , packs_changed_(strand_)
     , deadline_(strand_)
     , close_limit_(strand_) {}
 
-sender_core::~sender_core() = default;
+sender_core::~sender_core() {
+  // What waits in the loop for a message holds its link.
+  for (auto& [id, connected] : peers_) connected.link->close();
+}
 
 void sender_core::start() {
   auto acceptor = accept_peers(shared_from_this());
@@ -145,7 +153,7 @@ void sender_core::post_wait(std::size_t count, milliseconds limit,
                             std::unique_ptr<completion<std::size_t>> done,
                             std::shared_ptr<stop_request> stop) {
   auto const shared = share(std::move(done));
-  asio::post(strand_, [self = shared_from_this(), count, limit, shared, stop] {
+  asio::post(strand_, [self = shared_from_this(), count, limit = countable(limit), shared, stop] {
     if (self->closing_) return (*shared)->complete(failure(errc::not_open, "the sender is closed"), 0);
     auto const key = shared->get();
     auto timer = std::make_unique<wire::timer>(self->strand_, limit);
@@ -193,11 +201,14 @@ void sender_core::post_close(std::unique_ptr<completion<nothing>> done) {
     if (self->closed_) return self->end_close();
     if (self->closing_) return;
     self->closing_ = true;
-    self->close_limit_.expires_after(std::chrono::seconds(10));
+    self->close_limit_.expires_after(self->options_.close_limit());
     self->close_limit_.async_wait([weak = self->weak_from_this()](std::error_code error) {
       if (auto const alive = weak.lock(); alive && !error) alive->end_close();
     });
-    if (self->current_ && !self->current_->because) self->current_->because = aborted_by_caller();
+    if (self->current_ && !self->current_->because) {
+      self->current_->because = aborted_by_caller();
+      self->current_->error = failure(self->current_->because, "the sender was closed");
+    }
     self->machine_.close("the sender closed", clock::now());
     self->pump();
     self->settle();
@@ -223,9 +234,9 @@ void sender_core::teardown() {
   for (auto& waiter : std::exchange(waiters_, {}))
     waiter.done->complete(failure(errc::not_open, "the sender was closed"), 0);
   for (auto& [number, ring] : rings_) {
-    if (ring.pack) ring.pack->forget();
-    if (ring.relay) ring.relay->forget();
-    // Unmapping and unregistering can take long.
+    if (ring.pack) ring.pack->finish();
+    if (ring.relay) ring.relay->finish();
+    // Unmapping and unregistering can take long. Copies that still run hold the memory that they touch.
     for (auto& registration : ring.registrations) offload_.dispose(std::move(registration));
     offload_.dispose(std::move(ring.shared.memory));
   }
@@ -241,25 +252,50 @@ void sender_core::stop_packer() {
 }
 
 void sender_core::abandon() noexcept {
+  listener_.retire();
   std::vector<std::shared_ptr<copy_stream>> streams;
   {
     std::scoped_lock lock(shared_mutex_);
     abandoned_ = true;
     streams = all_streams_;
   }
-  for (auto const& stream : streams) stream->shut();
-  asio::post(strand_, [self = shared_from_this()] {
+  bool drained = true;
+  auto const end = clock::now() + memory::queue::drain_limit;
+  for (auto const& stream : streams) drained = stream->shut(end) && drained;
+  asio::post(strand_, [self = shared_from_this(), drained] {
     self->closing_ = true;
+    if (!drained) self->keep_for_ever();
     if (auto const operation = self->current_) {
-      operation->because = aborted_by_caller();
-      operation->error = failure(operation->because, "the sender was destroyed");
+      operation->because = drained ? aborted_by_caller() : make_error_code(errc::device_failed);
+      operation->error = failure(operation->because,
+                                 drained ? "the sender was destroyed"
+                                         : "the sender was destroyed while copies were stuck on the device; "
+                                           "the tensors may still be read");
       operation->finished = true;
       self->end_close();
+      for (auto const& stream : self->all_streams_) stream->forget();
       if (!operation->packer_runs) self->complete(operation);
       return;
     }
     self->end_close();
   });
+}
+
+/// Copies could not be waited for: what they touch stays as long as the process.
+void sender_core::keep_for_ever() {
+  for (auto& [number, ring] : rings_) (void)new ring_memory(std::move(ring));
+  rings_.clear();
+}
+
+void sender_core::dissolve() noexcept {
+  // All of these may own the sender, so that each can destroy us; our caller still holds us.
+  auto const operation = std::exchange(current_, nullptr);
+  auto const waiters = std::exchange(waiters_, {});
+  auto const closing = std::exchange(on_closed_, {});
+  if (!operation) return;
+  auto const started = std::move(operation->on_started);
+  auto const source_free = std::move(operation->on_source_free);
+  auto const done = std::move(operation->on_done);
 }
 
 // ---- one update ----
@@ -281,8 +317,13 @@ void sender_core::begin(std::shared_ptr<send_operation> const& operation) {
   if (operation->because) return fail_begin(operation, failure(operation->because));
   auto set = operation->set;
   if (set->error) return fail_begin(operation, set->error);
+  if (set->layout && set->layout->sender != instance_)
+    return fail_begin(operation,
+                      failure(errc::invalid_argument,
+                              "these tensors were prepared by another sender; prepare them with this one"));
   std::uint32_t ring = ring_of(set->where);
   try {
+    replace_failed_streams();
     if (set->on_the_fly()) {
       auto stated = set->source ? set->source->manifest() : set->writer->manifest();
       auto known = last_layout();
@@ -291,7 +332,8 @@ void sender_core::begin(std::shared_ptr<send_operation> const& operation) {
         return std::equal(stated.begin(), stated.end(), known->manifest.tensors().begin());
       };
       if (!same()) {
-        known = std::make_shared<session::layout>(plan::manifest::cut(std::move(stated), slot_bytes()));
+        known = std::make_shared<session::layout>(plan::manifest::cut(std::move(stated), slot_bytes()),
+                                                  instance_);
         keep_layout(known);
       }
       set->layout = known;
@@ -406,36 +448,41 @@ void check_delivery(tensor_info const& announced, source_tensor const& delivered
 
 } // namespace
 
-/// Where the update's buckets are packed; the first pack waits for what the caller named.
-std::shared_ptr<copy_stream> sender_core::stream_for_packing(send_operation& operation) {
-  auto const stream = rings_.at(ring_of(operation.set->where)).pack;
-  if (!operation.ordered) stream->start_after(operation.when);
+/// The first pack of an update waits for what the caller named.
+sender_core::place sender_core::place_for(send_operation& operation, send_action::pack const& job) {
+  std::uint32_t const number = ring_of(operation.set->where);
+  auto const& ring = rings_.at(number);
+  place result;
+  result.stream = ring.pack;
+  result.memory = ring.shared.memory;
+  result.slot = slot(number, job.slot);
+  if (!operation.ordered) result.stream->start_after(operation.when);
   operation.ordered = true;
-  return stream;
+  return result;
 }
 
 /// Packs a bucket from tensors that are all there.
 void sender_core::pack_views(send_action::pack const& job) {
   auto const& set = *current_->set;
-  std::uint32_t const ring = ring_of(set.where);
+  auto const at = place_for(*current_, job);
+  device const where = device_of(ring_of(set.where));
   ops_.clear();
   for (plan::piece const& piece : set.layout->manifest.pieces_of(job.bucket))
-    current_->gather->ops_for_piece(piece, set.views[piece.tensor], slot(ring, job.slot), device_of(ring),
-                                    ops_);
-  queue_pack(current_, job, {});
+    current_->gather->ops_for_piece(piece, set.views[piece.tensor], at.slot, where, ops_);
+  queue_pack(current_, job, at, {});
 }
 
 void sender_core::queue_pack(std::shared_ptr<send_operation> const& operation, send_action::pack const& job,
-                             std::shared_ptr<void const> keep) {
-  auto const stream = stream_for_packing(*operation);
-  if (!ops_.empty()) stream->copy(ops_);
-  ++copies_in_flight_;
+                             place const& at, std::shared_ptr<void const> owners) {
+  if (!ops_.empty()) at.stream->copy(ops_);
   session::copied what;
   what.whose = operation;
-  what.keep = std::move(keep);
+  what.from = std::move(owners);
+  what.to = at.memory;
   what.seq = job.seq;
   what.bytes = operation->set->layout->manifest.buckets()[job.bucket].bytes;
-  stream->then(std::move(what));
+  at.stream->then(std::move(what));
+  ++copies_in_flight_;
 }
 
 /// A pack or a relay was seen to finish.
@@ -468,6 +515,20 @@ std::shared_ptr<copy_stream> sender_core::make_stream(ring_memory const& of, dev
                                        session::poll_time(where));
 }
 
+void sender_core::replace_failed_streams() {
+  for (auto& [number, ring] : rings_) {
+    if (ring.relay && ring.relay->failed()) ring.relay.reset(); // made when it is needed
+    if (!ring.pack->failed()) continue;
+    auto made = make_stream(ring, device_of(number), false);
+    std::scoped_lock lock(shared_mutex_);
+    if (abandoned_) return;
+    all_streams_.push_back(made);
+    ring.pack = std::move(made);
+  }
+  std::scoped_lock lock(shared_mutex_);
+  std::erase_if(all_streams_, [](auto const& stream) { return stream->failed(); });
+}
+
 /// Packs buckets of tensors that are made meanwhile.
 awaitable<void> sender_core::pack_on_the_fly(std::shared_ptr<sender_core> self, operation_pointer operation) {
   auto const buckets = operation->set->layout->manifest.buckets().size();
@@ -488,10 +549,9 @@ awaitable<void> sender_core::pack_from_source(std::shared_ptr<sender_core> self,
                                               send_action::pack job, delivered& last) {
   auto& source = *operation->set->source;
   auto const& manifest = operation->set->layout->manifest;
-  std::uint32_t const ring = ring_of(operation->set->where);
-  auto const stream = self->stream_for_packing(*operation);
+  device const where = device_of(ring_of(operation->set->where));
+  auto const at = self->place_for(*operation, job);
   auto const owners = std::make_shared<std::vector<std::shared_ptr<void const>>>();
-  std::byte* const base = self->slot(ring, job.slot);
   self->ops_.clear();
   for (plan::piece const& piece : manifest.pieces_of(job.bucket)) {
     if (last.index != piece.tensor) {
@@ -501,37 +561,34 @@ awaitable<void> sender_core::pack_from_source(std::shared_ptr<sender_core> self,
       // Another operation's step cannot come between: one packer runs at a time.
       check_delivery(manifest.tensors()[piece.tensor], last.tensor);
       last.index = piece.tensor;
-      stream->start_after(last.tensor.when);
+      at.stream->start_after(last.tensor.when);
     }
     auto const& keep = last.tensor.keep_alive;
     if (keep && (owners->empty() || owners->back() != keep)) owners->push_back(keep);
-    operation->gather->ops_for_piece(piece, last.tensor.view, base, device_of(ring), self->ops_);
+    operation->gather->ops_for_piece(piece, last.tensor.view, at.slot, where, self->ops_);
   }
-  if (!operation->stopping) self->queue_pack(operation, job, owners);
+  if (!operation->stopping) self->queue_pack(operation, job, at, owners);
 }
 
 awaitable<void> sender_core::pack_by_writer(std::shared_ptr<sender_core> self, operation_pointer operation,
                                             send_action::pack job) {
-  std::uint32_t const ring = ring_of(operation->set->where);
-  auto const memory = self->rings_.at(ring).shared.memory; // a writer that is cancelled may take its time
-  auto const stream = self->stream_for_packing(*operation);
-  std::byte* const base = self->slot(ring, job.slot);
+  auto const at = self->place_for(*operation, job); // kept: a writer that is cancelled may take its time
   std::vector<slot_piece> pieces;
   for (plan::piece const& piece : operation->set->layout->manifest.pieces_of(job.bucket)) {
     slot_piece one;
     one.tensor = piece.tensor;
     one.tensor_offset = piece.tensor_offset;
     one.bytes = piece.bytes;
-    one.data = base + piece.bucket_offset;
+    one.data = at.slot + piece.bucket_offset;
     pieces.push_back(one);
   }
   auto fill = operation->set->writer->fill(pieces);
   ready_after const written = co_await within<ready_after>(self->strand_, self->options_.source_limit(),
                                                            std::move(fill), "fill a bucket");
-  stream->start_after(written);
+  at.stream->start_after(written);
   self->ops_.clear();
   // Also when the update was given up meanwhile: what was queued on the slot is waited for.
-  self->queue_pack(operation, job, memory);
+  self->queue_pack(operation, job, at, {});
 }
 
 void sender_core::packer_ended(std::shared_ptr<send_operation> const& operation, std::exception_ptr error) {
@@ -600,33 +657,49 @@ void sender_core::complete(std::shared_ptr<send_operation> const& operation) {
 // ---- connections ----
 
 awaitable<void> sender_core::accept_peers(std::shared_ptr<sender_core> self) {
-  std::weak_ptr<sender_core> const weak = self;
-  try {
-    for (;;) {
-      wire::connection connection = co_await self->listener_.accept();
-      protocol::peer_id const id = self->next_peer_++;
-      auto const link = std::make_shared<session::link>(self->strand_, std::move(connection));
-      peer entry;
-      entry.link = link;
-      entry.name = to_string(link->peer());
-      self->peers_.emplace(id, std::move(entry));
-      self->machine_.connected(id, to_string(link->peer()), clock::now());
-      auto heard = [weak, id](protocol::message& what, unique_fd) {
-        auto const alive = weak.lock();
-        if (!alive || !alive->peers_.contains(id)) return;
-        alive->machine_.received(id, what, clock::now());
-        alive->pump();
-        alive->settle();
-      };
-      auto ended = [weak, id](errc code, std::string words) {
-        if (auto const alive = weak.lock()) alive->peer_ended(id, code, words);
-      };
-      link->listen(std::move(heard), std::move(ended));
-      self->pump();
+  loop_anchor<sender_core> anchor(self->weak_from_this());
+  for (bool open = true; open;) {
+    std::optional<wire::connection> connection;
+    try {
+      connection = co_await self->listener_.accept();
+    } catch (std::exception const&) { open = false; } // the listener was closed
+    if (!connection || self->closed_) continue;
+    try {
+      self->welcome(std::move(*connection));
+    } catch (std::exception const&) {
+      // No memory for one more: its connection is closed, and the next may fit.
     }
-  } catch (std::exception const&) {
-    // The listener was closed.
   }
+  anchor.lift();
+}
+
+void sender_core::welcome(wire::connection connection) {
+  protocol::peer_id const id = next_peer_++;
+  auto const link = std::make_shared<session::link>(strand_, std::move(connection));
+  auto heard = [weak = weak_from_this(), id](protocol::message& what, unique_fd) {
+    auto const self = weak.lock();
+    if (!self || !self->peers_.contains(id)) return;
+    self->machine_.received(id, what, clock::now());
+    self->pump();
+    self->settle();
+  };
+  auto ended = [weak = weak_from_this(), id](errc code, std::string words) {
+    if (auto const self = weak.lock()) self->peer_ended(id, code, words);
+  };
+  peer entry;
+  entry.link = link;
+  entry.name = to_string(link->peer());
+  std::string const words = entry.name;
+  peers_.emplace(id, std::move(entry));
+  try {
+    link->listen(std::move(heard), std::move(ended), {});
+    machine_.connected(id, words, clock::now());
+  } catch (...) {
+    link->close();
+    peers_.erase(id);
+    throw;
+  }
+  pump();
 }
 
 void sender_core::peer_ended(protocol::peer_id id, errc code, std::string const& words) {
@@ -644,13 +717,23 @@ void sender_core::peer_ended(protocol::peer_id id, errc code, std::string const&
 
 void sender_core::pump() {
   if (pumping_) return;
-  pumping_ = true;
-  for (machine_.take(actions_); !actions_.empty(); machine_.take(actions_))
-    for (auto& action : actions_) std::visit([this](auto& one) { act(one); }, action);
-  pumping_ = false;
+  {
+    running_guard const guard(pumping_);
+    for (machine_.take(actions_); !actions_.empty(); machine_.take(actions_))
+      for (auto& action : actions_) {
+        try {
+          std::visit([this](auto& one) { act(one); }, action);
+        } catch (...) { failed_to_act(std::current_exception()); }
+      }
+  }
   arm_deadline();
   if (!waiters_.empty()) wake_waiters();
   if (options_.watched_by()) tell_observer_of_peers();
+}
+
+/// Memory or threads ran out in the middle of it: the update can't go on.
+void sender_core::failed_to_act(std::exception_ptr error) {
+  if (current_) give_up_later(session::as_transfer_error(error, errc::device_failed));
 }
 
 void sender_core::arm_deadline() {
@@ -799,7 +882,11 @@ void sender_core::act(send_action::make_ring& action) {
     self->pump();
     self->settle();
   };
-  offload_.run(strand_, std::move(make), std::move(then));
+  try {
+    offload_.run(strand_, std::move(make), then);
+  } catch (...) { // no thread to be had; the machine is told later, as if the thread had
+    asio::post(strand_, [then, error = std::current_exception()]() mutable { then(error, made()); });
+  }
 }
 
 void sender_core::act(send_action::pack& action) {
@@ -820,9 +907,11 @@ void sender_core::act(send_action::relay& action) {
   auto& from = rings_.at(ring);
   try {
     if (!from.relay) {
-      from.relay = make_stream(from, device_of(ring), true);
+      auto relay = make_stream(from, device_of(ring), true);
       std::scoped_lock lock(shared_mutex_);
-      all_streams_.push_back(from.relay);
+      if (abandoned_) return;
+      all_streams_.push_back(relay);
+      from.relay = std::move(relay);
     }
     memory::copy_op op;
     op.from = slot(ring, action.from);
@@ -830,15 +919,16 @@ void sender_core::act(send_action::relay& action) {
     op.to = slot(host_ring, action.to);
     op.bytes = action.bytes;
     from.relay->copy({&op, 1});
+    session::copied what;
+    what.whose = operation;
+    what.from = from.shared.memory;
+    what.to = rings_.at(host_ring).shared.memory;
+    what.seq = action.seq;
+    from.relay->then(std::move(what));
+    ++copies_in_flight_;
   } catch (std::exception const&) {
     give_up_later(session::as_transfer_error(std::current_exception(), errc::device_failed));
-    return;
   }
-  ++copies_in_flight_;
-  session::copied what;
-  what.whose = operation;
-  what.seq = action.seq;
-  from.relay->then(std::move(what));
 }
 
 void sender_core::act(send_action::drop& action) {

@@ -68,6 +68,7 @@ class sender_core : public std::enable_shared_from_this<sender_core> {
   std::shared_ptr<session::layout> last_layout() const;
   void keep_layout(std::shared_ptr<session::layout> layout);
   sender_options const& options() const noexcept { return options_; }
+  protocol::bytes16 const& instance() const noexcept { return instance_; }
   void post_begin(std::shared_ptr<send_operation> operation);
   void post_stop(std::shared_ptr<send_operation> operation);
   void post_source_free(std::shared_ptr<send_operation> operation, std::unique_ptr<completion<nothing>> done,
@@ -78,8 +79,11 @@ class sender_core : public std::enable_shared_from_this<sender_core> {
                  std::shared_ptr<stop_request> stop);
   void post_receivers(std::unique_ptr<completion<std::vector<connected_receiver>>> done);
   void post_close(std::unique_ptr<completion<nothing>> done);
-  /// From the owner's destructor: no copy reads the caller's memory any more when this returns.
+  /// From the owner's destructor: no copy reads the caller's memory any more when this returns (but see
+  /// memory::queue::drain_limit), and nobody can connect.
   void abandon() noexcept;
+  /// The event loop is destroyed: lets go of every handler.
+  void dissolve() noexcept;
 
  private:
   using clock = std::chrono::steady_clock;
@@ -116,12 +120,20 @@ class sender_core : public std::enable_shared_from_this<sender_core> {
 
   void peer_ended(protocol::peer_id id, errc code, std::string const& words);
   void begin(std::shared_ptr<send_operation> const& operation);
-  std::shared_ptr<copy_stream> stream_for_packing(send_operation& operation);
+  /// Where a bucket is packed; lives as long as somebody packs there.
+  struct place {
+    std::shared_ptr<copy_stream> stream;
+    std::shared_ptr<memory::region> memory;
+    std::byte* slot = nullptr;
+  };
+  place place_for(send_operation& operation, protocol::send_action::pack const& job);
   void pack_views(protocol::send_action::pack const& job);
   void queue_pack(std::shared_ptr<send_operation> const& operation, protocol::send_action::pack const& job,
-                  std::shared_ptr<void const> keep);
+                  place const& at, std::shared_ptr<void const> owners);
   void copied(bool relayed, session::copied& what, std::error_code error);
   std::shared_ptr<copy_stream> make_stream(ring_memory const& of, device where, bool relays);
+  /// A device that has failed once may work again.
+  void replace_failed_streams();
   void give_up(std::error_code code, errc on_wire, std::string text);
   void give_up_later(transfer_error what);
   bool carry(session::layout& layout);
@@ -137,6 +149,9 @@ class sender_core : public std::enable_shared_from_this<sender_core> {
   void wake_waiters();
   void end_close();
   void teardown();
+  void keep_for_ever();
+  void failed_to_act(std::exception_ptr error);
+  void welcome(wire::connection connection);
   void stop_packer();
   void act(protocol::send_action::say& action);
   void act(protocol::send_action::make_ring& action);
@@ -159,6 +174,7 @@ class sender_core : public std::enable_shared_from_this<sender_core> {
   asio::any_io_executor executor_;
   std::string path_;
   sender_options options_;
+  protocol::bytes16 const instance_;
   std::shared_ptr<memory::backends> memory_;
   strand strand_;
   wire::listener listener_;

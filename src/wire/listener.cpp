@@ -2,6 +2,7 @@
 
 #include <cerrno>
 #include <cstring>
+#include <mutex>
 #include <optional>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -120,27 +121,40 @@ struct listener::state {
     bound_socket bound(path, whom);
     own = inode_of(path).value_or(inode{});
     socket.assign(bound.get());
-    (void)bound.release().release();
+    bound_fd = bound.release().release();
   }
   ~state() { close(); }
   state(state const&) = delete;
   state& operator=(state const&) = delete;
 
+  void retire() noexcept {
+    std::lock_guard const lock(mutex);
+    retire_locked();
+  }
   void close() noexcept {
+    std::lock_guard const lock(mutex);
     if (!socket.is_open()) return;
-    // A child that was forked has the descriptor too, but the listener is its parent's.
-    if (::getpid() == owner) {
-      ::shutdown(socket.native_handle(), SHUT_RDWR);
-      try {
-        path_lock const lock(path);
-        if (inode_of(path) == own) ::unlink(path.c_str());
-      } catch (std::exception const&) {
-        // The directory is gone or not ours any more; whoever has the path now replaces a stale socket.
-      }
-    }
+    retire_locked();
     asio::error_code ignored;
     socket.close(ignored);
     pause.cancel();
+  }
+
+ private:
+  std::mutex mutex;
+  int bound_fd = -1; // until it was retired
+
+  void retire_locked() noexcept {
+    int const fd = std::exchange(bound_fd, -1);
+    // A child that was forked has the descriptor too, but the listener is its parent's.
+    if (fd < 0 || ::getpid() != owner) return;
+    ::shutdown(fd, SHUT_RDWR);
+    try {
+      path_lock const lock(path);
+      if (inode_of(path) == own) ::unlink(path.c_str());
+    } catch (std::exception const&) {
+      // The directory is gone or not ours any more; whoever has the path now replaces a stale socket.
+    }
   }
 };
 
@@ -159,6 +173,10 @@ listener::~listener() { close(); }
 
 void listener::close() noexcept {
   if (state_) state_->close();
+}
+
+void listener::retire() noexcept {
+  if (state_) state_->retire();
 }
 
 std::string const& listener::path() const noexcept { return state_->path; }

@@ -33,6 +33,9 @@ class listener {
   /// Stops listening and removes the socket's file, if it is still the one that was made here. An `accept`
   /// that runs ends with `operation_aborted`.
   void close() noexcept;
+  /// The same half of it that others see, from any thread: nobody can connect any more, and the path is free.
+  /// An `accept` that runs ends with an error. `close` is still to be called.
+  void retire() noexcept;
   std::string const& path() const noexcept;
   /// How many peers were closed because their user is not trusted.
   std::uint64_t refused() const noexcept;

@@ -5,10 +5,12 @@
 #include <csignal>
 #include <filesystem>
 #include <sys/stat.h>
+#include <sys/wait.h>
 
 #include "line.hpp"
 #include "sources.hpp"
 #include "support/co_test.hpp"
+#include "support/fork_child.hpp"
 #include "support/leak_check.hpp"
 #include "support/peer_process.hpp"
 
@@ -316,6 +318,47 @@ TEST_CASE("a receiver that is killed while nothing happens is noticed, and not i
   peer_process victim([&](auto parent) { return receive_until(parent, path, point::idle, "victim"); });
   peer_process good([&](auto parent) { return follow(parent, path, "good"); });
   run_to_end([&] { return kill_while_idle(directory, victim, good); }, std::chrono::seconds(30));
+  CHECK(directory.entries().empty());
+}
+
+static awaitable<void> fork_beside(scratch const& directory) {
+  auto const executor = co_await asio::this_coro::executor;
+  std::optional<sender> to(std::in_place, executor, directory.file("s"), quick_sender(small_bucket));
+  std::optional<receiver> from(std::in_place, executor, quick_receiver());
+  co_await from->connect(directory.file("s"));
+  co_await to->wait_for_receivers(1, std::chrono::seconds(20));
+  model const whole(host_memory(), layers(), 1);
+  model held(host_memory(), layers(), 0);
+  auto into = held.into();
+  auto const views = whole.views();
+  for (std::uint64_t version : {1, 2}) {
+    auto load = beside(executor, load_next(*from, into));
+    send_report const report = co_await to->send_weights(version, views);
+    CHECK(outcomes(report) == "committed");
+    auto const loaded = co_await load.join();
+    CHECK_MESSAGE(loaded.ok(), loaded.said());
+    if (version == 2) break;
+    fork_child child([&] {
+      to.reset();
+      from.reset();
+      return 0;
+    });
+    auto const until = clock_type::now() + patient(std::chrono::seconds(5));
+    siginfo_t ended{};
+    while (ended.si_pid == 0 && clock_type::now() < until)
+      ::waitid(P_PID, static_cast<id_t>(child.pid()), &ended, WEXITED | WNOHANG | WNOWAIT);
+    CHECK(ended.si_pid != 0); // else it hangs
+    if (ended.si_pid != 0) CHECK(child.wait() == 0);
+  }
+  co_await from->close();
+  co_await to->close();
+}
+
+TEST_CASE("a child that was forked may destroy its copies of sender and receiver: it ends, and the parent's "
+          "go on") {
+  leak_check const nothing_stays;
+  scratch const directory;
+  run_to_end([&] { return fork_beside(directory); }, std::chrono::seconds(30));
   CHECK(directory.entries().empty());
 }
 

@@ -95,7 +95,11 @@ class scripted_queue final : public memory::queue {
   std::uint64_t mark() override {
     std::lock_guard const lock(when().mutex_);
     ++last_ticket_;
-    if (lists_.empty()) {
+    if (gate_ != nullptr) { // as on a device: what is marked is also what was waited for
+      lists_.push_back({{}, last_ticket_, when().order_++, when().now_, std::exchange(gate_, nullptr)});
+      if (when().pace_ == script::pace::immediate)
+        while (may_finish()) finish_front();
+    } else if (lists_.empty()) {
       if (!error_) reached(last_ticket_);
     } else {
       lists_.back().ticket = last_ticket_;

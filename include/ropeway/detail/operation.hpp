@@ -41,7 +41,7 @@ class failure {
 /// Carries "please stop" from a cancellation slot, on whatever thread that is, to the operation.
 class stop_request {
  public:
-  /// `hook` is called at most once, at once if the request was made already; never after detach().
+  /// `hook` is called at most once; at once if the request was made already.
   void attach(std::function<void()> hook) {
     std::unique_lock lock(mutex_);
     if (!requested_) {

@@ -108,6 +108,7 @@ void core::copy(std::span<copy_op const> ops) {
   }
   scope here(*owner_);
   bool const staged = lane_.sort(ops);
+  if (staged) start_worker(); // or nothing of the list is queued
   try {
     lane_.launch();
   } catch (transfer_error const& error) {
@@ -322,7 +323,9 @@ class device_queue final : public queue {
     if (state == CUDA_SUCCESS && !core_->failed()) completed_ = core_->reached(completed_, state);
     if (state != CUDA_SUCCESS && state != CUDA_ERROR_NOT_READY)
       core_->fail(make_error_code(errc::device_failed), core_->owner().call().text(state).c_str());
-    return {completed_, core_->failure()};
+    // An error says that nothing runs any more: a list that was refused says nothing of those before it.
+    bool const over = core_->failed() && core_->idle() && !core_->busy();
+    return {completed_, over ? core_->failure() : std::error_code()};
   }
 
   int event_fd() const noexcept override { return core_->progress_so_far().fd(); }

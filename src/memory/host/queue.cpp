@@ -8,6 +8,7 @@
 #include <mutex>
 #include <pthread.h>
 #include <sys/eventfd.h>
+#include <unistd.h>
 #include <utility>
 #include <vector>
 
@@ -75,7 +76,7 @@ struct host_queue::shared {
   }
 };
 
-host_queue::host_queue() : shared_(std::make_shared<shared>()) {
+host_queue::host_queue() : shared_(std::make_shared<shared>()), owner_(::getpid()) {
   if (!shared_->event)
     throw transfer_error(std::error_code(errno, std::system_category()), "eventfd for a copy queue");
   // The program's signals are for the program's threads.
@@ -93,6 +94,10 @@ host_queue::host_queue() : shared_(std::make_shared<shared>()) {
 }
 
 host_queue::~host_queue() {
+  if (::getpid() != owner_) {
+    thread_.detach();
+    return;
+  }
   bool const drained = drain(drain_limit);
   {
     std::lock_guard const lock(shared_->mutex);
@@ -152,6 +157,7 @@ progress host_queue::poll() { return {shared_->completed.load(std::memory_order_
 int host_queue::event_fd() const noexcept { return shared_->event.get(); }
 
 bool host_queue::drain(std::chrono::milliseconds limit) noexcept {
+  if (::getpid() != owner_) return true; // and the mutex may be locked for ever
   std::unique_lock lock(shared_->mutex);
   return shared_->idle.wait_for(lock, limit, [this] { return shared_->waiting.empty() && !shared_->busy; });
 }

@@ -1,6 +1,7 @@
 // A copy queue in host memory: a worker thread that carries out lists in order. Part of ropeway; Apache-2.0.
 #pragma once
 #include <memory>
+#include <sys/types.h>
 #include <thread>
 
 #include "memory/memory.hpp"
@@ -26,6 +27,7 @@ class host_queue final : public queue {
   static void work(std::shared_ptr<shared> self);
   std::shared_ptr<shared> shared_; // with the thread, which outlives the queue if it can't be drained
   std::thread thread_;
+  pid_t owner_; // a child that was forked has no such thread
 };
 
 } // namespace ropeway::memory::host
