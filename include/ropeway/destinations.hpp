@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "ropeway/status.hpp"
 #include "ropeway/tensor.hpp"
 
 namespace ropeway {
@@ -17,9 +18,9 @@ class destination_set;
 }
 
 /// A list of memory ranges, each for a tensor or a box of one, and what they hold now. Made once, used for
-/// every update; names are resolved once a layout. Movable. `torn`, `torn_tensors` and `version` may be asked
-/// from any thread; the rest may not, and it must not be changed while a load runs (its memory must live
-/// until the load completes).
+/// every update; names are resolved once a layout. Movable. `torn`, `torn_tensors`, `version` and `status`
+/// may be asked from any thread; the rest may not, and it must not be changed while a load runs (its memory
+/// must live until the load completes).
 ///
 /// A load writes in place. When it fails after the first write, everything that it would have written is
 /// *torn* until a later load commits it: check `torn()` before serving.
@@ -59,9 +60,12 @@ class destinations {
   std::vector<std::string> torn_tensors() const;
   /// The version of the last load that committed; nothing before the first.
   std::optional<std::uint64_t> version() const noexcept;
+  /// What they hold: which version, since when, from whom.
+  weights_status status() const;
 
  private:
   friend class update;
+  friend class shadow_destinations;
   std::shared_ptr<detail::destination_set> set_;
 };
 

@@ -23,6 +23,7 @@ enum class errc : std::uint16_t {
   slots_held = 7,           ///< every slot of the ring is held by buckets that were not released
   destination_mismatch = 8, ///< destinations and update do not fit; the message lists the differences
   torn = 9,                 ///< destinations hold parts of two versions and must not be served
+  leased = 10,              ///< readers still hold the weights that would be written
   // The other side.
   peer_gone = 20,         ///< the peer's process ended or closed the connection
   peer_silent = 21,       ///< the peer said nothing for longer than the silence limit

@@ -78,6 +78,9 @@ class receiver_options {
   /// The longest that the sender may say nothing while an update runs; at least the sender's own silence
   /// limit, of which a third is how often it speaks. A trainer that blocks its loop for so long loses us.
   ROPEWAY_KNOB(milliseconds, silence_limit, std::chrono::seconds(10))
+  /// How long a load into `shadow_destinations` waits for readers to end their leases on a set that it must
+  /// write. Less than the sender's `decide_limit`, which runs meanwhile.
+  ROPEWAY_KNOB(milliseconds, lease_limit, std::chrono::seconds(5))
   /// How long `close` waits for a running load to end: its copies, and buckets that were not released.
   ROPEWAY_KNOB(milliseconds, close_limit, std::chrono::seconds(10))
   /// Users, beside our own, whose sender is trusted.

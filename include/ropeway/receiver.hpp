@@ -1,10 +1,13 @@
 // Takes versions of a model's weights from the sender on this host. Part of ropeway; Apache-2.0.
 #pragma once
+#include <concepts>
 #include <cstdint>
 #include <memory>
 #include <optional>
 #include <span>
 #include <string>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "ropeway/asio.hpp"
@@ -13,6 +16,8 @@
 #include "ropeway/detail/operation.hpp"
 #include "ropeway/options.hpp"
 #include "ropeway/report.hpp"
+#include "ropeway/shadow.hpp"
+#include "ropeway/status.hpp"
 #include "ropeway/tensor.hpp"
 
 namespace ropeway {
@@ -26,6 +31,16 @@ class receiver_core;
 receiver make_receiver(asio::any_io_executor, receiver_options, std::shared_ptr<memory::backends>);
 class held_bucket;
 class load_operation;
+class destination_set;
+class shadow_set;
+/// One of the two.
+class load_target {
+ public:
+  explicit load_target(std::shared_ptr<destination_set> to) : set(std::move(to)) {}
+  explicit load_target(std::shared_ptr<shadow_set> to) : shadow(std::move(to)) {}
+  std::shared_ptr<destination_set> set;
+  std::shared_ptr<shadow_set> shadow;
+};
 } // namespace detail
 
 /// A part of a tensor as it lies in a bucket: `bytes` bytes of the tensor's contiguous row-major image, from
@@ -60,6 +75,10 @@ class bucket {
   std::shared_ptr<detail::held_bucket> held_;
 };
 
+/// What an update can be loaded into.
+template <class T>
+concept loadable = std::same_as<T, destinations> || std::same_as<T, shadow_destinations>;
+
 /// An update that was announced. Move-only. Take it with `load_into`, or bucket by bucket with `next_bucket`
 /// and `commit`; or say no with `refuse` or `not_now`. Destroying it unanswered refuses it; destroying it
 /// half-way aborts it. Members may be called from any thread, one operation at a time (`errc::busy`). An
@@ -81,25 +100,31 @@ class update {
   /// No byte of a destination is written before `when`. Completes when the sender has been told of the
   /// commit; what is launched then, on any stream, sees the new bytes.
   ///
+  /// With `shadow_destinations` the version arrives in the set that is not served, and goes live, whole, with
+  /// the commit; cancellation after the sender's order to commit has no effect any more.
+  ///
   /// Errors: `destination_mismatch` (the update is refused with the list, nothing was written),
-  /// `peer_aborted`, `peer_gone`, `peer_silent`, `protocol_error`, `device_failed`, `busy`,
-  /// `asio::error::operation_aborted`. After any but the first and `busy`, destinations that were being
-  /// written are torn. Completion: always after every copy into the destinations has finished. Cancellation
-  /// (all types): aborts the update for this receiver; the session stays.
+  /// `peer_aborted`, `peer_gone`, `peer_silent`, `protocol_error`, `device_failed`, `busy`, `leased`,
+  /// `asio::error::operation_aborted`. After any but the first, `busy` and `leased`, destinations that were
+  /// being written are torn (never a live shadow set; see there). Completion: always after every copy into
+  /// the destinations has finished. Cancellation (all types): aborts the update for this receiver; the
+  /// session stays.
   awaitable<load_report> load_into(destinations& into, ready_after when = {}) {
-    return await_load(operation_, into.set_, when);
+    return await_load(operation_, target(into), when);
   }
-  template <class Token>
-  auto load_into(destinations& into, ready_after when, Token&& token) {
-    auto start = [self = operation_, set = into.set_, when](auto done, auto stop) {
-      begin_load(self, set, when, std::move(done), std::move(stop));
+  awaitable<load_report> load_into(shadow_destinations& into, ready_after when = {}) {
+    return await_load(operation_, target(into), when);
+  }
+  template <loadable Into, class Token>
+  auto load_into(Into& into, ready_after when, Token&& token) {
+    auto start = [self = operation_, to = target(into), when](auto done, auto stop) {
+      begin_load(self, to, when, std::move(done), std::move(stop));
     };
     return detail::initiate<load_report, std::error_code>(executor(), std::move(start),
                                                           std::forward<Token>(token));
   }
-  template <class Token>
-  requires(!std::same_as<std::remove_cvref_t<Token>, ready_after>) auto load_into(destinations& into,
-                                                                                  Token&& token) {
+  template <loadable Into, class Token>
+  requires(!std::same_as<std::remove_cvref_t<Token>, ready_after>) auto load_into(Into& into, Token&& token) {
     return load_into(into, ready_after(), std::forward<Token>(token));
   }
 
@@ -136,12 +161,14 @@ class update {
  private:
   friend class detail::receiver_core;
   using operation_pointer = std::shared_ptr<detail::load_operation>;
-  using set_pointer = std::shared_ptr<detail::destination_set>;
+  using load_target = detail::load_target;
   explicit update(operation_pointer operation) : operation_(std::move(operation)) {}
-  static awaitable<load_report> await_load(operation_pointer operation, set_pointer into, ready_after when);
+  static load_target target(destinations const& into) { return load_target(into.set_); }
+  static load_target target(shadow_destinations const& into) { return load_target(into.set_); }
+  static awaitable<load_report> await_load(operation_pointer operation, load_target into, ready_after when);
   static awaitable<std::optional<bucket>> await_bucket(operation_pointer operation);
   static awaitable<load_report> await_commit(operation_pointer operation);
-  static void begin_load(operation_pointer const& operation, set_pointer into, ready_after when,
+  static void begin_load(operation_pointer const& operation, load_target into, ready_after when,
                          std::unique_ptr<detail::completion<load_report>> done,
                          std::shared_ptr<detail::stop_request> stop);
   static void begin_bucket(operation_pointer const& operation,
@@ -194,8 +221,10 @@ class receiver {
                                                                     std::forward<Token>(token));
   }
 
-  /// The version that this receiver committed last, in any session.
+  /// The version that this receiver committed last, in any session. Any thread.
   std::optional<std::uint64_t> version() const noexcept;
+  /// Where the session is, since when, and with whom. Any thread. What memory holds, its destinations say.
+  receiver_status status() const;
 
   /// Says goodbye; a running update is given up. No error; bounded by `receiver_options::close_limit`.
   awaitable<void> close();

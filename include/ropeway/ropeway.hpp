@@ -10,5 +10,7 @@
 #include "ropeway/receiver.hpp"
 #include "ropeway/report.hpp"
 #include "ropeway/sender.hpp"
+#include "ropeway/shadow.hpp"
 #include "ropeway/source.hpp"
+#include "ropeway/status.hpp"
 #include "ropeway/tensor.hpp"

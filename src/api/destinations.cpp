@@ -82,5 +82,6 @@ std::size_t destinations::size() const noexcept { return set_->places.size(); }
 bool destinations::torn() const noexcept { return set_->torn(); }
 std::vector<std::string> destinations::torn_tensors() const { return set_->torn_tensors(); }
 std::optional<std::uint64_t> destinations::version() const noexcept { return set_->version(); }
+weights_status destinations::status() const { return set_->status(); }
 
 } // namespace ropeway

@@ -44,7 +44,7 @@ std::uint32_t update::buckets() const noexcept { return operation_->what.buckets
 std::span<tensor_info const> update::tensors() const noexcept { return operation_->manifest->tensors(); }
 any_io_executor update::executor() const { return operation_->core->executor(); }
 
-void update::begin_load(operation_pointer const& operation, set_pointer into, ready_after when,
+void update::begin_load(operation_pointer const& operation, load_target into, ready_after when,
                         std::unique_ptr<completion<load_report>> done, std::shared_ptr<stop_request> stop) {
   operation->core->post_load(operation, std::move(into), when, std::move(done), std::move(stop));
 }
@@ -58,7 +58,7 @@ void update::begin_commit(operation_pointer const& operation, std::unique_ptr<co
   operation->core->post_commit(operation, std::move(done), std::move(stop));
 }
 
-awaitable<load_report> update::await_load(operation_pointer operation, set_pointer into, ready_after when) {
+awaitable<load_report> update::await_load(operation_pointer operation, load_target into, ready_after when) {
   auto const executor = operation->core->executor();
   auto start = [operation, into, when](auto done, auto stop) {
     begin_load(operation, into, when, std::move(done), std::move(stop));
@@ -108,6 +108,7 @@ receiver::~receiver() {
 
 any_io_executor receiver::get_executor() const { return core_->executor(); }
 std::optional<std::uint64_t> receiver::version() const noexcept { return core_->version(); }
+receiver_status receiver::status() const { return core_->status(); }
 
 void receiver::begin_connect(core_pointer const& core, std::string path,
                              std::unique_ptr<completion<nothing>> done, std::shared_ptr<stop_request> stop) {

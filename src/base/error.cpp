@@ -17,6 +17,9 @@ char const* sentence(errc e) noexcept {
   case errc::destination_mismatch: return "destinations and update do not fit";
   case errc::torn:
     return "destinations hold parts of two versions; do not serve them until a whole version is committed";
+  case errc::leased:
+    return "readers still hold the weights that would be written; end their leases sooner, or allow more "
+           "time";
   case errc::peer_gone: return "the peer ended or closed the connection";
   case errc::peer_silent: return "the peer said nothing for longer than the silence limit";
   case errc::peer_refused: return "the peer refused";

@@ -148,4 +148,35 @@ void scatter::ops_for_piece(piece const& p, std::byte const* slot_base, device s
   }
 }
 
+void ops_between(mutable_tensor_view const& from, mutable_tensor_view const& to,
+                 std::vector<memory::copy_op>& out) {
+  std::uint64_t const bytes = byte_size(from.type(), from.dims()).value_or(0);
+  if (bytes == 0) return;
+  auto op = op_between(from.data(), from.where(), to.data(), to.where());
+  std::uint16_t const element = element_bytes(from.type());
+  // Neighbouring dimensions are merged where one step outside is all of the inside, on both sides.
+  auto const from_strides = from.strides(), to_strides = to.strides();
+  for (std::size_t d = 0; d < from.dims().rank(); ++d) {
+    std::uint64_t const extent = from.dims()[d];
+    if (extent == 1) continue;
+    auto const from_step = static_cast<std::int64_t>(bytes_of(from_strides[d], element));
+    auto const to_step = static_cast<std::int64_t>(bytes_of(to_strides[d], element));
+    bool const merges = op.rank != 0 &&
+                        op.from_stride[op.rank - 1u] == from_step * static_cast<std::int64_t>(extent) &&
+                        op.to_stride[op.rank - 1u] == to_step * static_cast<std::int64_t>(extent);
+    if (!merges) ++op.rank;
+    auto& merged = op.extent[op.rank - 1u];
+    merged = merges ? merged * extent : extent;
+    op.from_stride[op.rank - 1u] = from_step;
+    op.to_stride[op.rank - 1u] = to_step;
+  }
+  if (op.rank == 0 || (op.rank == 1 && op.from_stride[0] == element && op.to_stride[0] == element)) {
+    op.rank = 0;
+    op.bytes = bytes;
+  } else {
+    op.from_element = op.to_element = element;
+  }
+  out.push_back(op);
+}
+
 } // namespace ropeway::plan

@@ -78,4 +78,9 @@ class scatter {
   std::vector<box> scratch_;
 };
 
+/// Appends the copies that bring a whole array into another of the same type and shape. Elements smaller than
+/// a byte must be contiguous on both sides.
+void ops_between(mutable_tensor_view const& from, mutable_tensor_view const& to,
+                 std::vector<memory::copy_op>& out);
+
 } // namespace ropeway::plan

@@ -27,7 +27,8 @@ struct copied {
   /// Live until then: the memory that they touch, and who owns it.
   std::shared_ptr<void const> from, to;
   std::uint64_t seq = 0, bytes = 0;
-  bool view = false; ///< a bucket that an embedder has looked at, instead of copies of ours
+  /// A bucket of ours, one whose views an embedder has read, or copies that a commit waits for.
+  enum class kind : std::uint8_t { bucket, view, commit } what = kind::bucket;
 };
 
 /// Owned by a session's core; used on its strand, but for shut().

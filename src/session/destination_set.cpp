@@ -1,6 +1,7 @@
 #include "session/destination_set.hpp"
 
 #include <algorithm>
+#include <utility>
 
 namespace ropeway::detail {
 namespace {
@@ -37,22 +38,68 @@ bool destination_set::start_load() {
 void destination_set::end_load() {
   std::scoped_lock lock(mutex_);
   loading_ = false;
+  if (std::exchange(wrote_, false)) since_ = std::chrono::system_clock::now(); // it was not committed
 }
 
-void destination_set::writing(destination_plan const& part) {
+void destination_set::begin_writing(arrival const& of) {
+  arriving_ = of;
+  wrote_ = true;
+  since_ = std::chrono::system_clock::now();
+}
+
+void destination_set::end_writing() {
+  version_ = arriving_.version;
+  held_ = arriving_;
+  wrote_ = false;
+  since_ = std::chrono::system_clock::now();
+}
+
+void destination_set::writing(destination_plan const& part, arrival const& of) {
   std::scoped_lock lock(mutex_);
   for (auto const i : part.covered) torn_[i] = true;
+  begin_writing(of);
 }
 
-void destination_set::committed(destination_plan const& part, std::uint64_t version) {
+void destination_set::writing_all(arrival const& of) {
+  std::scoped_lock lock(mutex_);
+  torn_.assign(torn_.size(), true);
+  begin_writing(of);
+}
+
+void destination_set::committed(destination_plan const& part) {
   std::scoped_lock lock(mutex_);
   for (auto const i : part.covered) torn_[i] = false;
-  version_ = version;
+  end_writing();
+}
+
+void destination_set::committed_all() {
+  std::scoped_lock lock(mutex_);
+  torn_.assign(torn_.size(), false);
+  end_writing();
 }
 
 bool destination_set::torn() const {
   std::scoped_lock lock(mutex_);
-  return std::find(torn_.begin(), torn_.end(), true) != torn_.end();
+  return any_torn();
+}
+
+bool destination_set::any_torn() const { return std::find(torn_.begin(), torn_.end(), true) != torn_.end(); }
+
+weights_status destination_set::status() const {
+  std::scoped_lock lock(mutex_);
+  weights_status now;
+  now.version = version_;
+  now.since = since_;
+  bool const unfinished = wrote_ || any_torn();
+  if (unfinished) {
+    now.what = wrote_ ? holding::loading : holding::torn;
+    now.arriving = arriving_.version;
+    now.from = arriving_.from;
+  } else if (version_) {
+    now.what = holding::committed;
+    now.from = held_.from;
+  }
+  return now;
 }
 
 std::vector<std::string> destination_set::torn_tensors() const {

@@ -1,16 +1,18 @@
 // What a `destinations` object is: places, what they hold, and how the last layouts map onto them.
 // Part of ropeway; Apache-2.0.
 #pragma once
-#include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "plan/copies.hpp"
 #include "plan/destination.hpp"
 #include "plan/manifest.hpp"
+#include "ropeway/status.hpp"
 
 namespace ropeway::detail {
 
@@ -19,6 +21,12 @@ class destination_plan {
  public:
   plan::scatter scatter;
   std::vector<std::uint32_t> covered; ///< the destinations that an update of this layout writes
+};
+
+/// A version on its way in, and whose it is.
+struct arrival {
+  std::uint64_t version = 0;
+  std::string from; ///< in words
 };
 
 /// Places are added by the embedder before a load; what they hold is written by the session and read by
@@ -37,24 +45,34 @@ class destination_set {
   bool start_load();
   void end_load();
   /// The first byte of these is about to be written; committed() is what heals them.
-  void writing(destination_plan const& part);
-  void committed(destination_plan const& part, std::uint64_t version);
+  void writing(destination_plan const& part, arrival const& of);
+  void committed(destination_plan const& part);
+  /// The same for all places.
+  void writing_all(arrival const& of);
+  void committed_all();
 
   bool torn() const;
   std::vector<std::string> torn_tensors() const;
   std::optional<std::uint64_t> version() const;
+  weights_status status() const;
 
  private:
   struct known {
     plan::layout_hash layout;
     std::unique_ptr<destination_plan> plan;
   };
+  bool any_torn() const; // locked, as the next two
+  void begin_writing(arrival const& of);
+  void end_writing();
+
   std::vector<known> plans_; // the newest last; a handful
 
   mutable std::mutex mutex_; // for what follows: servers ask from any thread
   std::vector<bool> torn_;
   std::optional<std::uint64_t> version_;
-  bool loading_ = false;
+  bool loading_ = false, wrote_ = false; // wrote_: by the running load
+  arrival arriving_, held_;              // kept as they are, so that a steady update allocates no words
+  std::chrono::system_clock::time_point since_{};
 };
 
 } // namespace ropeway::detail

@@ -22,6 +22,8 @@ receiver_options checked(receiver_options options) {
   for (auto const limit :
        {options.connect_limit(), options.handshake_limit(), options.silence_limit(), options.close_limit()})
     if (limit.count() <= 0) refuse("every limit must be positive");
+  if (options.lease_limit().count() < 0) refuse("the lease limit must not be negative");
+  options.lease_limit(countable(options.lease_limit()));
   options.connect_limit(countable(options.connect_limit())).silence_limit(countable(options.silence_limit()));
   options.handshake_limit(countable(options.handshake_limit())).close_limit(countable(options.close_limit()));
   return options;
@@ -57,7 +59,8 @@ receiver_core::receiver_core(asio::any_io_executor executor, receiver_options op
     , memory_(std::move(memory))
     , strand_(wire::make_strand(executor))
     , close_limit_(strand_)
-    , deadline_(strand_) {}
+    , deadline_(strand_)
+    , lease_limit_(strand_) {}
 
 receiver_core::~receiver_core() {
   // What waits in the loop for a message holds its link.
@@ -66,7 +69,27 @@ receiver_core::~receiver_core() {
 
 std::optional<std::uint64_t> receiver_core::version() const noexcept {
   std::scoped_lock lock(shared_mutex_);
-  return version_;
+  return status_.version;
+}
+
+receiver_status receiver_core::status() const {
+  std::scoped_lock lock(shared_mutex_);
+  return status_;
+}
+
+void receiver_core::ended(failure const& why) {
+  enter(session_phase::closed);
+  std::scoped_lock lock(shared_mutex_);
+  status_.error = why.text();
+}
+
+void receiver_core::enter(session_phase phase) {
+  std::scoped_lock lock(shared_mutex_);
+  if (phase != status_.phase) status_.since = std::chrono::system_clock::now();
+  status_.phase = phase;
+  if (phase != session_phase::closed) status_.error.clear();
+  status_.arriving.reset();
+  if (load_ && phase != session_phase::idle) status_.arriving = load_->what.version;
 }
 
 // ---- initiating calls, any thread ----
@@ -84,6 +107,8 @@ void receiver_core::post_connect(std::string path, std::unique_ptr<completion<no
         self->attempt_ = which;
         self->on_connected_ = std::move(*shared);
         self->graceful_end_ = false;
+        self->path_ = path;
+        self->enter(session_phase::connecting);
         stop->attach([weak = self->weak_from_this(), which] {
           auto const alive = weak.lock();
           if (!alive) return;
@@ -184,56 +209,106 @@ void receiver_core::post_close(std::unique_ptr<completion<nothing>> done) {
           alive->end_session(failure(aborted_by_caller(), "the receiver was closed"), false);
       });
     }
+    if (self->load_ && self->load_->committing) return; // goodbye comes after the commit
     if (self->load_ && !self->load_->error)
       self->load_->error = failure(aborted_by_caller(), "the receiver was closed");
-    self->machine_->close("the receiver closed", clock::now());
-    self->pump();
+    self->say_goodbye();
   });
 }
 
-void receiver_core::post_load(std::shared_ptr<load_operation> load, std::shared_ptr<destination_set> into,
-                              ready_after when, std::unique_ptr<completion<load_report>> done,
+void receiver_core::say_goodbye() {
+  machine_->close("the receiver closed", clock::now());
+  pump();
+}
+
+void receiver_core::post_load(std::shared_ptr<load_operation> load, load_target into, ready_after when,
+                              std::unique_ptr<completion<load_report>> done,
                               std::shared_ptr<stop_request> stop) {
   asio::post(strand_, [self = shared_from_this(), load, into, when, shared = share(std::move(done)), stop] {
     if (auto const error = self->not_usable(*load)) return (*shared)->complete(error, {});
     if (load->how != load_operation::way::undecided)
       return (*shared)->complete(failure(errc::busy, "this update is being loaded already"), {});
-    if (!into->start_load())
+    auto set = into.set;
+    if (into.shadow)
+      set = into.shadow->start_load();
+    else if (!set->start_load())
+      set.reset();
+    if (!set)
       return (*shared)->complete(
           failure(errc::busy, "another update is being loaded into these destinations"), {});
-    if (stop->requested()) {
-      into->end_load();
-      (*shared)->complete(failure(aborted_by_caller()), {});
+    load->how = load_operation::way::into;
+    load->into = set;
+    load->shadow = into.shadow;
+    load->when = when;
+    load->on_loaded = std::move(*shared);
+    if (stop->requested())
       return self->give_up(load, aborted_by_caller(), errc::peer_aborted,
                            "the receiver cancelled the update");
-    }
-    load->into = into;
     try {
       if (self->stream_->failed()) self->need_stream(*self->memory_->get(self->options_.where()));
-      load->part = &into->plan_for(*load->manifest);
+      load->part = &set->plan_for(*load->manifest);
       if (!load->part->scatter.check().none())
         throw transfer_error(errc::destination_mismatch, to_string(load->part->scatter.check()));
     } catch (...) {
-      auto const what = session::as_transfer_error(std::current_exception(), errc::out_of_memory);
-      into->end_load();
-      load->into.reset();
-      load->over = true;
-      std::string words = what.what();
-      (*shared)->complete(failure(what), {});
-      if (self->load_ == load && self->machine_) {
-        self->load_.reset();
-        self->machine_->refuse_update(session::as_errc(what.code(), errc::out_of_memory), words,
-                                      clock::now());
-        self->pump();
-      }
-      return;
+      return self->turn_down(load, session::as_transfer_error(std::current_exception(), errc::out_of_memory));
     }
-    load->when = when;
-    load->on_loaded = std::move(*shared);
     self->give_up_on_stop(load, *stop, [](load_operation const&) { return true; });
+    if (!self->free_of_leases(load, false)) return;
     self->accept(*load, load_operation::way::into);
     self->pump();
   });
+}
+
+/// Refuses an update that can't be loaded.
+void receiver_core::turn_down(std::shared_ptr<load_operation> const& load, transfer_error const& why) {
+  end_load(load, failure(why));
+  if (!machine_ || load->session != session_) return;
+  machine_->refuse_update(session::as_errc(why.code(), errc::out_of_memory), why.what(), clock::now());
+  pump();
+}
+
+// ---- readers that hold what a load must write ----
+
+bool receiver_core::free_of_leases(std::shared_ptr<load_operation> const& load, bool at_commit) {
+  if (!load->shadow) return true;
+  auto ended = [weak = weak_from_this(), waiting = std::weak_ptr<load_operation>(load), at_commit] {
+    auto const self = weak.lock();
+    if (!self) return;
+    asio::post(self->strand_, [self, waiting, at_commit] {
+      if (auto const alive = waiting.lock()) self->leases_ended(alive, at_commit);
+    });
+  };
+  bool const free = at_commit ? load->shadow->free_to_commit(std::move(ended))
+                              : load->shadow->free_to_load(std::move(ended));
+  if (free) return true;
+  load->waits_for_leases = true;
+  lease_limit_.expires_after(options_.lease_limit());
+  lease_limit_.async_wait([weak = weak_from_this(), load, at_commit](std::error_code error) {
+    auto const self = weak.lock();
+    if (!self || error || !load->waits_for_leases) return;
+    failure const why(errc::leased, "readers have held the weights that would be written for " +
+                                        std::to_string(self->options_.lease_limit().count()) + " ms");
+    if (at_commit)
+      self->fail_commit(load, why);
+    else
+      self->put_off(load, why);
+  });
+  return false;
+}
+
+void receiver_core::leases_ended(std::shared_ptr<load_operation> const& load, bool at_commit) {
+  if (!std::exchange(load->waits_for_leases, false) || load->over) return;
+  lease_limit_.cancel();
+  if (at_commit) return copy_over(load);
+  accept(*load, load_operation::way::into);
+  pump();
+}
+
+void receiver_core::put_off(std::shared_ptr<load_operation> const& load, failure why) {
+  end_load(load, why);
+  if (!machine_ || load->session != session_) return;
+  machine_->not_now_update(options_.lease_limit(), why.text(), clock::now());
+  pump();
 }
 
 void receiver_core::post_bucket(std::shared_ptr<load_operation> load,
@@ -280,6 +355,7 @@ void receiver_core::post_refuse(std::shared_ptr<load_operation> load, std::strin
     load->over = true;
     load->error = failure(errc::not_open, "this update was refused");
     self->load_.reset();
+    self->enter(session_phase::idle);
     self->machine_->refuse_update(errc::peer_refused, why, clock::now());
     self->pump();
   });
@@ -291,6 +367,7 @@ void receiver_core::post_not_now(std::shared_ptr<load_operation> load, milliseco
     load->over = true;
     load->error = failure(errc::not_open, "this update was put off");
     self->load_.reset();
+    self->enter(session_phase::idle);
     self->machine_->not_now_update(retry, why, clock::now());
     self->pump();
   });
@@ -304,7 +381,7 @@ void receiver_core::post_released(std::shared_ptr<load_operation> load, std::uin
     what.whose = load;
     what.seq = seq;
     what.bytes = bytes;
-    what.view = true;
+    what.what = session::copied::kind::view;
     if (when.type() == ready_after::kind::nothing) return self->copied(what, {});
     try {
       self->stream().start_after(when);
@@ -358,6 +435,7 @@ void receiver_core::dissolve() noexcept {
   auto const load = std::exchange(load_, nullptr);
   if (!load) return;
   load->over = true;
+  let_go_of_sets(*load);
   auto const loaded = std::move(load->on_loaded);
   auto const bucket = std::move(load->on_bucket);
   auto const arrived = std::exchange(load->arrived, {});
@@ -399,6 +477,11 @@ void receiver_core::connected(wire::connection connection) {
     if (settings.greeting.devices.size() < max_devices) settings.greeting.devices.push_back(device);
   settings.handshake = options_.handshake_limit();
   settings.silence = options_.silence_limit();
+  arriving_.from = to_string(link_->peer()) + " at " + path_;
+  {
+    std::scoped_lock lock(shared_mutex_);
+    status_.sender = arriving_.from;
+  }
   machine_.emplace(std::move(settings));
   machine_->connected(clock::now());
   auto heard = [weak = weak_from_this(), session = session_](protocol::message& what, unique_fd fd) {
@@ -429,6 +512,7 @@ void receiver_core::connect_failed(failure error) {
   if (which && which->runs) which->stop.emit(asio::cancellation_type::terminal);
   session_end_ = failure(errc::not_open, "there is no session; connect first");
   drop_session();
+  ended(error);
   if (on_connected_) std::exchange(on_connected_, nullptr)->complete(std::move(error), {});
 }
 
@@ -457,6 +541,7 @@ failure receiver_core::not_usable(load_operation const& load) const {
 void receiver_core::accept(load_operation& load, load_operation::way how) {
   load.how = how;
   load.accepted = true;
+  enter(session_phase::loading);
   load.accepted_at = clock::now();
   if (options_.watched_by())
     options_.watched_by()->update_began(load.what.version, load.what.total_bytes, load.what.buckets);
@@ -496,7 +581,13 @@ void receiver_core::loaded(std::shared_ptr<load_operation> const& load, std::uin
 /// A bucket was seen to be copied, or its views to be read no more.
 void receiver_core::copied(session::copied& what, std::error_code error) {
   auto const load = std::static_pointer_cast<load_operation>(what.whose);
-  if (what.view) {
+  if (what.what == session::copied::kind::commit) {
+    if (load->over) return;
+    --load->copies_in_flight;
+    if (error) return fail_commit(load, failure(error, "the receiver's device failed: " + error.message()));
+    return commit(load);
+  }
+  if (what.what == session::copied::kind::view) {
     --load->held;
   } else if (load->copies_in_flight != 0) { // abandon() has drained the stream, and forgotten them
     --load->copies_in_flight;
@@ -519,41 +610,89 @@ void receiver_core::need_stream(memory::backend& on) {
   stream_to_drain_ = stream_;
 }
 
+/// Nobody reads the live set any more: brings the new version there.
+void receiver_core::copy_over(std::shared_ptr<load_operation> const& load) {
+  try {
+    ops_.clear();
+    load->shadow->copying(*load->part, arriving_, ops_);
+    copy_for_commit(load);
+  } catch (...) {
+    auto const what = session::as_transfer_error(std::current_exception(), errc::device_failed);
+    fail_commit(load, failure(what));
+  }
+}
+
+/// Queues `ops_`, after which the version is committed.
+void receiver_core::copy_for_commit(std::shared_ptr<load_operation> const& load) {
+  if (!ops_.empty()) stream().copy(ops_);
+  session::copied what;
+  what.whose = load;
+  what.what = session::copied::kind::commit;
+  stream().then(std::move(what));
+  ++load->copies_in_flight;
+}
+
+void receiver_core::fail_commit(std::shared_ptr<load_operation> const& load, failure error) {
+  std::string const words = error.text();
+  auto const code = session::as_errc(error.code(), errc::device_failed);
+  end_load(load, std::move(error));
+  if (!machine_ || load->session != session_) return;
+  machine_->commit_failed(code, words, clock::now());
+  if (closing_) return say_goodbye();
+  pump();
+}
+
 void receiver_core::commit(std::shared_ptr<load_operation> const& load) {
-  if (load->into) load->into->committed(*load->part, load->what.version);
-  held_sender_ = sender_;
+  if (load->shadow)
+    load->shadow->committed(*load->part);
+  else if (load->into)
+    load->into->committed(*load->part);
+  held_sender_ = load->sender;
   held_update_ = load->what.update;
   held_version_ = load->what.version;
   {
     std::scoped_lock lock(shared_mutex_);
-    version_ = load->what.version;
+    status_.version = load->what.version;
   }
-  machine_->commit_done(clock::now());
-  pump(); // says committed, unless a pump is at it already
+  if (machine_ && load->session == session_) {
+    machine_->commit_done(clock::now());
+    if (closing_) say_goodbye();
+    pump(); // says committed, unless a pump is at it already
+  }
   end_load(load, {});
 }
 
 void receiver_core::give_up(std::shared_ptr<load_operation> const& load, std::error_code code, errc on_wire,
                             std::string text) {
-  if (load->over || load->aborting || load_ != load || !machine_) return;
+  if (load->over || load->aborting || load->committing || load_ != load || !machine_) return;
   load->because = code;
   load->error = failure(code, text);
-  if (load->accepted)
+  if (load->accepted) {
     machine_->give_up(on_wire, std::move(text), clock::now());
-  else {
-    load->over = true;
-    load_.reset();
+  } else {
+    end_load(load, load->error);
     machine_->refuse_update(on_wire, std::move(text), clock::now());
   }
   pump();
+}
+
+void receiver_core::let_go_of_sets(load_operation& load) {
+  if (load.shadow) {
+    load.shadow->forget_waiting();
+    load.shadow->end_load();
+  } else if (load.into) {
+    load.into->end_load();
+  }
 }
 
 /// Completes what waits for the load. Its copies have finished.
 void receiver_core::end_load(std::shared_ptr<load_operation> const& load, failure error) {
   if (load->over) return;
   load->over = true;
+  load->waits_for_leases = false;
   if (load_ == load) load_.reset();
-  if (load->into) load->into->end_load();
+  if (machine_ && load->session == session_) enter(session_phase::idle);
+  let_go_of_sets(*load);
   if (!load->error) load->error = error;
   if (options_.watched_by() && load->accepted)
     options_.watched_by()->update_ended(load->what.version, !error);
@@ -591,6 +730,7 @@ void receiver_core::end_session(failure error, bool graceful) {
   graceful_end_ = graceful;
   session_end_ = error;
   drop_session();
+  ended(graceful ? failure() : error);
   if (on_connected_) std::exchange(on_connected_, nullptr)->complete(error, {});
   if (on_update_) {
     if (graceful)
@@ -669,6 +809,7 @@ void receiver_core::act(receive_action::say& action) {
 void receiver_core::act(receive_action::greeted& action) {
   sender_ = action.sender;
   attempt_.reset();
+  enter(session_phase::idle);
   if (on_connected_) std::exchange(on_connected_, nullptr)->complete({}, {});
 }
 
@@ -753,9 +894,11 @@ void receiver_core::act(receive_action::offer& action) {
   auto const load = std::make_shared<load_operation>();
   load->core = shared_from_this();
   load->session = session_;
+  load->sender = sender_;
   load->what = action.what;
   load->manifest = manifests_.back(); // the one that was just known
   load_ = load;
+  enter(session_phase::offered);
   update offered{load};
   if (on_update_)
     std::exchange(on_update_, nullptr)->complete({}, std::optional<update>(std::move(offered)));
@@ -795,13 +938,9 @@ void receiver_core::act(receive_action::bucket& action) {
   }
   try {
     ops_.clear();
+    if (!load->wrote) begin_writing(*load);
     for (plan::piece const& piece : pieces)
       load->part->scatter.ops_for_piece(piece, base, memory->where(), ops_);
-    if (!load->wrote) {
-      stream().start_after(load->when);
-      load->wrote = true;
-      load->into->writing(*load->part);
-    }
     stream().copy(ops_);
     session::copied what;
     what.whose = load;
@@ -819,7 +958,34 @@ void receiver_core::act(receive_action::bucket& action) {
 void receiver_core::act(receive_action::commit&) {
   auto const load = load_;
   if (!load) return;
-  commit(load);
+  load->committing = true;
+  enter(session_phase::committing);
+  if (!load->into) return commit(load);
+  try {
+    bool const nothing_came = !load->wrote;
+    ops_.clear();
+    if (nothing_came) begin_writing(*load);
+    if (load->shadow && load->shadow->copies_at_commit()) {
+      if (free_of_leases(load, true)) copy_over(load);
+    } else if (nothing_came && !ops_.empty()) {
+      copy_for_commit(load);
+    } else {
+      commit(load);
+    }
+  } catch (...) {
+    fail_commit(load, failure(session::as_transfer_error(std::current_exception(), errc::device_failed)));
+  }
+}
+
+/// Before the first copy of a load. Appends to `ops_` what a shadow set needs beside the buckets.
+void receiver_core::begin_writing(load_operation& load) {
+  stream().start_after(load.when);
+  load.wrote = true;
+  arriving_.version = load.what.version;
+  if (load.shadow)
+    load.shadow->writing(*load.part, arriving_, ops_);
+  else
+    load.into->writing(*load.part, arriving_);
 }
 
 void receiver_core::act(receive_action::abort& action) {
@@ -829,6 +995,7 @@ void receiver_core::act(receive_action::abort& action) {
     machine_->drained(clock::now());
     return;
   }
+  if (load->committing) return; // the session has ended; what it ordered is done all the same
   load->aborting = true;
   if (!load->error && action.by_peer && action.code != errc::group_incomplete) {
     // Why, in its words; what it is for this side is always the same.
@@ -841,6 +1008,7 @@ void receiver_core::act(receive_action::abort& action) {
   if (unclaimed_) {
     load->over = true;
     load_.reset();
+    enter(session_phase::idle);
     unclaimed_.reset();
     machine_->drained(clock::now());
     return;

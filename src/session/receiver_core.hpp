@@ -21,6 +21,7 @@
 #include "session/destination_set.hpp"
 #include "session/link.hpp"
 #include "session/offload.hpp"
+#include "session/shadow_set.hpp"
 
 namespace ropeway::detail {
 
@@ -58,13 +59,17 @@ class load_operation : public std::enable_shared_from_this<load_operation> {
  public:
   std::shared_ptr<receiver_core> core;
   std::uint64_t session = 0;
+  protocol::bytes16 sender{};
   protocol::begin what;
   std::shared_ptr<plan::manifest const> manifest;
 
   // From here on: the strand's.
   enum class way { undecided, into, by_bucket } how = way::undecided;
   bool accepted = false, over = false, aborting = false, drained = false;
+  bool committing = false; ///< the sender's order has come: it can't be taken back, only fail
+  bool waits_for_leases = false;
   std::shared_ptr<destination_set> into;
+  std::shared_ptr<shadow_set> shadow; // of which `into` is one
   destination_plan* part = nullptr;
   ready_after when;
   bool wrote = false;
@@ -92,13 +97,13 @@ class receiver_core : public std::enable_shared_from_this<receiver_core> {
   // Any thread.
   asio::any_io_executor executor() const { return executor_; }
   std::optional<std::uint64_t> version() const noexcept;
+  receiver_status status() const;
   void post_connect(std::string path, std::unique_ptr<completion<nothing>> done,
                     std::shared_ptr<stop_request> stop);
   void post_next(std::unique_ptr<completion<std::optional<update>>> done, std::shared_ptr<stop_request> stop);
   void post_close(std::unique_ptr<completion<nothing>> done);
-  void post_load(std::shared_ptr<load_operation> load, std::shared_ptr<destination_set> into,
-                 ready_after when, std::unique_ptr<completion<load_report>> done,
-                 std::shared_ptr<stop_request> stop);
+  void post_load(std::shared_ptr<load_operation> load, load_target into, ready_after when,
+                 std::unique_ptr<completion<load_report>> done, std::shared_ptr<stop_request> stop);
   void post_bucket(std::shared_ptr<load_operation> load,
                    std::unique_ptr<completion<std::optional<bucket>>> done,
                    std::shared_ptr<stop_request> stop);
@@ -139,7 +144,21 @@ class receiver_core : public std::enable_shared_from_this<receiver_core> {
   void copied(session::copied& what, std::error_code error);
   /// Makes the stream if there is none, or if its device failed: it may work again.
   void need_stream(memory::backend& on);
+  void begin_writing(load_operation& load);
+  /// Whether nobody reads what is about to be written. Else leases_ended() is called when it is so, or the
+  /// load is put off, or its commit fails, after the lease limit.
+  bool free_of_leases(std::shared_ptr<load_operation> const& load, bool at_commit);
+  void leases_ended(std::shared_ptr<load_operation> const& load, bool at_commit);
+  void put_off(std::shared_ptr<load_operation> const& load, failure why);
+  void turn_down(std::shared_ptr<load_operation> const& load, transfer_error const& why);
+  void copy_over(std::shared_ptr<load_operation> const& load);
+  void copy_for_commit(std::shared_ptr<load_operation> const& load);
+  void fail_commit(std::shared_ptr<load_operation> const& load, failure error);
   void commit(std::shared_ptr<load_operation> const& load);
+  void say_goodbye();
+  void ended(failure const& why);
+  static void let_go_of_sets(load_operation& load);
+  void enter(session_phase phase);
   void settle(std::shared_ptr<load_operation> load);
   void end_load(std::shared_ptr<load_operation> const& load, failure error);
   void end_session(failure error, bool graceful);
@@ -175,8 +194,10 @@ class receiver_core : public std::enable_shared_from_this<receiver_core> {
   std::shared_ptr<load_operation> load_;
   std::optional<update> unclaimed_; // offered while nobody waited
   bool closing_ = false, graceful_end_ = false;
+  arrival arriving_; // of the load that writes; its words name the sender
   failure session_end_{errc::not_open, "connect first"};
   protocol::bytes16 sender_{};
+  std::string path_; // of the socket
 
   // Kept over sessions.
   std::vector<std::shared_ptr<plan::manifest const>> manifests_; // the newest last; a handful
@@ -190,14 +211,15 @@ class receiver_core : public std::enable_shared_from_this<receiver_core> {
   std::shared_ptr<attempt> attempt_; // until it is connected or has failed
   wire::timer close_limit_;
   wire::timer deadline_;
+  wire::timer lease_limit_; // on readers that hold what a load must write
   std::optional<clock::time_point> armed_;
   std::unique_ptr<completion<nothing>> on_connected_;
   std::unique_ptr<completion<std::optional<update>>> on_update_;
   std::vector<std::unique_ptr<completion<nothing>>> on_closed_;
   bool pumping_ = false;
 
-  mutable std::mutex shared_mutex_; // for version() and abandon()
-  std::optional<std::uint64_t> version_;
+  mutable std::mutex shared_mutex_; // for status() and abandon()
+  receiver_status status_;
   std::shared_ptr<copy_stream> stream_to_drain_;
   session::offload offload_; // last: its thread ends before what its jobs use
 };

@@ -538,3 +538,43 @@ TEST_CASE("once grown, neither side allocates, however many pieces there are") {
   CHECK(same);
   CHECK(ops.size() > 100);
 }
+
+TEST_CASE(
+    "an array is brought into another of other strides exactly, and in as few steps as they have in common") {
+  constexpr std::array types{dtype::u8, dtype::bf16, dtype::f32, dtype::c64};
+  std::size_t plain = 0, strided = 0;
+  for (std::uint32_t seed = 0; seed < 300; ++seed) {
+    CAPTURE(seed);
+    test::dice dice(seed);
+    std::vector<std::uint64_t> extents(dice.roll(0, 5));
+    for (auto& extent : extents) extent = dice.roll(dice.one_in(20) ? 0 : 1, 5);
+    shape const dims{std::span<std::uint64_t const>(extents)};
+    auto const type = dice.pick(types);
+    std::size_t const element = bits(type) / 8;
+    auto from = random_array(dice, dims, element, false), to = random_array(dice, dims, element, false);
+    auto const source = mutable_tensor_view("t", type, dims, from.data()).strides(from.strides);
+    auto const target = mutable_tensor_view("t", type, dims, to.data()).strides(to.strides);
+    auto wanted = to.memory;
+    for_each_index(extents, [&](auto const& index) {
+      std::copy_n(from.memory.begin() + static_cast<std::ptrdiff_t>(from.byte_of(index)), element,
+                  wanted.begin() + static_cast<std::ptrdiff_t>(to.byte_of(index)));
+    });
+    std::vector<memory::copy_op> ops;
+    ops_between(source, target, ops);
+    CHECK(ops.size() <= 1);
+    for (auto const& op : ops) {
+      test::perform(op);
+      ++(op.rank == 0 ? plain : strided);
+    }
+    CHECK(to.memory == wanted);
+  }
+  CHECK(plain > 30);
+  CHECK(strided > 30);
+  // Elements smaller than a byte, as bytes.
+  bytes four(3, std::byte{0x5a}), into(3);
+  std::vector<memory::copy_op> ops;
+  ops_between({"t", dtype::f4, {2, 3}, four.data()}, {"t", dtype::f4, {2, 3}, into.data()}, ops);
+  REQUIRE(ops.size() == 1);
+  CHECK(ops[0].rank == 0);
+  CHECK(ops[0].bytes == 3);
+}

@@ -33,6 +33,8 @@ class failure {
   explicit operator bool() const noexcept { return error_ != nullptr; }
   std::error_code code() const noexcept { return error_ ? error_->code() : std::error_code(); }
   transfer_error const& error() const noexcept { return *error_; }
+  /// One line; empty if nothing failed.
+  std::string text() const { return error_ ? error_->what() : std::string(); }
 
  private:
   std::shared_ptr<transfer_error const> error_;
