@@ -6,15 +6,14 @@
 // it holds. At ANSWERS it listens for clients: each line that one sends is answered with the version that is
 // being served and a digest of the weights, computed for that request.
 //
-// How it never serves torn weights: a load writes in place, so while one runs, and after one that failed, its
-// destinations hold parts of two versions. This server therefore has two sets. Requests lease the one that
-// was committed last; updates go into the other, and only when no request holds a lease on it any more. A
-// server without memory for two sets loads into the one it has, and answers "not now" from the begin of a
-// load until `destinations::torn()` is false again. A sample of ropeway; Apache-2.0.
+// It never serves torn weights: updates arrive in a shadow set of destinations, which goes live, whole, when
+// the sender commits. A request reads under a lease, and the set that it reads is not written until the lease
+// ends. (Where there is no memory for two sets, load into plain `destinations`, and answer "not now" unless
+// their `status().whole()`: a load writes in place.) A sample of ropeway; Apache-2.0.
+#include <array>
 #include <asio/io_context.hpp>
 #include <asio/local/stream_protocol.hpp>
 #include <asio/read_until.hpp>
-#include <asio/steady_timer.hpp>
 #include <asio/thread_pool.hpp>
 #include <asio/write.hpp>
 #include <filesystem>
@@ -30,38 +29,35 @@ using ropeway::awaitable;
 using ropeway::use_awaitable;
 using answers = asio::local::stream_protocol;
 
-/// A model and where updates are loaded: two views of the same memory.
-struct weight_set {
-  explicit weight_set(std::span<ropeway::tensor_info const> infos) : weights(infos) {
-    for (auto const& view : weights.mutable_views()) into.add(view);
+/// Both sets of a model's memory, and where updates go.
+struct weights {
+  explicit weights(std::span<ropeway::tensor_info const> infos)
+      : sets{model(infos), model(infos)}, into(places_in(sets[0]), places_in(sets[1])) {}
+  static ropeway::destinations places_in(model& of) {
+    ropeway::destinations places;
+    for (auto const& view : of.mutable_views()) places.add(view);
+    return places;
   }
-  model weights;
-  ropeway::destinations into;
+  std::array<model, 2> sets;
+  ropeway::shadow_destinations into;
 };
 
 struct server {
   std::string name;
   asio::thread_pool& pool;
-  std::shared_ptr<weight_set> served, spare; // served: committed, complete, not written to
+  std::shared_ptr<weights> held; // made when the first update says what there is
 };
 
 // Runs on the pool, so that neither updates nor other requests wait for it.
-awaitable<std::string> digest(std::shared_ptr<weight_set const> leased) {
-  co_return leased->weights.digest();
-}
+awaitable<std::string> digest(model const& leased) { co_return leased.digest(); }
 
 awaitable<void> follow(server& self, ropeway::receiver& receiver, std::string path) {
   co_await receiver.connect(path);
-  asio::steady_timer pause(receiver.get_executor());
   while (auto update = co_await receiver.next_update()) {
-    if (!self.spare) self.spare = std::make_shared<weight_set>(update->tensors());
-    while (self.spare.use_count() > 1) { // a slow request still reads the version before last
-      pause.expires_after(std::chrono::milliseconds(1));
-      co_await pause.async_wait(use_awaitable);
-    }
-    ropeway::load_report const report = co_await update->load_into(self.spare->into);
-    std::swap(self.served, self.spare); // from here on requests see the new version, whole
-    auto const hash = co_await asio::co_spawn(self.pool, digest(self.served), use_awaitable);
+    if (!self.held) self.held = std::make_shared<weights>(update->tensors());
+    ropeway::load_report const report = co_await update->load_into(self.held->into);
+    auto const lease = self.held->into.lease(); // from here on requests see the new version
+    auto const hash = co_await asio::co_spawn(self.pool, digest(self.held->sets[lease.set()]), use_awaitable);
     std::cout << "version " << report.version << " digest " << hash << std::endl;
   }
 }
@@ -74,10 +70,11 @@ awaitable<void> answer(server& self, answers::socket client) {
     if (error) co_return; // the client is gone
     line.erase(0, size);
     std::string reply = self.name + " serves nothing yet\n";
-    if (auto const leased = self.served) { // the lease: this set stays as it is while we hold it
-      auto const version = leased->into.version().value();
-      auto const hash = co_await asio::co_spawn(self.pool, digest(leased), use_awaitable);
-      reply = self.name + " serves version " + std::to_string(version) + " digest " + hash + "\n";
+    if (auto const held = self.held) {
+      if (auto const lease = held->into.lease()) { // the set that it names stays as it is while we hold it
+        auto const hash = co_await asio::co_spawn(self.pool, digest(held->sets[lease.set()]), use_awaitable);
+        reply = self.name + " serves version " + std::to_string(lease.version()) + " digest " + hash + "\n";
+      }
     }
     auto [failed, written] =
         co_await asio::async_write(client, asio::buffer(reply), ropeway::compat::as_result);
@@ -98,7 +95,7 @@ int main(int argc, char** argv) try {
   if (argc < 3 || argc > 4) throw std::invalid_argument("usage: server SOCKET NAME [ANSWERS]");
   asio::io_context loop;
   asio::thread_pool pool(1); // after the loop, so that it ends before: what runs on it completes on the loop
-  server self{argv[2], pool, nullptr, nullptr};
+  server self{argv[2], pool, nullptr};
   ropeway::receiver_options options;
   options.name(self.name).connect_limit(std::chrono::seconds(60)); // the trainer may have much to load
   ropeway::receiver receiver(loop.get_executor(), options);
