@@ -14,13 +14,13 @@
 #include <boost/json/serialize.hpp>
 #include <cstdlib>
 #include <ctime>
-#include <filesystem>
 #include <iostream>
 
 #include "base/unique_fd.hpp"
 #include "baseline.hpp"
 #include "bench.hpp"
 #include "cli/background.hpp"
+#include "cli/private_directory.hpp"
 #include "cli/quantity.hpp"
 #include "cli/table.hpp"
 #include "ropeway/ropeway.hpp"
@@ -32,23 +32,6 @@ namespace {
 
 using clock = std::chrono::steady_clock;
 using cli::in_background;
-
-/// A directory that only we can enter, removed at the end.
-class private_directory {
- public:
-  private_directory() {
-    if (!mkdtemp(path_.data()))
-      throw std::system_error(errno, std::system_category(), "no directory can be made in /tmp");
-  }
-  ~private_directory() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-  std::string socket() const { return path_ + "/bench.sock"; }
-
- private:
-  std::string path_ = "/tmp/ropeway-bench-XXXXXX";
-};
 
 /// A receiver: this program once more, started before anything here touches a device.
 class receiver_process {
@@ -273,9 +256,10 @@ void report(plan const& of, cli::weights const& held, times const& taken, baseli
 } // namespace
 
 void measure(plan const& of) {
-  private_directory const place;
+  cli::private_directory const place;
+  auto const socket = place.file("bench.sock");
   peers all;
-  for (std::size_t rank = 0; rank < of.receivers.size(); ++rank) all.emplace_back(of, place.socket(), rank);
+  for (std::size_t rank = 0; rank < of.receivers.size(); ++rank) all.emplace_back(of, socket, rank);
   asio::io_context loop(1);
   asio::thread_pool pool(1);
   auto const tensors = shapes(of);
@@ -283,7 +267,7 @@ void measure(plan const& of) {
   auto const compared = make_baseline(of, held);
   sender_options options;
   options.bucket_bytes(of.bucket_bytes).slots(of.slots);
-  sender trainer(loop.get_executor(), place.socket(), options);
+  sender trainer(loop.get_executor(), socket, options);
   times taken;
   std::exception_ptr failed;
   asio::co_spawn(loop, run(of, trainer, all, pool, held, compared.get(), taken),

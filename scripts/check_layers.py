@@ -19,7 +19,7 @@ LAYERS = {
     "checkpoint": {"base"},
     "session": {"base", "plan", "protocol", "memory", "wire"},
     "api": {"base", "plan", "protocol", "memory", "wire", "session"},
-    "cli": {"base", "memory"},
+    "cli": {"base", "memory", "wire"},
 }
 # What a plan comes to is a list of copies, which is pure data as well.
 ALSO = {("plan", "src/memory/copy.hpp")}

@@ -39,9 +39,28 @@ struct inspect_arguments {
   bool json = false;
 };
 
+struct doctor_arguments {
+  std::string version; ///< of this program
+  std::string socket;  ///< to look at as well; may be empty
+  bool with_trials = true;
+  bool json = false;
+};
+
+struct bench_arguments {
+  std::uint64_t bytes = std::uint64_t(1) << 30;
+  std::uint64_t bucket_bytes = std::uint64_t(64) << 20;
+  std::uint32_t slots = 2;
+  std::uint32_t repeats = 5;
+  bool json = false;
+};
+
 /// Each gives the exit status (exit_code.hpp), having said everything that there is to say.
 int send(send_arguments const& arguments);
 int receive(receive_arguments const& arguments);
 int inspect(inspect_arguments const& arguments);
+/// Looks for what keeps weights from going fast, or at all, and says what to change.
+int doctor(doctor_arguments const& arguments);
+/// Times every way that this machine has.
+int bench(bench_arguments const& arguments);
 
 } // namespace ropeway::cli

@@ -19,7 +19,10 @@ struct words {
   send_arguments send;
   receive_arguments receive;
   inspect_arguments inspect;
+  doctor_arguments doctor;
+  bench_arguments bench;
   std::string device = "host", bucket = "64M", wait = "60", connect_limit = "10";
+  std::string bench_bucket = "64M", bench_size = "1G";
 };
 
 CLI::Validator word(char const* kind, std::function<bool(std::string const&)> good, std::string expected) {
@@ -100,6 +103,31 @@ void add_inspect(CLI::App& app, words& said) {
   command.add_flag("--json", said.inspect.json, "as one line of JSON");
 }
 
+void add_doctor(CLI::App& app, words& said) {
+  auto& command = *app.add_subcommand("doctor", "Look for what keeps weights from going fast, or at all");
+  command.add_option("--socket", said.doctor.socket, "also whether this path would do")->type_name("PATH");
+  command.add_flag("--trials,!--no-trials", said.doctor.with_trials,
+                   "send 16 MiB each way between two processes (default: yes)");
+  command.add_flag("--json", said.doctor.json, "as one line of JSON");
+}
+
+void add_bench(CLI::App& app, words& said) {
+  auto& command = *app.add_subcommand("bench", "Time every way that this machine has for weights");
+  auto const size = word(
+      "SIZE", [](auto& text) { return parse_size(text).has_value(); }, "a size such as 64M or 1G");
+  command.add_option("--size", said.bench_size, "of the weights")->capture_default_str()->check(size);
+  command.add_option("--bucket", said.bench_bucket, "bytes of a slot of the ring")
+      ->capture_default_str()
+      ->check(size);
+  command.add_option("--slots", said.bench.slots, "slots of the ring")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 64));
+  command.add_option("--repeats", said.bench.repeats, "sends that count, after one that does not")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 1000));
+  command.add_flag("--json", said.bench.json, "as one line of JSON");
+}
+
 int run(CLI::App& app, words& said) {
   auto const where = *device::parse(said.device);
   said.send.where = said.receive.where = where;
@@ -107,7 +135,12 @@ int run(CLI::App& app, words& said) {
   said.send.wait = *parse_seconds(said.wait);
   said.receive.connect_limit = *parse_seconds(said.connect_limit);
   if (app.got_subcommand("send")) return send(said.send);
+  said.bench.bytes = *parse_size(said.bench_size);
+  said.bench.bucket_bytes = *parse_size(said.bench_bucket);
+  said.doctor.version = ROPEWAY_VERSION;
   if (app.got_subcommand("receive")) return receive(said.receive);
+  if (app.got_subcommand("doctor")) return doctor(said.doctor);
+  if (app.got_subcommand("bench")) return bench(said.bench);
   return inspect(said.inspect);
 }
 
@@ -126,6 +159,8 @@ int main(int argc, char** argv) {
   add_send(app, said);
   add_receive(app, said);
   add_inspect(app, said);
+  add_doctor(app, said);
+  add_bench(app, said);
   try {
     app.parse(argc, argv);
   } catch (CLI::ParseError const& error) {

@@ -1,18 +1,27 @@
 // The parts of the program, one by one. Part of ropeway; Apache-2.0.
 #include <doctest/doctest.h>
 
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
 #include <array>
+#include <cerrno>
 #include <cstring>
+#include <fstream>
 #include <set>
 #include <sstream>
 
 #include "cli/digest.hpp"
 #include "cli/exit_code.hpp"
+#include "cli/findings.hpp"
 #include "cli/quantity.hpp"
 #include "cli/report_json.hpp"
 #include "cli/table.hpp"
 #include "cli/versions.hpp"
 #include "ropeway/error.hpp"
+#include "support/scratch.hpp"
 
 using namespace ropeway;
 using namespace ropeway::cli;
@@ -151,4 +160,63 @@ TEST_CASE("weights lie apart, aligned, and know what they are") {
   auto const views = held.views();
   for (auto const& view : views) CHECK(reinterpret_cast<std::uintptr_t>(view.data()) % 256 == 0);
   CHECK(views[1].data() >= views[0].data() + 3);
+}
+
+TEST_CASE("the doctor tells machines apart, and says what to change") {
+  using level = finding::level;
+  CHECK(about_descriptors(1024).how == level::good);
+  CHECK(about_descriptors(UINT64_MAX).said == "no limit");
+  CHECK(about_descriptors(64).how == level::hint);
+  CHECK(about_descriptors(64).advice.find("RLIMIT_NOFILE") != std::string::npos);
+  CHECK(about_memory(std::uint64_t(1) << 34).how == level::good);
+  CHECK(about_memory(std::uint64_t(1) << 26).how == level::hint);
+  CHECK(about_locked_memory(65536, "5.10.0-28-amd64").how == level::hint);
+  CHECK(about_locked_memory(65536, "5.12.1").how == level::good);
+  CHECK(about_locked_memory(65536, "6.1.0").how == level::good);
+  CHECK(about_locked_memory(UINT64_MAX, "4.19").how == level::good);
+  CHECK(about_io_uring(0, {}).how == level::good);
+  CHECK(about_io_uring(EPERM, 2).advice.find("kernel.io_uring_disabled is 2") != std::string::npos);
+  CHECK(about_io_uring(EPERM, 0).advice.find("seccomp") != std::string::npos);
+  CHECK(about_io_uring(ENOSYS, {}).how == level::hint);
+  CHECK(about_memfd(0).how == level::good);
+  CHECK(about_memfd(EPERM).how == level::bad);
+  CHECK(about_peer_watch(0, 0).how == level::good);
+  CHECK(about_peer_watch(ENOPROTOOPT, 0).how == level::good);
+  CHECK(about_peer_watch(ENOPROTOOPT, EPERM).how == level::hint);
+  CHECK(about_container({}).advice.empty());
+  CHECK(about_container({"/.dockerenv", "$container"}).said.find("/.dockerenv, $container") !=
+        std::string::npos);
+  CHECK(about_dev_shm({}).said.find("not there") == 0);
+  CHECK(about_connections(nullptr, true).how == level::good);
+  CHECK(about_connections("1", false).how == level::good);
+  CHECK(about_connections("1", true).how == level::hint);
+  CHECK(about_connections("8", true).how == level::good);
+  for (auto const& one : look_around("", false))
+    CHECK_MESSAGE(one.how != level::bad, one.about << ": " << one.said);
+}
+
+TEST_CASE("the doctor looks at a socket's path and changes nothing") {
+  using level = finding::level;
+  testing::scratch const directory;
+  CHECK(about_socket(directory.file("free.sock")).said.find("is free") != std::string::npos);
+  CHECK(about_socket(directory.file("new/weights.sock")).how == level::good);
+  CHECK(::access(directory.file("new").c_str(), F_OK) != 0);
+  auto const missing = about_socket(directory.file("not/there/weights.sock"));
+  CHECK(missing.how == level::bad);
+  CHECK(missing.advice.find("mkdir -p -m 700") != std::string::npos);
+  CHECK(about_socket(directory.file(std::string(200, 'x'))).how == level::bad);
+  std::ofstream(directory.file("file")) << "no socket";
+  CHECK(about_socket(directory.file("file")).how == level::bad);
+  REQUIRE(::mkdir(directory.file("open").c_str(), 0700) == 0);
+  REQUIRE(::chmod(directory.file("open").c_str(), 0777) == 0);
+  CHECK(about_socket(directory.file("open/weights.sock")).how == level::bad);
+  std::string const path = directory.file("stale.sock");
+  unique_fd const socket(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  path.copy(address.sun_path, sizeof address.sun_path - 1);
+  REQUIRE(::bind(socket.get(), reinterpret_cast<sockaddr const*>(&address), sizeof address) == 0);
+  CHECK(about_socket(path).said.find("left over") != std::string::npos);
+  REQUIRE(::listen(socket.get(), 1) == 0);
+  CHECK(about_socket(path).said.find("living sender") != std::string::npos);
 }

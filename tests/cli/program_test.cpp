@@ -388,3 +388,26 @@ TEST_CASE("a command line that makes no sense is a usage error in one line") {
   for (auto const& words : std::vector<strings>{{"--help"}, {"send", "--help"}, {"--version"}})
     CHECK(testing::run(words).status == 0);
 }
+
+TEST_CASE("doctor finds nothing bad here, and a transfer that works; bench times one") {
+  auto const looked = testing::run({"doctor", "--json"});
+  CHECK_MESSAGE(looked.status == 0, looked.err);
+  auto const findings = boost::json::parse(looked.out).at("findings").as_array();
+  bool tried = false;
+  for (auto const& one : findings) {
+    CHECK(one.at("level").as_string() != "bad");
+    if (one.at("about").as_string() == "host to host") tried = one.at("said").as_string() == "host route";
+  }
+  CHECK(tried);
+  auto const words = testing::run({"doctor", "--no-trials", "--socket", "/proc/weights.sock"});
+  CHECK(words.status == 5);
+  CHECK(words.out.find("bad   socket: ") != std::string::npos);
+  CHECK(words.complaints().size() == 1);
+
+  auto const timed = testing::run({"bench", "--size", "4M", "--bucket", "1M", "--repeats", "2", "--json"});
+  CHECK_MESSAGE(timed.status == 0, timed.err);
+  auto const first = boost::json::parse(timed.out).at("cases").as_array().at(0);
+  CHECK(first.at("from").as_string() == "host");
+  CHECK(first.at("route").as_string() == "host");
+  CHECK(first.at("median_seconds").as_double() > 0);
+}

@@ -1,0 +1,130 @@
+#include <algorithm>
+#include <boost/json/array.hpp>
+#include <chrono>
+#include <cstring>
+#include <exception>
+#include <iostream>
+
+#include "cli/commands.hpp"
+#include "cli/exit_code.hpp"
+#include "cli/mapping.hpp"
+#include "cli/quantity.hpp"
+#include "cli/report_json.hpp"
+#include "cli/table.hpp"
+#include "cli/trial.hpp"
+#include "memory/memory.hpp"
+
+namespace ropeway::cli {
+namespace {
+
+struct measured {
+  device from, to;
+  trial_result result;
+};
+
+/// What one thread does with one copy of the bytes.
+nanoseconds one_memcpy(std::uint64_t bytes, std::uint32_t repeats) {
+  mapping const from(bytes), to(bytes);
+  std::memset(from.data(), 1, bytes);
+  std::memset(to.data(), 2, bytes);
+  trial_result all;
+  for (std::uint32_t i = 0; i < repeats; ++i) {
+    auto const start = std::chrono::steady_clock::now();
+    std::memcpy(to.data(), from.data(), bytes);
+    all.times.push_back(std::chrono::steady_clock::now() - start);
+  }
+  return all.median();
+}
+
+std::vector<device> places(std::vector<memory::device_uuid> const& devices) {
+  std::vector<device> all{device::host()};
+  for (std::size_t i = 0; i < devices.size(); ++i) all.push_back(device::cuda(static_cast<int>(i)));
+  return all;
+}
+
+std::string remark(trial_result const& of) {
+  if (!of.worked()) return printable(of.error);
+  return printable(of.why);
+}
+
+void print_table(std::ostream& out, bench_arguments const& arguments, std::vector<measured> const& all,
+                 nanoseconds copy) {
+  out << size_text(arguments.bytes) << " in 16 tensors, ring of " << arguments.slots << " x "
+      << (arguments.bucket_bytes >> 10) << " KiB, median of " << arguments.repeats << "\n";
+  table rows({"from", "to", "route", ">time", ">rate", "remark"});
+  for (auto const& one : all) {
+    bool const worked = one.result.worked();
+    auto const time = one.result.median();
+    rows.add({to_string(one.from), to_string(one.to), worked ? std::string(name(one.result.way)) : "none",
+              worked ? time_text(time) : "-", worked ? rate_text(arguments.bytes, time) : "-",
+              remark(one.result)});
+  }
+  rows.add({"host", "host", "memcpy", time_text(copy), rate_text(arguments.bytes, copy),
+            "one thread, one copy; every route copies twice"});
+  rows.print(out);
+}
+
+boost::json::object to_json(bench_arguments const& arguments, std::vector<measured> const& all,
+                            nanoseconds copy) {
+  auto const seconds = [](nanoseconds time) { return std::chrono::duration<double>(time).count(); };
+  boost::json::array cases;
+  for (auto const& one : all) {
+    boost::json::object entry;
+    entry["from"] = to_string(one.from);
+    entry["to"] = to_string(one.to);
+    if (one.result.worked()) {
+      entry["route"] = name(one.result.way);
+      entry["median_seconds"] = seconds(one.result.median());
+      entry["bytes_per_second"] = static_cast<double>(arguments.bytes) / seconds(one.result.median());
+    } else {
+      entry["route"] = nullptr;
+    }
+    entry["remark"] = json_text(remark(one.result));
+    cases.push_back(std::move(entry));
+  }
+  boost::json::object out;
+  out["command"] = "bench";
+  out["bytes"] = arguments.bytes;
+  out["bucket_bytes"] = arguments.bucket_bytes;
+  out["slots"] = arguments.slots;
+  out["repeats"] = arguments.repeats;
+  out["cases"] = std::move(cases);
+  out["memcpy_seconds"] = seconds(copy);
+  return out;
+}
+
+} // namespace
+
+int bench(bench_arguments const& arguments) {
+  std::vector<measured> all;
+  nanoseconds copy{};
+  auto const run = [&] {
+    auto const where = places(memory::system_backends()->cuda_devices());
+    for (auto const from : where)
+      for (auto const to : where) {
+        trial what;
+        what.from = from;
+        what.to = to;
+        what.bytes = arguments.bytes;
+        what.bucket_bytes = arguments.bucket_bytes;
+        what.slots = arguments.slots;
+        what.repeats = arguments.repeats;
+        all.push_back({from, to, try_out(what)});
+      }
+    copy = one_memcpy(arguments.bytes, arguments.repeats);
+    return 0;
+  };
+  ending end = carry_out(run);
+  for (auto const& one : all)
+    if (!one.result.worked() && end.status == 0)
+      end = {static_cast<int>(exit_code::system),
+             to_string(one.from) + " to " + to_string(one.to) + " did not work (ropeway doctor says more)"};
+  if (arguments.json)
+    print_report(std::cout, to_json(arguments, all, copy), end.status, end.error);
+  else if (!all.empty())
+    print_table(std::cout, arguments, all, copy);
+  std::cout.flush();
+  return say(end);
+}
+
+} // namespace ropeway::cli
