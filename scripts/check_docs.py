@@ -9,6 +9,8 @@
   neither, because it shows what not to write, say, has the line `<!-- not compiled: REASON -->` just above it.
 - A word in backticks that looks like a file of the project (src/..., tests/..., samples/demo.sh) exists.
 - A relative link leads to a file.
+- An --option in backticks or in a shell block is one that a program or script of ours has.
+- Every ropeway::errc has its line in docs/troubleshooting.md, and every line there is of one.
 
 One line for each complaint; the last line is `N passed, N failed`, counting blocks, paths and links.
 """
@@ -23,6 +25,10 @@ TICKS = re.compile(r"`([^`\s]+)`")
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 PLACES = ("include", "src", "tests", "samples", "benchmarks", "docs", "scripts", "packaging", ".ci")
 PATH = re.compile(r"^(?:%s)/[\w./*{},+-]*$" % "|".join(map(re.escape, PLACES)))
+OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
+# Options of other people's programs.
+FOREIGN = {"--gpus", "--ipc", "--libs", "--reconfigure"}
+ENUMERATOR = re.compile(r"^\s*(\w+) = \d+,", re.MULTILINE)
 EXEMPT = re.compile(r"<!--\s*not compiled:\s*\S.*-->\s*$")
 
 
@@ -56,6 +62,25 @@ def compile_error(command, text):
         return done.stderr.strip() if done.returncode else ""
 
 
+def known_options(root):
+    known = set(FOREIGN)
+    for top in ("src/cli", "benchmarks", "samples", "tests", "scripts", ".ci"):
+        for path in (root / top).rglob("*"):
+            if path.is_file() and (path.suffix in (".cpp", ".sh", ".py") or path.name == "run"):
+                known |= set(OPTION.findall(path.read_text(encoding="utf-8")))
+    known |= {"--no-" + option[2:] for option in known}
+    return known | {"--help", "--version"}
+
+
+def error_codes(root):
+    """What the header has, and what the table has."""
+    header = (root / "include/ropeway/error.hpp").read_text(encoding="utf-8")
+    table = (root / "docs/troubleshooting.md").read_text(encoding="utf-8")
+    codes = set(ENUMERATOR.findall(header)) - {"ok"}
+    after = table[table.index("## Every code"):]
+    return codes, set(re.findall(r"^\| `(\w+)` \|", after, re.MULTILINE))
+
+
 def check(root, command):
     sources = []
     for top in ("samples", "include", "src"):
@@ -73,6 +98,12 @@ def check(root, command):
             passed += 1
         else:
             complaints.append(words)
+
+    options = known_options(root)
+    codes, explained = error_codes(root)
+    for code in sorted(codes | explained):
+        verdict(code in explained, f"docs/troubleshooting.md: errc::{code} is not explained")
+        verdict(code in codes, f"docs/troubleshooting.md: there is no errc::{code}")
 
     for document in documents:
         text = document.read_text(encoding="utf-8")
@@ -92,6 +123,10 @@ def check(root, command):
                 verdict(any(holds(source, lines_of(code)) for source in sources),
                         f"{where}: stands in no compiled file: {lines_of(code)[:1]}")
         prose = BLOCK.sub("", text)
+        commands = [block.group(3) for block in BLOCK.finditer(text) if block.group(2) == "sh"]
+        quoted = re.findall(r"`([^`]+)`", prose)
+        for option in sorted({found for words in commands + quoted for found in OPTION.findall(words)}):
+            verdict(option in options, f"{name}: nobody has the option {option}")
         for token in sorted(set(TICKS.findall(prose))):
             token = re.sub(r":\d+$", "", token)
             if PATH.match(token):
