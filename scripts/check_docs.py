@@ -10,6 +10,7 @@
 - A word in backticks that looks like a file of the project (src/..., tests/..., samples/demo.sh) exists.
 - A relative link leads to a file.
 - An --option in backticks or in a shell block is one that a program or script of ours has.
+- Every option of the program stands in its man page and its completion.
 - Every ropeway::errc has its line in docs/troubleshooting.md, and every line there is of one.
 
 One line for each complaint; the last line is `N passed, N failed`, counting blocks, paths and links.
@@ -64,12 +65,18 @@ def compile_error(command, text):
 
 def known_options(root):
     known = set(FOREIGN)
-    for top in ("src/cli", "benchmarks", "samples", "tests", "scripts", ".ci"):
+    for top in ("src/cli", "packaging", "benchmarks", "samples", "tests", "scripts", ".ci"):
         for path in (root / top).rglob("*"):
             if path.is_file() and (path.suffix in (".cpp", ".sh", ".py") or path.name == "run"):
                 known |= set(OPTION.findall(path.read_text(encoding="utf-8")))
     known |= {"--no-" + option[2:] for option in known}
     return known | {"--help", "--version"}
+
+
+def program_options(root):
+    """What main.cpp gives the program: "--socket", "--digest,!--no-digest"."""
+    text = (root / "src/cli/main.cpp").read_text(encoding="utf-8")
+    return {found for words in re.findall(r'"(--[^"]*)"', text) for found in OPTION.findall(words.replace("!", " "))}
 
 
 def error_codes(root):
@@ -100,6 +107,10 @@ def check(root, command):
             complaints.append(words)
 
     options = known_options(root)
+    for place in ("packaging/ropeway.1", "packaging/ropeway.bash"):
+        text = (root / place).read_text(encoding="utf-8").replace("\\-", "-")
+        for option in sorted(program_options(root)):
+            verdict(re.search(re.escape(option) + r"(?![\w-])", text), f"{place}: {option} is missing")
     codes, explained = error_codes(root)
     for code in sorted(codes | explained):
         verdict(code in explained, f"docs/troubleshooting.md: errc::{code} is not explained")

@@ -10,6 +10,13 @@
 namespace ropeway::cli {
 namespace {
 
+constexpr char send_examples[] = "Examples:\n"
+                                 "  ropeway send model.safetensors --socket ~/weights/s --receivers 2\n"
+                                 "  ropeway send model/ --socket ~/weights/s --device cuda:0 --bucket 256M";
+constexpr char receive_examples[] =
+    "Examples:\n"
+    "  ropeway receive --socket ~/weights/s --device cuda:0\n"
+    "  ropeway receive --socket ~/weights/s --versions 1 --out copy.safetensors";
 constexpr char footer[] = "Exit status: 0 done, 2 usage, 3 peer (missing, refused, died), 4 data (checkpoint "
                           "or tensors), 5 system;\n"
                           "130 after Ctrl-C, 143 after a request to terminate.";
@@ -75,6 +82,7 @@ void add_send(CLI::App& app, words& said) {
   command.add_option("--receivers", said.send.receivers, "wait for so many; each version must reach as many")
       ->capture_default_str()
       ->check(CLI::Range(1, 63));
+  command.footer(send_examples);
   command.add_option("--wait", said.wait, "for so long at most")->capture_default_str()->check(time);
 }
 
@@ -82,6 +90,7 @@ void add_receive(CLI::App& app, words& said) {
   auto& command = *app.add_subcommand("receive", "Receive weights into this process's memory, and a file");
   auto const time = word(
       "SECONDS", [](auto& text) { return parse_seconds(text).has_value(); }, "a time in seconds");
+  command.footer(receive_examples);
   add_common(command, said.receive, said);
   command.add_option("--out", said.receive.out, "write the last version here")->type_name("FILE.safetensors");
   command

@@ -1,0 +1,33 @@
+# Completion of the ropeway program for bash. Part of ropeway; Apache-2.0.
+_ropeway() {
+  local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD-1]} command='' i
+  for ((i = 1; i < COMP_CWORD; i++)); do
+    case ${COMP_WORDS[i]} in send | receive | inspect | doctor | bench) command=${COMP_WORDS[i]} && break ;; esac
+  done
+  case $before in
+    --device)
+      COMPREPLY=($(compgen -W 'host cuda:0 cuda:1' -- "$word"))
+      return ;;
+    --socket | --out)
+      COMPREPLY=($(compgen -f -- "$word"))
+      return ;;
+    --bucket | --size)
+      COMPREPLY=($(compgen -W '64M 256M 1G' -- "$word"))
+      return ;;
+    --slots | --versions | --receivers | --wait | --name | --connect-limit | --repeats) return ;;
+  esac
+  local options=''
+  case $command in
+    '') options='send receive inspect doctor bench --help --version' ;;
+    send) options='--socket --device --json --quiet --digest --no-digest --versions --bucket --slots --receivers --wait' ;;
+    receive) options='--socket --device --json --quiet --digest --no-digest --out --versions --name --connect-limit' ;;
+    inspect) options='--json' ;;
+    doctor) options='--socket --trials --no-trials --json' ;;
+    bench) options='--size --bucket --slots --repeats --json' ;;
+  esac
+  COMPREPLY=($(compgen -W "$options --help" -- "$word"))
+  if [[ $word != -* && ($command == send || $command == inspect) ]]; then
+    COMPREPLY+=($(compgen -f -- "$word"))
+  fi
+}
+complete -o filenames -F _ropeway ropeway
