@@ -174,7 +174,7 @@ manifest manifest::decode(std::span<std::byte const> bytes, manifest_limits cons
   encoded_manifest in;
   codec::limits counts;
   counts.max_string = limits.name_bytes;
-  counts.max_elements = std::max<std::size_t>(limits.tensors, limits.pieces);
+  counts.max_elements = std::max<std::size_t>({limits.tensors, limits.pieces, max_rank});
   if (auto const read = codec::decode(bytes, in, counts); !read) refuse(read.text());
   check_bucket_bytes(in.bucket_bytes);
   if (in.pieces.size() > limits.pieces || in.pieces.size() > UINT32_MAX)

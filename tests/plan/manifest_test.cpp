@@ -421,6 +421,11 @@ TEST_CASE("a peer's tensors must have names, types and sizes that make sense") {
   w.tensors[0].name = "long";
   limits.name_bytes = 3;
   CHECK(has(refusal(w, limits), "above its limit"));
+  // Dimensions are neither tensors nor pieces.
+  limits = {};
+  limits.tensors = 1;
+  limits.pieces = 1;
+  CHECK(refusal({1024, {{"a", 0, {2, 5, 70}}}, {{0, 0, 0, 0, 700}}}, limits) == "");
 }
 
 TEST_CASE("no truncation and no change of a byte makes a manifest that is not whole") {
