@@ -1,6 +1,6 @@
 // Any manifest: what is not refused covers every tensor exactly once, within its buckets, and the copies made
-// from it stay within the memory that they are for. The first byte says whether the rest is a manifest or
-// tensors to be cut into one.
+// from it stay within the memory that they are for. The first byte says whether the rest is a manifest,
+// tensors to be cut into one, or two arrays of which one is copied into the other.
 #include <array>
 #include <cstring>
 #include <map>
@@ -12,6 +12,7 @@
 #include "choices.hpp"
 #include "plan/copies.hpp"
 #include "plan/manifest.hpp"
+#include "plan/strided.hpp"
 #include "ropeway/error.hpp"
 
 namespace ropeway::fuzz {
@@ -87,6 +88,28 @@ void check_encoding(plan::manifest const& m, std::span<std::byte const> encoded)
   promise(std::ranges::equal(again.tensors(), m.tensors()) && std::ranges::equal(again.pieces(), m.pieces()),
           "what was encoded reads as the same");
   promise(again.layout() == m.layout() && again.bucket_sizes() == m.bucket_sizes(), "and has its layout");
+}
+
+/// Limits are exact: what has a thing more than allowed is refused, what has just as many is taken.
+void check_limits(plan::manifest const& m, std::span<std::byte const> encoded) {
+  auto const allowed = [&](plan::manifest_limits const& limits) {
+    try {
+      (void)plan::manifest::decode(encoded, limits);
+      return true;
+    } catch (transfer_error const& e) {
+      promise(e.code() == make_error_code(errc::protocol_error), "what is too much breaks the protocol");
+      return false;
+    }
+  };
+  std::size_t longest = 0;
+  for (auto const& tensor : m.tensors()) longest = std::max(longest, tensor.name.size());
+  auto const tensors = static_cast<std::uint32_t>(m.tensors().size());
+  auto const name_bytes = static_cast<std::uint32_t>(longest);
+  promise(allowed({.tensors = tensors, .name_bytes = name_bytes, .pieces = m.pieces().size()}),
+          "a manifest at its limits is taken");
+  promise(tensors == 0 || !allowed({.tensors = tensors - 1}), "one tensor too many is refused");
+  promise(longest == 0 || !allowed({.name_bytes = name_bytes - 1}), "a name too long is refused");
+  promise(m.pieces().empty() || !allowed({.pieces = m.pieces().size() - 1}), "one piece too many is refused");
 }
 
 /// Strides that lay a box down back to front: the outermost dimension of the tensor is the innermost in
@@ -232,7 +255,7 @@ void check_mismatches(plan::manifest const& m) {
     set_out(all[t], tensor, t, 0);
     auto d = all[t].into;
     bool const bytes = m.tensor_bytes(t) != 0;
-    switch (m.layout()[t % 16] % 7) {
+    switch (m.layout()[t % 16] % 9) {
     case 0: d.tensor += "?", wanted.emplace_back(kind::missing, d.tensor); break;
     case 1: wanted.emplace_back(kind::unexpected, tensor.name); continue;
     case 2:
@@ -254,6 +277,20 @@ void check_mismatches(plan::manifest const& m) {
       into.push_back(d);
       if (bytes) wanted.emplace_back(kind::overlapping, tensor.name);
       break;
+    case 6: // its embedder knows it with one dimension more
+      d.shape_sent = tensor.dims.rank() == 0 ? shape({1}) : shape();
+      wanted.emplace_back(kind::wrong_shape, tensor.name);
+      break;
+    case 7: { // two that are alike, with room between their elements
+      std::array<std::int64_t, max_rank> apart = plan::row_major(tensor.dims);
+      for (auto& stride : apart) stride *= 2;
+      d.into.strides(std::span<std::int64_t const>(apart.data(), tensor.dims.rank()));
+      into.push_back(d);
+      if (!bytes) break;
+      bool const may_be_strided = whole_bytes(tensor.type) || tensor.dims.rank() == 0;
+      wanted.emplace_back(may_be_strided ? kind::overlapping : kind::unsupported, tensor.name);
+      break;
+    }
     default: {
       std::array<std::int64_t, max_rank> const zeros{};
       d.into.strides(std::span<std::int64_t const>(zeros.data(), tensor.dims.rank()));
@@ -278,8 +315,13 @@ void check_mismatches(plan::manifest const& m) {
           t,
           tensor_view(tensor.name, tensor.type, shape(std::span<std::uint64_t const>(longer)), some.data()),
           errc::source_failed);
-    if (bytes)
-      refused(t, tensor_view(tensor.name, tensor.type, tensor.dims, nullptr), errc::invalid_argument);
+    if (!bytes) continue;
+    refused(t, tensor_view(tensor.name, tensor.type, tensor.dims, nullptr), errc::invalid_argument);
+    if (whole_bytes(tensor.type) || tensor.dims.rank() == 0) continue;
+    std::array<std::int64_t, max_rank> const apart{2, 2, 2, 2, 2, 2, 2, 2};
+    tensor_view strided(tensor.name, tensor.type, tensor.dims, some.data());
+    refused(t, strided.strides(std::span<std::int64_t const>(apart.data(), tensor.dims.rank())),
+            errc::unsupported);
   }
   plan::scatter const wrong(m, into);
   promise(wrong.check().none() == wanted.empty(), "what does not fit is seen, what fits is not");
@@ -303,6 +345,7 @@ void check(plan::manifest const& m, std::span<std::byte const> encoded) {
   check_books(m);
   check_buckets(m);
   check_encoding(m, encoded);
+  if (m.layout()[14] % 4 == 0) check_limits(m, encoded);
   if (!small_enough(m)) return;
   check_copies(m);
   if (m.tensors().size() <= 7 && m.layout()[15] % 4 == 0) check_mismatches(m); // many exceptions take long
@@ -320,7 +363,7 @@ std::optional<plan::manifest> cut(choices& from) {
     else
       t.name = from.text(how % 8);
     if (how == 199) t.name.assign(65 * 1024, 'n');
-    t.type = static_cast<dtype>(from.byte() % 22);
+    t.type = static_cast<dtype>(from.byte() % 23); // one more than there are
     std::vector<std::uint64_t> dims(how % 5);
     for (auto& extent : dims) extent = from.number();
     t.dims = shape(std::span<std::uint64_t const>(dims));
@@ -335,11 +378,185 @@ std::optional<plan::manifest> cut(choices& from) {
   }
 }
 
+// ---- arrays ----
+
+/// An array in memory that begins and ends with it, so that the sanitizer sees a byte beyond either end.
+struct array {
+  memory_of_tensor memory;
+  std::array<std::int64_t, max_rank> strides{};
+  std::size_t first = 0; ///< the byte at which its first element lies
+};
+
+/// Its dimensions nested in any order, with gaps, forwards or backwards. Where there is but one step, the
+/// stride may be anything.
+array lay_down(choices& from, std::span<std::uint64_t const> extents, std::size_t element) {
+  array made;
+  std::array<std::size_t, max_rank> order{};
+  for (std::size_t d = 0; d < extents.size(); ++d) order[d] = extents.size() - 1 - d;
+  auto const swaps = from.byte();
+  for (std::size_t d = 1; d < extents.size(); ++d)
+    if (swaps >> d & 1) std::swap(order[d], order[(swaps >> 4) % d]);
+  auto const gaps = from.byte(), backwards = from.byte();
+  std::size_t step = 1, elements = 1, behind = 0;
+  for (std::size_t i = 0; i < extents.size(); ++i) {
+    auto const d = order[i];
+    auto const extent = static_cast<std::size_t>(extents[d]);
+    if (extent == 1) {
+      made.strides[d] = static_cast<std::int64_t>(from.number());
+      continue;
+    }
+    step += gaps >> i & 1;
+    made.strides[d] = static_cast<std::int64_t>(step);
+    if (backwards >> i & 1) {
+      made.strides[d] = -made.strides[d];
+      behind += step * (extent - 1);
+    }
+    elements += step * (extent - 1);
+    step *= extent;
+  }
+  made.memory.resize(elements * element);
+  made.first = behind * element;
+  return made;
+}
+
+std::size_t byte_of(array const& a, std::array<std::uint64_t, max_rank> const& index, std::size_t rank,
+                    std::size_t element) {
+  auto const at = place(a.strides, index, rank) * static_cast<std::int64_t>(element);
+  return static_cast<std::size_t>(static_cast<std::int64_t>(a.first) + at);
+}
+
+/// One array into another, against the plainest copy; what lies between the elements stays as it is.
+void check_ops_between(choices& from, shape const& dims, dtype type) {
+  std::size_t const element = bits(type) / 8;
+  auto source = lay_down(from, dims.extents(), element), target = lay_down(from, dims.extents(), element);
+  for (std::size_t i = 0; i < source.memory.size(); ++i) source.memory[i] = static_cast<std::byte>(i * 7 + 1);
+  auto wanted = target.memory;
+  test::for_each_index(dims.extents(), [&](auto const& index) {
+    std::memcpy(&wanted[byte_of(target, index, dims.rank(), element)],
+                &source.memory[byte_of(source, index, dims.rank(), element)], element);
+  });
+  auto const view = [&](array& a) {
+    mutable_tensor_view made("array", type, dims, a.memory.data() + a.first);
+    made.strides(std::span<std::int64_t const>(a.strides.data(), dims.rank()));
+    return made;
+  };
+  std::vector<memory::copy_op> ops;
+  plan::ops_between(view(source), view(target), ops);
+  promise(ops.size() == 1, "one array into another is one copy");
+  for (auto const& op : ops) test::perform(op);
+  promise(target.memory == wanted, "an array arrives, and nothing else does");
+}
+
+/// Elements smaller than a byte, as they lie.
+void check_packed_between(shape const& dims, dtype type) {
+  std::vector<memory::copy_op> ops;
+  auto const bytes = byte_size(type, dims).value_or(0);
+  memory_of_tensor source(static_cast<std::size_t>(bytes), std::byte{5}), target(source.size());
+  plan::ops_between(mutable_tensor_view("array", type, dims, source.data()),
+                    mutable_tensor_view("array", type, dims, target.data()), ops);
+  for (auto const& op : ops) test::perform(op);
+  promise(target == source && ops.size() == (bytes == 0 ? 0 : 1), "packed elements arrive in one run");
+}
+
+plan::box box_within(choices& from, shape const& dims) {
+  plan::box part = plan::whole(dims);
+  for (std::size_t d = 0; d < part.rank; ++d) {
+    part.start[d] = from.below(static_cast<unsigned>(dims[d]));
+    part.extent[d] = 1 + from.below(static_cast<unsigned>(dims[d] - part.start[d]));
+  }
+  return part;
+}
+
+/// A range of a tensor's elements as boxes, and each of them where a part of the tensor lies in an array:
+/// element by element, with dimensions merged beforehand and without.
+void check_boxes(choices& from, shape const& dims) {
+  std::uint64_t const elements = *dims.elements();
+  std::uint64_t const first = from.byte() % (elements + 1), count = from.byte() % (elements - first + 1);
+  std::vector<plan::box> boxes;
+  plan::boxes_of_range(dims, first, count, boxes);
+  auto const image = plan::row_major(dims);
+  std::uint64_t next = first;
+  auto const part = box_within(from, dims);
+  std::span const extents(part.extent.data(), part.rank);
+  auto const memory = lay_down(from, extents, 1);
+  std::span const strides(memory.strides.data(), part.rank);
+  plan::strided_part plain{dims, part, memory.strides};
+  auto const merged = plan::collapse(dims, part, strides);
+  bool dense = true;
+  for (std::size_t d = part.rank, step = 1; d-- > 0; step *= static_cast<std::size_t>(part.extent[d]))
+    dense = dense && (part.extent[d] == 1 || strides[d] == static_cast<std::int64_t>(step));
+  promise(plan::is_dense(plain) == dense && plan::is_dense(merged) == dense,
+          "one run of memory is seen as one");
+  std::map<std::uint64_t, std::int64_t> wanted, found;
+  for (auto const& among : boxes) {
+    test::for_each_index(std::span(among.extent.data(), among.rank), [&](auto index) {
+      bool inside = true;
+      auto within = index;
+      for (std::size_t d = 0; d < dims.rank(); ++d) {
+        index[d] += among.start[d];
+        inside = inside && index[d] >= part.start[d] && index[d] < part.start[d] + part.extent[d];
+        within[d] = index[d] - part.start[d];
+      }
+      auto const number = static_cast<std::uint64_t>(place(image, index, dims.rank()));
+      promise(number == next++, "the boxes of a range cover it in order");
+      if (inside) wanted.emplace(number, place(memory.strides, within, dims.rank()));
+    });
+    plan::strided_box both;
+    if (!plan::locate(plain, among, both)) continue;
+    std::uint64_t seen = 0;
+    test::for_each_index(std::span(both.extent.data(), both.rank), [&](auto const& index) {
+      found.emplace(both.image + static_cast<std::uint64_t>(place(both.image_stride, index, both.rank)),
+                    both.array + place(both.array_stride, index, both.rank));
+      ++seen;
+    });
+    promise(seen == both.elements(), "a box knows how many elements it has");
+  }
+  promise(next == first + count, "the boxes of a range cover all of it");
+  promise(found == wanted, "what of a range is in an array is found where it lies");
+
+  boxes.clear();
+  plan::boxes_of_range(merged.dims, first, count, boxes);
+  found.clear();
+  for (auto const& among : boxes) {
+    plan::strided_box both;
+    if (!plan::locate(merged, among, both)) continue;
+    test::for_each_index(std::span(both.extent.data(), both.rank), [&](auto const& index) {
+      found.emplace(both.image + static_cast<std::uint64_t>(place(both.image_stride, index, both.rank)),
+                    both.array + place(both.array_stride, index, both.rank));
+    });
+  }
+  promise(found == wanted, "and in the same places with dimensions merged");
+
+  try {
+    plan::boxes_of_range(dims, first, elements - first + 1, boxes);
+    promise(false, "a range beyond a tensor is refused");
+  } catch (transfer_error const& e) {
+    promise(e.code() == make_error_code(errc::invalid_argument), "as an argument that is wrong");
+  }
+  plan::box other = part, common;
+  other.rank ^= 1;
+  promise(!plan::intersect(part, other, common), "boxes of different rank have nothing in common");
+}
+
+void check_arrays(choices& from) {
+  auto const what = from.byte();
+  std::vector<std::uint64_t> extents(what % 5);
+  for (auto& extent : extents) extent = 1 + from.below(3 + (extents.size() < 3) * 5u);
+  auto const type = static_cast<dtype>(from.byte() % 22);
+  if (what / 5 % 16 == 15 && !extents.empty()) extents.back() = 0;
+  shape const dims{std::span<std::uint64_t const>(extents)};
+  if (!whole_bytes(type) || dims.elements() == 0u) return check_packed_between(dims, type);
+  if (what & 0x80) return check_boxes(from, dims);
+  check_ops_between(from, dims, type);
+}
+
 } // namespace
 
 void manifest(input in) {
   choices from(in);
-  if (from.flip()) {
+  auto const mode = from.byte();
+  if (mode % 4 == 3) return check_arrays(from);
+  if (mode & 1) {
     auto const made = cut(from);
     if (made) check(*made, made->encode());
     return;

@@ -2,6 +2,7 @@
 #include <vector>
 
 #include "base/codec.hpp"
+#include "plan/utf8.hpp"
 #include "protocol/codec.hpp"
 #include "protocol/text.hpp"
 #include "targets.hpp"
@@ -29,6 +30,8 @@ void check_limit(protocol::message const& m, bool allowed) {
   std::string wrong;
   promise(decode(raw, wrong).has_value() == allowed, "limits are exact for who receives");
   promise(wrong.empty() == allowed && is_one_line(wrong), "a refusal has words");
+  auto const line = print(m);
+  promise(line.size() < 2500 && is_one_line(line), "however long a message is, it is shown in a short line");
 }
 
 /// The same message with its texts and lists as long as they may be, and one longer.
@@ -61,10 +64,48 @@ void check_limits(protocol::message const& m) {
   }
 }
 
+/// What the codec itself says of bytes that are no such struct. (Of the whole variant only
+/// src/protocol/codec.cpp knows what the codec needs to know.)
+void check_words(std::span<std::byte const> bytes) {
+  ring_refused m;
+  auto const read = codec::decode(bytes, m, {.max_string = max_text, .max_elements = max_devices});
+  promise(static_cast<bool>(read) == read.what().empty() && read.at() <= bytes.size(),
+          "a fault is a sentence and a place");
+  promise(read ? read.text() == "ok" : read.text().starts_with(read.what()), "its words begin with it");
+  promise(read.member().empty() || read.text().find(read.member()) != std::string::npos,
+          "and name the member");
+}
+
+/// Cut to at most `most` bytes, on one line, and otherwise the same.
+void check_cut(std::string const& text, std::size_t most) {
+  auto const shown = one_line(text, most);
+  promise(shown.size() <= most && shown.size() <= text.size() && is_one_line(shown),
+          "text is cut and on one line");
+  promise(!plan::is_utf8(text) || (plan::is_utf8(shown) && shown.size() + 4 > std::min(most, text.size())),
+          "text is cut between two characters, and no shorter than need be");
+  for (std::size_t i = 0; i < shown.size(); ++i) {
+    auto const was = static_cast<unsigned char>(text[i]);
+    promise(shown[i] == (was < 0x20 || was == 0x7f ? ' ' : text[i]), "only what controls is replaced");
+  }
+}
+
+/// There is nothing between messages: one byte less or more is another message, or none.
+void check_neighbours(protocol::message const& m, std::vector<std::byte> bytes) {
+  bool const may_be_longer = std::holds_alternative<hello>(m);
+  std::string wrong;
+  bytes.push_back(bytes.back());
+  promise(decode(bytes, wrong).has_value() == may_be_longer, "bytes left over are refused, but for hello");
+  bytes.resize(bytes.size() - 2);
+  promise(!decode(bytes, wrong), "a message that ends early is refused");
+}
+
 } // namespace
 
 void message(input in) {
+  static std::uint64_t const schema = schema_hash();
+  promise(schema == schema_hash() && schema != 0, "the messages have one hash");
   auto const bytes = std::as_bytes(in);
+  if (!bytes.empty()) check_words(bytes.subspan(1));
   std::string wrong;
   auto const m = decode(bytes, wrong);
   promise(m.has_value() == wrong.empty(), "a datagram is a message, or there are words why not");
@@ -83,12 +124,12 @@ void message(input in) {
   promise(line == print(*twice) && is_one_line(line), "it prints the same, on one line");
   promise(line.substr(0, line.find('{')) == name_of(*m), "a message knows its name");
   promise(expected_fds(*m) <= 1, "no message has more than one descriptor");
+  check_neighbours(*m, again);
   std::visit(
-      [](auto const& what) {
-        if constexpr (requires { what.text; }) {
-          auto const shown = one_line(what.text, 8);
-          promise(shown.size() <= 8 && is_one_line(shown), "text is cut and on one line");
-        }
+      [&](auto const& what) {
+        if constexpr (requires { what.text; })
+          for (std::size_t const most : {std::size_t{8}, bytes.size() % 7, what.text.size()})
+            check_cut(what.text, most);
       },
       *m);
   // Long texts are slow, so they are not tried with each input.

@@ -21,12 +21,16 @@ bool one_line(std::string const& text) { return text.find_first_of("\r\n") == st
 
 class game {
  public:
-  explicit game(input bytes) : from_(bytes), machine_(settings(from_.byte())) {}
+  explicit game(input bytes) : from_(bytes), how_(from_.byte()), machine_(settings(how_)) {}
 
   void play() {
     if (from_.below(64) != 63) machine_.connected(now_);
     settle();
-    if (from_.below(16) != 15) machine_.received(greeting(), now_);
+    switch (from_.below(16)) {
+    case 15: break;
+    case 14: machine_.received(other_greeting(), now_); break;
+    default: machine_.received(greeting(), now_);
+    }
     settle();
     for (unsigned i = 0; i < 300 && !from_.empty(); ++i) {
       event();
@@ -36,7 +40,9 @@ class game {
   }
 
  private:
-  static constexpr std::uint64_t bucket_bytes = 4096, most_bytes = 1 << 20;
+  static constexpr std::uint64_t bucket_bytes = 4096;
+  /// The largest bucket that is allowed.
+  static std::uint64_t most(unsigned how) { return std::uint64_t{1} << (how & 4 ? 63 : 20); }
   struct slot {
     std::uint64_t seq;
     std::uint32_t ring, number;
@@ -47,7 +53,7 @@ class game {
     s.greeting.name = how & 1 ? std::string(400, 'n') : "r\n1";
     if (how & 2) s.greeting.devices.resize(1);
     s.max_slots = 4;
-    s.max_bucket_bytes = most_bytes;
+    s.max_bucket_bytes = most(how);
     s.max_manifest_bytes = 5000;
     return s;
   }
@@ -56,6 +62,18 @@ class game {
     w.version = version_max;
     w.bucket_bytes = bucket_bytes;
     w.silence_ms = 9000;
+    return w;
+  }
+
+  /// A welcome that a receiver may have to refuse.
+  welcome other_greeting() {
+    auto w = greeting();
+    switch (from_.below(4)) {
+    case 0: w.version = static_cast<std::uint16_t>(from_.byte()); break;
+    case 1: w.bucket_bytes = from_.number(); break;
+    case 2: w.silence_ms = 0; break;
+    default: w.silence_ms = static_cast<std::uint32_t>(from_.number());
+    }
     return w;
   }
 
@@ -81,11 +99,23 @@ class game {
       switch (from_.below(16)) {
       case 0: return machine_.close("good\nbye", now_);
       case 1: return machine_.gone(errc::peer_gone, "the\nend", now_);
+      case 2:
+      case 3: return change_hands();
       default: return in_place();
       }
     case 13: return machine_.received(foreign(), now_);
     default: return machine_.received(plausible(), now_);
     }
+  }
+
+  /// The machine lives on elsewhere.
+  void change_hands() {
+    receiver_machine other = machine_.clone();
+    receiver_machine next(std::move(other));
+    promise(next.deadline() == machine_.deadline() && next.updating() == machine_.updating() &&
+                next.greeted() == machine_.greeted() && next.over() == machine_.over(),
+            "a clone is in the same state");
+    machine_ = std::move(next);
   }
 
   void pass(duration d) {
@@ -215,7 +245,7 @@ class game {
       p.ring = how % 4;
       p.slot = how / 4 % 4;
       p.bytes = p.bucket < sizes_.size() ? sizes_[p.bucket] : 1;
-      if (how == 239) p.bytes = from_.number();
+      if (how == 239) p.bytes += 1 + from_.byte();
       if (how == 238) p.bucket = static_cast<std::uint32_t>(from_.number());
       if (how == 237) p.slot = static_cast<std::uint32_t>(from_.number());
       if (how == 236) p.ring = static_cast<std::uint32_t>(from_.number());
@@ -229,15 +259,7 @@ class game {
       switch (from_.below(8)) {
       case 0: return goodbye{static_cast<std::uint16_t>(from_.number()), "good\nbye"};
       case 1: return turned_away{static_cast<std::uint16_t>(from_.below(3)), "too\nmany"};
-      case 2: {
-        auto w = greeting();
-        auto const how = from_.byte();
-        if (how == 1) w.version = 7;
-        if (how == 2) w.bucket_bytes = from_.number();
-        if (how == 3) w.silence_ms = 0;
-        if (how == 4) w.silence_ms = static_cast<std::uint32_t>(from_.number());
-        return w;
-      }
+      case 2: return other_greeting();
       case 3: { // more rings than anybody has
         for (std::uint32_t id = 10; id < 80; ++id) machine_.received(ring{id, 0, {}, bucket_bytes, 1}, now_);
         return alive{0};
@@ -251,7 +273,8 @@ class game {
   // ---- actions ----
 
   void settle() {
-    for (auto& a : machine_.take()) {
+    machine_.take(actions_);
+    for (auto& a : actions_) {
       promise(!closed_, "closed is the last");
       std::visit([this](auto& what) { act(what); }, a);
     }
@@ -259,8 +282,7 @@ class game {
   }
 
   void act(receive_action::say& a) {
-    std::vector<std::byte> bytes;
-    encode(a.what, bytes); // whatever is said can be sent
+    encode(a.what, encoded_); // whatever is said can be sent
     std::visit([this](auto const& m) { said(m); }, a.what);
   }
   void said(hello const& hi) {
@@ -310,12 +332,12 @@ class game {
 
   void act(receive_action::greeted& a) {
     promise(hello_said_ && !std::exchange(greeted_, true), "greeted once");
-    promise(a.bucket_bytes > 0 && a.bucket_bytes <= most_bytes, "with buckets of a size that is allowed");
+    promise(a.bucket_bytes > 0 && a.bucket_bytes <= most(how_), "with buckets of a size that is allowed");
     bucket_limit_ = a.bucket_bytes;
   }
   void act(receive_action::map_ring& a) {
     promise(greeted_ && a.what.slots > 0 && a.what.slots <= 4, "a ring has slots, and not too many");
-    promise(a.what.slot_bytes >= bucket_limit_ && a.what.slot_bytes <= most_bytes, "as large as buckets");
+    promise(a.what.slot_bytes >= bucket_limit_ && a.what.slot_bytes <= most(how_), "as large as buckets");
     promise(rings_.emplace(a.what.id, a.what).second && rings_.size() <= 65, "rings are finite, each once");
     mapping_.insert(a.what.id);
   }
@@ -403,7 +425,10 @@ class game {
   enum class question { none, known, manifest, offer };
 
   choices from_;
+  unsigned how_; ///< it is set up
   receiver_machine machine_;
+  std::vector<receiver_action> actions_;
+  std::vector<std::byte> encoded_;
   time_point now_ = time_point{} + 1h;
   bool hello_said_ = false, greeted_ = false, closed_ = false;
   std::uint64_t bucket_limit_ = 0;

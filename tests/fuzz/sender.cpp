@@ -1,5 +1,6 @@
 // The sender's machine among peers that say anything at any time, and a driver that keeps its side of
 // sender_machine.hpp. A model beside it holds what must not happen; in the end every update comes to its end.
+// Inputs that begin with 255 are for the ledger of slots alone.
 #include <deque>
 #include <map>
 #include <optional>
@@ -7,6 +8,7 @@
 #include <vector>
 
 #include "choices.hpp"
+#include "plan/slot_ledger.hpp"
 #include "protocol/codec.hpp"
 #include "protocol/sender_machine.hpp"
 
@@ -20,7 +22,7 @@ bool one_line(std::string const& text) { return text.find_first_of("\r\n") == st
 
 class game {
  public:
-  explicit game(input bytes) : from_(bytes), slots_(1 + from_.below(3)), machine_(settings()) {}
+  explicit game(choices const& from) : from_(from), slots_(1 + from_.below(3)), machine_(settings()) {}
 
   void play() {
     for (unsigned i = 0; i < 300 && !from_.empty(); ++i) {
@@ -38,10 +40,10 @@ class game {
   struct peer {
     bool greeted = false, owes = false; ///< an `aborted`
     std::string group;
-    std::set<std::uint32_t> offered, mapped;
-    std::vector<hold> holds; ///< published and not given back
-    std::uint64_t last_seq = 0, update = 0;
-    std::uint32_t published = 0, released = 0; ///< buckets of the update
+    std::set<std::uint32_t> offered, mapped, answered;
+    std::vector<hold> holds;                                ///< published and not given back
+    std::uint64_t last_seq = 0, update = 0, unanswered = 0; ///< the update whose commit it has not answered
+    std::uint32_t published = 0, released = 0;              ///< buckets of the update
     bool begun = false, accepted = false, decided = false, all_copied = false, commit = false,
          stopped = false;
     bool committed = false;
@@ -61,20 +63,22 @@ class game {
     s.instance[3] = 9;
     s.bucket_bytes = 1 << 16;
     s.slots = slots_;
-    s.max_peers = 1 + from_.below(5);
+    auto const how = from_.byte();
+    s.max_peers = 1 + how % 5;
+    if (how & 0x80) s.commit = 5s; // sooner than silence
     return s;
   }
 
   // ---- events ----
 
   void event() {
-    switch (from_.below(20)) {
-    case 0: return join();
-    case 1: return leave();
-    case 2: return begin_update();
-    case 3: return ring_made(true);
-    case 4: return ring_made(false);
-    case 5:
+    switch (from_.below(24)) {
+    case 0:
+    case 1: return join();
+    case 2: return leave();
+    case 3: return begin_update();
+    case 4: return ring_made(true);
+    case 5: return ring_made(false);
     case 6: return copied();
     case 7: return drain_done();
     case 8: return pass(std::chrono::milliseconds(from_.byte() * 90));
@@ -89,32 +93,128 @@ class game {
       }
       return;
     case 12: return hear(foreign());
-    default: return hear(plausible());
+    case 13: return change_hands();
+    case 14:
+    case 15:
+    case 16: return hear(plausible());
+    case 17:
+    case 18:
+    case 19: return work();
+    default: return oblige();
     }
+  }
+
+  /// The machine lives on elsewhere; what is an error of its driver changes nothing.
+  void change_hands() {
+    sender_machine other = machine_.clone();
+    sender_machine next(std::move(other));
+    promise(next.deadline() == machine_.deadline() && next.updating() == machine_.updating(),
+            "a clone is in the same state");
+    machine_ = std::move(next);
+    if (!machine_.updating()) return;
+    try {
+      (void)machine_.begin_update({}, now_);
+      promise(false, "one update at a time");
+    } catch (transfer_error const& e) {
+      promise(e.code() == make_error_code(errc::busy), "a second one is refused");
+    }
+    machine_.packed(next_id_ + (std::uint64_t{1} << 40), now_);
+    machine_.relayed(next_id_ + (std::uint64_t{1} << 40), now_);
+    machine_.ring_ready(77, now_);
+    machine_.ring_failed(77, errc::out_of_memory, "none", now_);
+  }
+
+  /// The driver does one thing that it was asked for.
+  void work() {
+    if (!rings_wanted_.empty()) return ring_made(true);
+    if (!copies_.empty()) return copied();
+    drain_done();
+  }
+
+  /// One of the peers does what it is asked for, or nearly.
+  void oblige() {
+    if (peers_.empty()) return join();
+    auto const id = any_peer();
+    peer const& p = peers_.at(id);
+    auto const how = from_.byte();
+    bool const badly = how % 16 == 15;
+    if (!p.greeted) return say_to_machine(id, good_hello(id, how));
+    for (auto const ring : p.offered) {
+      if (p.answered.count(ring) != 0) continue;
+      if (how % 8 == 7) return say_to_machine(id, ring_refused{ring, 43, "not\nhere"});
+      return say_to_machine(id, ring_mapped{ring});
+    }
+    if (p.owes && !badly) return say_to_machine(id, aborted{p.update});
+    if (!p.holds.empty()) {
+      auto const& one = p.holds[how / 16 % p.holds.size()];
+      return say_to_machine(id, released{p.update, one.seq});
+    }
+    if (p.unanswered != 0) {
+      if (how % 8 == 6) return say_to_machine(id, alive{p.unanswered});
+      if (badly) return say_to_machine(id, failed{p.unanswered, 32, "can\nnot"});
+      return say_to_machine(id, committed{p.unanswered});
+    }
+    if (!p.begun || p.stopped) return say_to_machine(id, alive{update_});
+    if (!p.decided) {
+      if (how % 8 == 6) return say_to_machine(id, need_manifest{p.update});
+      if (badly) return say_to_machine(id, refuse{p.update, 8, "no"});
+      return say_to_machine(id, accept{p.update});
+    }
+    if (badly) return say_to_machine(id, abort_update{p.update, 1, "no\nmore"});
+    if (p.accepted && p.released == facts_.bucket_bytes.size() && !p.all_copied)
+      return say_to_machine(id, all_copied{p.update});
+    say_to_machine(id, alive{p.update});
+  }
+
+  hello good_hello(peer_id id, unsigned how) {
+    hello hi;
+    hi.magic = hello_magic;
+    hi.oldest = version_min;
+    hi.newest = static_cast<std::uint16_t>(version_max + how / 16 % 2);
+    hi.schema = schema_hash();
+    hi.name = "r";
+    if (how % 8 == 5 || how % 8 == 6) {
+      hi.group = peers_.at(id).group = "g";
+      hi.group_size = 2;
+    }
+    if (how / 8 % 2 == 0) hi.devices.resize(1);
+    if (how / 32 % 2 == 0) hi.last_sender[3] = 9, hi.last_update = how;
+    return hi;
+  }
+
+  /// What a sender must turn away.
+  hello bad_hello(peer_id id, unsigned how) {
+    auto hi = good_hello(id, 4);
+    switch (how % 8) {
+    case 0: hi.magic ^= how + 1; break;
+    case 1: hi.oldest = version_max + 1, hi.newest = version_max + 5; break;
+    case 2: hi.oldest = 2, hi.newest = 1; break;
+    case 3: hi.schema ^= 1; break;
+    case 4: hi.devices.resize(max_devices + 1); break;
+    case 5: hi.group = "g"; break;
+    case 6: hi.group_size = 2; break;
+    default: hi.group = "g", hi.group_size = 3; // unless it is the first to say so
+    }
+    return hi;
   }
 
   void join() {
     auto const how = from_.byte();
     peer_id const id = how == 255 ? first_reserved_peer + 1 : next_id_++;
     if (id < first_reserved_peer) joining_ = id;
-    machine_.connected(id, "pid\n1", now_);
+    machine_.connected(id, how % 2 == 0 ? "pid\n1" : "", now_);
     settle();
     joining_.reset();
     if (id >= first_reserved_peer || refused_ == id) return;
     peers_[id];
     if (how % 8 == 7) return; // says nothing yet, or a lie
-    hello hi;
-    hi.magic = hello_magic;
-    hi.oldest = version_min;
-    hi.newest = static_cast<std::uint16_t>(version_max + how / 8 % 2);
-    hi.schema = schema_hash();
-    hi.name = "r";
-    if (how % 8 > 4) {
-      hi.group = peers_[id].group = "g";
-      hi.group_size = 2;
-    }
-    if (how % 2 == 0) hi.devices.resize(1);
+    if (how % 8 != 4) return say_to_machine(id, good_hello(id, how));
+    auto const hi = bad_hello(id, how / 8);
+    bool const may_come = how / 8 % 8 == 7;
+    if (may_come) peers_.at(id).group = hi.group;
     say_to_machine(id, hi);
+    settle();
+    promise(may_come || peers_.count(id) == 0, "who does not fit is turned away");
   }
 
   void leave() {
@@ -260,7 +360,9 @@ class game {
   void say_to_machine(peer_id id, protocol::message const& m) {
     peer& p = peers_.at(id);
     if (auto const* r = std::get_if<ring_mapped>(&m)) {
-      if (p.offered.count(r->ring)) p.mapped.insert(r->ring);
+      if (p.offered.count(r->ring) && p.answered.insert(r->ring).second) p.mapped.insert(r->ring);
+    } else if (auto const* not_mapped = std::get_if<ring_refused>(&m)) {
+      p.answered.insert(not_mapped->ring);
     } else if (auto const* a = std::get_if<accept>(&m)) {
       if (a->update == update_ && p.begun) p.accepted = p.decided = true;
     } else if (auto const* no = std::get_if<refuse>(&m)) {
@@ -274,8 +376,12 @@ class game {
       if (all->update == update_) p.all_copied = true;
     } else if (auto const* c = std::get_if<committed>(&m)) {
       if (c->update == update_ && p.commit && !p.owes) p.committed = true; // who has given up has not
+      p.unanswered = 0;
+    } else if (std::holds_alternative<failed>(m)) {
+      p.unanswered = 0;
     } else if (auto const* ab = std::get_if<abort_update>(&m)) {
       if (ab->update == p.update) p.owes = p.decided = true;
+      p.unanswered = 0;
     } else if (auto const* over = std::get_if<aborted>(&m)) {
       if (over->update == p.update) {
         p.owes = false;
@@ -309,13 +415,13 @@ class game {
   }
 
   void settle() {
-    for (auto& a : machine_.take()) std::visit([this](auto& what) { act(what); }, a);
+    machine_.take(actions_);
+    for (auto& a : actions_) std::visit([this](auto& what) { act(what); }, a);
     promise(machine_.updating() != finished_, "an update runs until it is finished");
   }
 
   void act(send_action::say& a) {
-    std::vector<std::byte> bytes;
-    encode(a.what, bytes); // whatever is said can be sent
+    encode(a.what, encoded_); // whatever is said can be sent
     if (joining_ == a.to && !peers_.count(a.to)) {
       promise(std::holds_alternative<turned_away>(a.what), "who is too many is turned away");
       return;
@@ -368,6 +474,7 @@ class game {
         promise(other.group != p.group || !other.begun || other.all_copied,
                 "commit to a group when all its members have all");
     p.commit = true;
+    p.unanswered = update_;
   }
   void said(peer& p, abort_update const& a) {
     promise(a.update == update_ && p.begun && !p.commit && !p.stopped,
@@ -463,6 +570,8 @@ class game {
   }
 
   choices from_;
+  std::vector<sender_action> actions_;
+  std::vector<std::byte> encoded_;
   std::uint32_t slots_;
   sender_machine machine_;
   time_point now_ = time_point{} + 1h;
@@ -482,8 +591,101 @@ class game {
   bool finished_ = true;
 };
 
+/// Any steps of a ledger, also those that are its driver's error, beside the plainest books.
+void keep_books(choices& from) {
+  struct book {
+    bool taken = false, filled = false;
+    std::uint64_t seq = 0;
+    std::set<plan::reader_id> readers;
+  };
+  std::uint32_t const slots = 1 + from.below(4);
+  plan::slot_ledger ledger(slots);
+  std::vector<book> books(slots);
+  std::vector<std::uint32_t> free; // longest first
+  for (std::uint32_t i = 0; i < slots; ++i) free.push_back(i);
+  std::uint64_t seq = 0;
+  auto const freed = [&](std::uint32_t slot) {
+    books[slot] = {};
+    free.push_back(slot);
+  };
+  auto const attempt = [](bool allowed, auto step) {
+    bool refused = false;
+    try {
+      step();
+    } catch (std::logic_error const&) { refused = true; }
+    promise(refused != allowed, "the steps that are in the picture are taken, and no others");
+  };
+  for (unsigned i = 0; i < 100 && !from.empty(); ++i) {
+    auto const how = from.byte();
+    std::uint32_t const slot = how / 8 % slots;
+    plan::reader_id const reader = how / 64;
+    auto& b = books[slot];
+    switch (how % 8) {
+    case 0:
+    case 1: {
+      auto const got = ledger.start_filling(++seq);
+      promise(got.has_value() == !free.empty() && (!got || *got == free.front()),
+              "the slot that has been free longest is filled");
+      if (!got) break;
+      free.erase(free.begin());
+      books[*got] = {true, false, seq, {}};
+      break;
+    }
+    case 2: {
+      bool const allowed = b.taken && !b.filled;
+      attempt(allowed, [&] { ledger.filled(slot); });
+      if (allowed) b.filled = true;
+      break;
+    }
+    case 3:
+    case 4: {
+      bool const allowed = b.taken && b.readers.count(reader) == 0;
+      attempt(allowed, [&] { ledger.hold(slot, reader); });
+      if (allowed) b.readers.insert(reader);
+      break;
+    }
+    case 5: {
+      bool const had = b.readers.erase(reader) == 1;
+      promise(ledger.release(slot, reader) == had, "a hold ends once");
+      if (had && b.filled && b.readers.empty()) freed(slot);
+      break;
+    }
+    case 6: {
+      std::uint32_t ended = 0;
+      for (std::uint32_t s = 0; s < slots; ++s) {
+        if (books[s].readers.erase(reader) == 0) continue;
+        ++ended;
+        if (books[s].filled && books[s].readers.empty()) freed(s);
+      }
+      promise(ledger.release_all(reader) == ended, "all holds of a reader end");
+      break;
+    }
+    default: {
+      bool const allowed = b.taken && b.readers.empty();
+      attempt(allowed, [&] { ledger.give_back(slot); });
+      if (allowed) freed(slot);
+    }
+    }
+    promise(ledger.slots() == slots && ledger.taken() == slots - free.size(), "slots are counted");
+    for (std::uint32_t s = 0; s < slots; ++s) {
+      promise(ledger.is_free(s) != books[s].taken, "a slot is free or taken");
+      if (!books[s].taken) continue;
+      promise(ledger.seq(s) == books[s].seq && ledger.find(books[s].seq) == s, "a filling is found");
+      promise(ledger.holds(s, reader) == (books[s].readers.count(reader) == 1), "holds are known");
+    }
+    promise(!ledger.find(seq + 1), "a filling that was never is not found");
+  }
+}
+
 } // namespace
 
-void sender(input bytes) { game(bytes).play(); }
+void sender(input bytes) {
+  choices from(bytes);
+  if (!bytes.empty() && bytes.front() == 255) {
+    (void)from.byte();
+    return keep_books(from);
+  }
+  game(from).play();
+}
 
 } // namespace ropeway::fuzz
