@@ -60,6 +60,12 @@ void copy_stream::then(copied what) {
   watch_clock();
 }
 
+bool copy_stream::failed() {
+  std::scoped_lock lock(mutex_);
+  failed_ = failed_ || queue_->poll().error;
+  return failed_;
+}
+
 void copy_stream::ask_again() {
   if (std::exchange(asking_, true)) return;
   asio::post(strand_, [weak = weak_from_this()] {

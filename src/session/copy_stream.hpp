@@ -49,8 +49,9 @@ class copy_stream : public std::enable_shared_from_this<copy_stream> {
   void copy(std::span<memory::copy_op const> ops);
   /// Reports `what` once everything queued so far was seen to finish, with an error if the device failed.
   void then(copied what);
-  /// The device has failed: nothing more will be copied here. Another stream may work.
-  bool failed() const noexcept { return failed_; }
+  /// The device has failed: nothing more will be copied here. Another stream may work. Asks the queue: a
+  /// stream for which nobody waits has heard of nothing.
+  bool failed();
   /// Lets nothing in any more and waits for what runs, until `end` at most. Any thread. False: it still runs.
   bool shut(std::chrono::steady_clock::time_point end) noexcept;
   /// Reports what still waits, and then watches nothing any more, so that the loop may run dry.

@@ -516,6 +516,10 @@ std::shared_ptr<copy_stream> sender_core::make_stream(ring_memory const& of, dev
 }
 
 void sender_core::replace_failed_streams() {
+  {
+    std::scoped_lock lock(shared_mutex_);
+    std::erase_if(all_streams_, [](auto const& stream) { return stream->failed(); });
+  }
   for (auto& [number, ring] : rings_) {
     if (ring.relay && ring.relay->failed()) ring.relay.reset(); // made when it is needed
     if (!ring.pack->failed()) continue;
@@ -525,8 +529,6 @@ void sender_core::replace_failed_streams() {
     all_streams_.push_back(made);
     ring.pack = std::move(made);
   }
-  std::scoped_lock lock(shared_mutex_);
-  std::erase_if(all_streams_, [](auto const& stream) { return stream->failed(); });
 }
 
 /// Packs buckets of tensors that are made meanwhile.

@@ -205,6 +205,145 @@ TEST_CASE("a copy that the device refuses: that side says so, the other hears it
   }
 }
 
+namespace {
+
+/// A device that fails at one step of an update: it refuses a copy, or fails while the copy runs; and then
+/// works again, or fails the next update as well.
+struct breakdown {
+  bool trainers = true, relayed = false;
+  enum class how { refuses, fails, stays_broken } what = how::refuses;
+  int step = 0;
+  std::string words() const {
+    static constexpr char const* ways[] = {"refuses a copy", "fails", "fails and stays broken"};
+    return std::string(trainers ? "the trainer's device " : "the server's device ") + ways[int(what)] +
+           (relayed ? ", relayed," : "") + " at step " + std::to_string(step);
+  }
+};
+
+class counting_observer final : public observer {
+ public:
+  int ended = 0, committed = 0;
+  void update_ended(std::uint64_t, bool whole) override { ++ended, committed += whole; }
+};
+
+std::vector<tensor_view> lying_on(model const& whole, device where) {
+  std::vector<tensor_view> views;
+  for (auto const& view : whole.views())
+    views.emplace_back(view.name(), view.type(), view.dims(), view.data(), where);
+  return views;
+}
+
+awaitable<void> break_down(breakdown how) {
+  auto const executor = co_await asio::this_coro::executor;
+  auto const sends = std::make_shared<script>(), receives = std::make_shared<script>();
+  auto const trainer = std::make_shared<scripted_devices>(sends, how.relayed ? 1 : 0);
+  auto const server = std::make_shared<scripted_devices>(receives);
+  device const where = how.relayed ? device::cuda(0) : device::host();
+  setting over_these = host_setting(2, 2);
+  over_these.how.devices = trainer;
+  over_these.how.into[0].devices = server; // the other one's works
+  counting_observer trainers_log, servers_log;
+  auto options = quick_sender(one_layer);
+  options.watched_by(&trainers_log);
+  model source(host_memory(), layers(), 1), held(host_memory(), source.specs(), 0);
+  model others(host_memory(), source.specs(), 0);
+  auto const views = lying_on(source, where);
+  line over(executor, over_these, options);
+  co_await over.connect();
+  std::vector<destinations> into;
+  into.push_back(held.into());
+  into.push_back(others.into());
+  // A good version first: with the layout known, everybody hears of the next at once.
+  co_await deliver(over, 1, views, into);
+
+  auto& devices = how.trainers ? *trainer : *server;
+  auto& when = how.trainers ? *sends : *receives;
+  if (how.what == breakdown::how::refuses)
+    devices.fail(scripted_devices::call::copy, errc::device_failed, how.step);
+  else
+    when.set(script::pace::held);
+  source.fill(2);
+  auto load = beside(executor, load_next(over.receiver(0), into[0]));
+  auto beside_it = beside(executor, load_next(over.receiver(1), into[1]));
+  auto send = beside(executor, over.sender().send_weights(2, views));
+  if (how.what != breakdown::how::refuses) {
+    for (int i = 0; i < how.step; ++i)
+      while (!when.finish_next()) co_await settle(1);
+    while (when.in_flight() == 0) co_await settle(1);
+    devices.fail_queues(device::host(), errc::device_failed);
+    devices.fail_queues(where, errc::device_failed);
+    when.set(script::pace::immediate);
+  }
+  auto const sent = co_await send.join();
+  auto const loaded = co_await load.join();
+  auto const loaded_beside = co_await beside_it.join();
+  CHECK(trainers_log.ended == 2); // each once
+  CHECK_FALSE(loaded.ok());
+  CHECK(over.receiver(0).version() == 1);
+  if (how.trainers) {
+    CHECK(sent.error == make_error_code(errc::device_failed));
+    CHECK(loaded.error == make_error_code(errc::peer_aborted));
+    CHECK_FALSE(loaded.words.empty());
+    CHECK(loaded_beside.error == make_error_code(errc::peer_aborted));
+    if (sent.report) CHECK(outcomes(*sent.report) == "skipped skipped");
+  } else {
+    CHECK_MESSAGE(sent.ok(), sent.said());
+    CHECK(loaded.error == make_error_code(errc::device_failed));
+    CHECK_MESSAGE(loaded_beside.ok(), loaded_beside.said());
+    if (sent.ok()) {
+      auto const& told = of(*sent.value, "server-0");
+      CHECK(told.what == outcome::failed);
+      CHECK(told.error == make_error_code(errc::device_failed));
+      CHECK_FALSE(told.text.empty());
+    }
+  }
+
+  source.fill(3);
+  std::uint64_t version = 3;
+  if (how.what == breakdown::how::stays_broken) {
+    // The next fails at once, with the same error.
+    devices.fail(scripted_devices::call::make_queue, errc::device_failed);
+    auto once_more = beside(executor, load_next(over.receiver(0), into[0]));
+    auto good = beside(executor, load_next(over.receiver(1), into[1]));
+    auto const failed = co_await try_to(over.sender().send_weights(version++, views));
+    if (how.trainers) {
+      CHECK(failed.error == make_error_code(errc::device_failed));
+      once_more.cancel(); // if nobody was told of it
+      good.cancel();
+    } else if (failed.ok()) {
+      auto const& told = of(*failed.value, "server-0");
+      CHECK(told.what == outcome::refused);
+      CHECK(told.error == make_error_code(errc::device_failed));
+    }
+    auto const first = co_await once_more.join();
+    CHECK_FALSE(first.ok());
+    if (!how.trainers) CHECK(first.error == make_error_code(errc::device_failed));
+    auto const second = co_await good.join();
+    CHECK(second.ok() == !how.trainers);
+  }
+  send_report const last = co_await deliver(over, version, views, into);
+  CHECK(outcomes(last) == "committed committed");
+  CHECK(difference(source.images(), held) == "");
+  CHECK(difference(source.images(), others) == "");
+  co_await over.close();
+}
+
+} // namespace
+
+TEST_CASE(
+    "a device that fails at any step, on either side: one end with its error, words for the other side, "
+    "and the next update works or fails with the same error") {
+  int const buckets = int(layers().size());
+  for (bool const relayed : {false, true})
+    for (bool const trainers : {true, false})
+      for (auto const what : {breakdown::how::refuses, breakdown::how::fails, breakdown::how::stays_broken})
+        for (int step = 0; step < (trainers && relayed ? 2 * buckets : buckets); ++step) {
+          breakdown const how{trainers, relayed, what, step};
+          INFO(how.words());
+          run_to_end([&] { return break_down(how); });
+        }
+}
+
 static awaitable<void> no_memory(setting how, std::shared_ptr<scripted_devices> where) {
   model source(host_memory(), layers(), 1);
   line over(co_await asio::this_coro::executor, how, quick_sender(one_layer));
