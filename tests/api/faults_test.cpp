@@ -1,6 +1,7 @@
 // Peers that die or hang, each in a process of its own: the survivor is told in bounded time, others are
 // unaffected, and descriptors, mappings and socket files are back to where they were. Part of ropeway;
 // Apache-2.0.
+#include <asio/steady_timer.hpp>
 #include <chrono>
 #include <csignal>
 #include <filesystem>
@@ -287,6 +288,57 @@ TEST_CASE("a sender that is killed: the receiver hears it in bounded time, and j
     CHECK(successor.process().wait() == 0);
     CHECK(directory.entries().empty());
   }
+}
+
+/// Gives up after a second of the loop's running on.
+static awaitable<bool> unmapped_within_a_second() {
+  asio::steady_timer pause(co_await asio::this_coro::executor);
+  for (auto const until = clock_type::now() + patient(milliseconds(1000)); clock_type::now() < until;) {
+    if (leak_check::shared_mappings().empty()) co_return true;
+    pause.expires_after(milliseconds(1));
+    co_await pause.async_wait(use_awaitable);
+  }
+  co_return false;
+}
+
+static awaitable<void> kill_and_restart_at_once(scratch const& directory, peer_process& victim,
+                                                peer_process& successor) {
+  auto const executor = co_await asio::this_coro::executor;
+  model held(host_memory(), layers(), 0);
+  auto into = held.into();
+  receiver from(executor, quick_receiver());
+  co_await victim.line().expect("listening");
+  co_await from.connect(directory.file("s"));
+  auto load = beside(executor, load_next(from, into));
+  co_await victim.line().expect("there");
+  while (!into.torn()) co_await settle(10);
+  CHECK_FALSE(leak_check::shared_mappings().empty()); // its ring
+  victim.process().kill();
+  successor.line().say("start");
+  auto const end = co_await load.join();
+  CHECK(end.error == make_error_code(errc::peer_gone));
+  bool const unmapped = co_await unmapped_within_a_second();
+  CHECK_MESSAGE(unmapped, "the dead sender's ring is still mapped");
+  co_await from.connect(directory.file("s"));
+  load_report const report = co_await load_next(from, into);
+  CHECK(report.version == 2);
+  CHECK(leak_check::shared_mappings().size() == 1);
+  co_await successor.line().expect("committed");
+  co_await from.close();
+}
+
+TEST_CASE(
+    "a trainer that is killed and restarts at once gets its socket, and its dead ring is unmapped within a "
+    "second while the receiver runs on") {
+  leak_check const nothing_stays;
+  scratch const directory;
+  auto const path = directory.file("s");
+  peer_process victim([&](auto parent) { return send_until(parent, path, sender_point::streaming); });
+  peer_process successor([&](auto parent) { return send_once(parent, path); });
+  run_to_end([&] { return kill_and_restart_at_once(directory, victim, successor); },
+             std::chrono::seconds(30));
+  CHECK(successor.process().wait() == 0);
+  CHECK(directory.entries().empty());
 }
 
 static awaitable<void> kill_while_idle(scratch const& directory, peer_process& victim, peer_process& good) {
