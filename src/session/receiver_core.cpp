@@ -5,12 +5,15 @@
 #include <asio/co_spawn.hpp>
 #include <asio/post.hpp>
 
+#include "session/failpoint.hpp"
 #include "session/initiating.hpp"
 
 namespace ropeway::detail {
 namespace {
 
 using namespace protocol;
+using session::failpoint;
+using session::side;
 constexpr std::size_t manifests_kept = 4;
 
 receiver_options checked(receiver_options options) {
@@ -217,6 +220,7 @@ void receiver_core::post_close(std::unique_ptr<completion<nothing>> done) {
 }
 
 void receiver_core::say_goodbye() {
+  failpoint<side::receiver, "close">();
   machine_->close("the receiver closed", clock::now());
   pump();
 }
@@ -263,6 +267,7 @@ void receiver_core::post_load(std::shared_ptr<load_operation> load, load_target 
 void receiver_core::turn_down(std::shared_ptr<load_operation> const& load, transfer_error const& why) {
   end_load(load, failure(why));
   if (!machine_ || load->session != session_) return;
+  failpoint<side::receiver, "refuse_update">();
   machine_->refuse_update(session::as_errc(why.code(), errc::out_of_memory), why.what(), clock::now());
   pump();
 }
@@ -307,6 +312,7 @@ void receiver_core::leases_ended(std::shared_ptr<load_operation> const& load, bo
 void receiver_core::put_off(std::shared_ptr<load_operation> const& load, failure why) {
   end_load(load, why);
   if (!machine_ || load->session != session_) return;
+  failpoint<side::receiver, "not_now_update">();
   machine_->not_now_update(options_.lease_limit(), why.text(), clock::now());
   pump();
 }
@@ -342,6 +348,7 @@ void receiver_core::post_commit(std::shared_ptr<load_operation> load,
     load->on_loaded = std::move(*shared);
     if (!load->accepted) self->accept(*load, load_operation::way::by_bucket); // an update without buckets
     self->give_up_on_stop(load, *stop, [](load_operation const& one) { return one.on_loaded != nullptr; });
+    failpoint<side::receiver, "in_place">();
     self->machine_->in_place(clock::now());
     self->pump();
   });
@@ -356,6 +363,7 @@ void receiver_core::post_refuse(std::shared_ptr<load_operation> load, std::strin
     load->error = failure(errc::not_open, "this update was refused");
     self->load_.reset();
     self->enter(session_phase::idle);
+    failpoint<side::receiver, "refuse_update">();
     self->machine_->refuse_update(errc::peer_refused, why, clock::now());
     self->pump();
   });
@@ -368,6 +376,7 @@ void receiver_core::post_not_now(std::shared_ptr<load_operation> load, milliseco
     load->error = failure(errc::not_open, "this update was put off");
     self->load_.reset();
     self->enter(session_phase::idle);
+    failpoint<side::receiver, "not_now_update">();
     self->machine_->not_now_update(retry, why, clock::now());
     self->pump();
   });
@@ -416,6 +425,7 @@ void receiver_core::abandon() noexcept {
       load->copies_in_flight = 0; // nobody counts them any more
     }
     if (self->machine_) {
+      failpoint<side::receiver, "close">();
       self->machine_->close("the receiver was destroyed", clock::now());
       self->pump();
     }
@@ -483,11 +493,13 @@ void receiver_core::connected(wire::connection connection) {
     status_.sender = arriving_.from;
   }
   machine_.emplace(std::move(settings));
+  failpoint<side::receiver, "connected">();
   machine_->connected(clock::now());
   auto heard = [weak = weak_from_this(), session = session_](protocol::message& what, unique_fd fd) {
     auto const self = weak.lock();
     if (!self || self->session_ != session || !self->machine_) return;
     self->incoming_fd_ = std::move(fd);
+    session::failpoint_heard<side::receiver>(what);
     self->machine_->received(what, clock::now());
     self->pump();
     self->incoming_fd_.reset();
@@ -495,6 +507,7 @@ void receiver_core::connected(wire::connection connection) {
   auto ended = [weak = weak_from_this(), session = session_](errc code, std::string words) {
     auto const self = weak.lock();
     if (!self || self->session_ != session || !self->machine_) return;
+    failpoint<side::receiver, "gone">();
     self->machine_->gone(code, std::move(words), clock::now());
     self->pump();
   };
@@ -545,6 +558,7 @@ void receiver_core::accept(load_operation& load, load_operation::way how) {
   load.accepted_at = clock::now();
   if (options_.watched_by())
     options_.watched_by()->update_began(load.what.version, load.what.total_bytes, load.what.buckets);
+  failpoint<side::receiver, "accept_update">();
   machine_->accept_update(clock::now(), how == load_operation::way::by_bucket);
 }
 
@@ -574,6 +588,7 @@ void receiver_core::loaded(std::shared_ptr<load_operation> const& load, std::uin
   if (load->session != session_ || !machine_ || load->aborting || load->over) return;
   if (options_.watched_by())
     options_.watched_by()->bucket_moved(load->what.version, load->what.buckets, load->bytes_loaded);
+  failpoint<side::receiver, "loaded">();
   machine_->loaded(seq, clock::now());
   pump();
 }
@@ -637,6 +652,7 @@ void receiver_core::fail_commit(std::shared_ptr<load_operation> const& load, fai
   auto const code = session::as_errc(error.code(), errc::device_failed);
   end_load(load, std::move(error));
   if (!machine_ || load->session != session_) return;
+  failpoint<side::receiver, "commit_failed">();
   machine_->commit_failed(code, words, clock::now());
   if (closing_) return say_goodbye();
   pump();
@@ -655,6 +671,7 @@ void receiver_core::commit(std::shared_ptr<load_operation> const& load) {
     status_.version = load->what.version;
   }
   if (machine_ && load->session == session_) {
+    failpoint<side::receiver, "commit_done">();
     machine_->commit_done(clock::now());
     if (closing_) say_goodbye();
     pump(); // says committed, unless a pump is at it already
@@ -668,9 +685,11 @@ void receiver_core::give_up(std::shared_ptr<load_operation> const& load, std::er
   load->because = code;
   load->error = failure(code, text);
   if (load->accepted) {
+    failpoint<side::receiver, "give_up">();
     machine_->give_up(on_wire, std::move(text), clock::now());
   } else {
     end_load(load, load->error);
+    failpoint<side::receiver, "refuse_update">();
     machine_->refuse_update(on_wire, std::move(text), clock::now());
   }
   pump();
@@ -690,6 +709,7 @@ void receiver_core::end_load(std::shared_ptr<load_operation> const& load, failur
   if (load->over) return;
   load->over = true;
   load->waits_for_leases = false;
+  failpoint<side::receiver, "load_ended">();
   if (load_ == load) load_.reset();
   if (machine_ && load->session == session_) enter(session_phase::idle);
   let_go_of_sets(*load);
@@ -718,6 +738,7 @@ void receiver_core::settle(std::shared_ptr<load_operation> load) {
   if (load->held != 0 || std::exchange(load->drained, true)) return;
   if (load_ == load) load_.reset();
   if (load->session == session_ && machine_ && !machine_->over()) {
+    failpoint<side::receiver, "drained">();
     machine_->drained(clock::now());
     pump();
   }
@@ -726,6 +747,7 @@ void receiver_core::settle(std::shared_ptr<load_operation> load) {
 copy_stream& receiver_core::stream() { return *stream_; }
 
 void receiver_core::end_session(failure error, bool graceful) {
+  failpoint<side::receiver, "session_ended">();
   attempt_.reset();
   graceful_end_ = graceful;
   session_end_ = error;
@@ -758,13 +780,20 @@ void receiver_core::pump() {
     for (machine_->take(actions_); !actions_.empty(); machine_->take(actions_))
       for (auto& action : actions_) {
         try {
-          if (auto const* const last = std::get_if<receive_action::closed>(&action))
-            ended = *last;
-          else
-            std::visit([this](auto& one) { act(one); }, action);
+          std::visit(
+              [&](auto& one) {
+                session::between_failpoints<side::receiver>(one, [&](auto& it) {
+                  if constexpr (std::is_same_v<decltype(it), receive_action::closed&>)
+                    ended = it; // for last
+                  else
+                    act(it);
+                });
+              },
+              action);
         } catch (...) {
           // Memory or threads ran out in the middle of it: this session can't go on.
           auto const what = session::as_transfer_error(std::current_exception(), errc::out_of_memory);
+          failpoint<side::receiver, "gone">();
           machine_->gone(session::as_errc(what.code(), errc::out_of_memory), what.what(), clock::now());
         }
       }
@@ -797,6 +826,7 @@ void receiver_core::arm_deadline() {
     if (!self || error) return;
     self->armed_.reset();
     if (!self->machine_) return;
+    failpoint<side::receiver, "tick">();
     self->machine_->tick(clock::now());
     self->pump();
   });
@@ -843,10 +873,12 @@ void receiver_core::act(receive_action::map_ring& action) {
     if (!self || self->session_ != session || !self->machine_) return;
     if (error) {
       auto const what = session::as_transfer_error(error, errc::not_reachable);
+      failpoint<side::receiver, "ring_refused">();
       self->machine_->ring_refused(id, session::as_errc(what.code(), errc::not_reachable), what.what(),
                                    clock::now());
     } else {
       self->rings_[id] = std::move(ring);
+      failpoint<side::receiver, "ring_mapped">();
       self->machine_->ring_mapped(id, clock::now());
     }
     self->pump();
@@ -859,8 +891,12 @@ void receiver_core::act(receive_action::look_up_manifest& action) {
     return known->layout() == action.what.layout && known->tensors().size() == action.what.tensors &&
            known->buckets().size() == action.what.buckets && known->total_bytes() == action.what.total_bytes;
   });
-  if (found == manifests_.end()) return machine_->manifest_unknown(clock::now());
+  if (found == manifests_.end()) {
+    failpoint<side::receiver, "manifest_unknown">();
+    return machine_->manifest_unknown(clock::now());
+  }
   std::rotate(found, found + 1, manifests_.end());
+  failpoint<side::receiver, "manifest_known">();
   machine_->manifest_known(manifests_.back()->bucket_sizes(), clock::now());
 }
 
@@ -877,12 +913,14 @@ void receiver_core::act(receive_action::read_manifest& action) {
     if (!self || self->session_ != session || !self->machine_ || self->wanted_update_ != wanted) return;
     if (error) {
       auto const what = session::as_transfer_error(error, errc::protocol_error);
+      failpoint<side::receiver, "manifest_bad">();
       self->machine_->manifest_bad(session::as_errc(what.code(), errc::protocol_error), what.what(),
                                    clock::now());
     } else {
       if (self->manifests_.size() == manifests_kept) self->manifests_.erase(self->manifests_.begin());
       auto sizes = manifest->bucket_sizes();
       self->manifests_.push_back(std::move(manifest));
+      failpoint<side::receiver, "manifest_known">();
       self->machine_->manifest_known(std::move(sizes), clock::now());
     }
     self->pump();
@@ -992,6 +1030,7 @@ void receiver_core::act(receive_action::abort& action) {
   wanted_update_ = 0;
   auto const load = load_;
   if (!load) { // nobody has seen it yet, or it was just given back
+    failpoint<side::receiver, "drained">();
     machine_->drained(clock::now());
     return;
   }
@@ -1010,13 +1049,12 @@ void receiver_core::act(receive_action::abort& action) {
     load_.reset();
     enter(session_phase::idle);
     unclaimed_.reset();
+    failpoint<side::receiver, "drained">();
     machine_->drained(clock::now());
     return;
   }
   auto const waiting = std::exchange(load->arrived, {}); // never given: no views of the embedder's
   // settle(), at the end of the pump, does the rest.
 }
-
-void receiver_core::act(receive_action::closed&) {} // pump() keeps it for last
 
 } // namespace ropeway::detail

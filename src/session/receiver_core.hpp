@@ -177,7 +177,6 @@ class receiver_core : public std::enable_shared_from_this<receiver_core> {
   void act(protocol::receive_action::bucket& action);
   void act(protocol::receive_action::commit& action);
   void act(protocol::receive_action::abort& action);
-  void act(protocol::receive_action::closed& action);
 
   asio::any_io_executor executor_;
   receiver_options options_;

@@ -9,12 +9,15 @@
 #include <asio/post.hpp>
 #include <cstring>
 
+#include "session/failpoint.hpp"
 #include "session/initiating.hpp"
 
 namespace ropeway::detail {
 namespace {
 
 using namespace protocol;
+using session::failpoint;
+using session::side;
 
 bytes16 random_instance() {
   bytes16 id{};
@@ -209,6 +212,7 @@ void sender_core::post_close(std::unique_ptr<completion<nothing>> done) {
       self->current_->because = aborted_by_caller();
       self->current_->error = failure(self->current_->because, "the sender was closed");
     }
+    failpoint<side::sender, "close">();
     self->machine_.close("the sender closed", clock::now());
     self->pump();
     self->settle();
@@ -379,6 +383,7 @@ void sender_core::begin(std::shared_ptr<send_operation> const& operation) {
 
   if (options_.watched_by())
     options_.watched_by()->update_began(report.version, report.bytes, report.buckets);
+  failpoint<side::sender, "begin_update">();
   machine_.begin_update(std::move(facts), clock::now());
   pump();
 }
@@ -389,6 +394,7 @@ void sender_core::give_up(std::error_code code, errc on_wire, std::string text) 
     current_->because = code;
     current_->error = failure(code, text);
   }
+  failpoint<side::sender, "give_up">();
   machine_.give_up(on_wire, std::move(text), clock::now());
   pump();
 }
@@ -495,12 +501,14 @@ void sender_core::copied(bool relayed, session::copied& what, std::error_code er
             std::string("the sender's device failed while ") + (relayed ? "relaying" : "packing") + ": " +
                 error.message());
   } else if (relayed) {
+    failpoint<side::sender, "relayed">();
     machine_.relayed(what.seq, clock::now());
     pump();
   } else {
     bytes_packed_ += what.bytes;
     if (options_.watched_by())
       options_.watched_by()->bucket_moved(operation->version, operation->report.buckets, bytes_packed_);
+    failpoint<side::sender, "packed">();
     machine_.packed(what.seq, clock::now());
     pump();
   }
@@ -603,6 +611,7 @@ void sender_core::packer_ended(std::shared_ptr<send_operation> const& operation,
           what.code().category() == ropeway_category() ? what.code() : make_error_code(errc::source_failed);
       operation->error = failure(transfer_error(operation->because, what.what()).tensor(what.tensor()));
     }
+    failpoint<side::sender, "give_up">();
     machine_.give_up(session::as_errc(operation->because, errc::source_failed), what.what(), clock::now());
     pump();
   }
@@ -615,6 +624,7 @@ void sender_core::settle() {
   if (!operation) return;
   if (drain_asked_ && !operation->packer_runs && copies_in_flight_ == 0) {
     drain_asked_ = false;
+    failpoint<side::sender, "drained">();
     machine_.drained(clock::now());
     pump();
   }
@@ -624,6 +634,7 @@ void sender_core::settle() {
 void sender_core::complete(std::shared_ptr<send_operation> const& operation) {
   if (operation->over) return;
   operation->over = true;
+  failpoint<side::sender, "report_complete">();
   auto& report = operation->report;
   report.total = since(operation->called);
   auto const committed = report.count(outcome::committed);
@@ -681,6 +692,7 @@ void sender_core::welcome(wire::connection connection) {
   auto heard = [weak = weak_from_this(), id](protocol::message& what, unique_fd) {
     auto const self = weak.lock();
     if (!self || !self->peers_.contains(id)) return;
+    session::failpoint_heard<side::sender>(what);
     self->machine_.received(id, what, clock::now());
     self->pump();
     self->settle();
@@ -695,6 +707,7 @@ void sender_core::welcome(wire::connection connection) {
   peers_.emplace(id, std::move(entry));
   try {
     link->listen(std::move(heard), std::move(ended), {});
+    failpoint<side::sender, "connected">();
     machine_.connected(id, words, clock::now());
   } catch (...) {
     link->close();
@@ -710,6 +723,7 @@ void sender_core::peer_ended(protocol::peer_id id, errc code, std::string const&
   leaving.mapped().link->close();
   if (options_.watched_by() && leaving.mapped().announced)
     options_.watched_by()->receiver_left(leaving.mapped().name, words);
+  failpoint<side::sender, "gone">();
   machine_.gone(id, code, words, clock::now());
   pump();
   settle();
@@ -724,7 +738,11 @@ void sender_core::pump() {
     for (machine_.take(actions_); !actions_.empty(); machine_.take(actions_))
       for (auto& action : actions_) {
         try {
-          std::visit([this](auto& one) { act(one); }, action);
+          std::visit(
+              [this](auto& one) {
+                session::between_failpoints<side::sender>(one, [this](auto& it) { act(it); });
+              },
+              action);
         } catch (...) { failed_to_act(std::current_exception()); }
       }
   }
@@ -748,6 +766,7 @@ void sender_core::arm_deadline() {
     auto const self = weak.lock();
     if (!self || error) return;
     self->armed_.reset();
+    failpoint<side::sender, "tick">();
     self->machine_.tick(clock::now());
     self->pump();
     self->settle();
@@ -876,9 +895,11 @@ void sender_core::act(send_action::make_ring& action) {
         self->current_->because = what.code();
         self->current_->error = failure(what);
       }
+      failpoint<side::sender, "ring_failed">();
       self->machine_.ring_failed(ring, session::as_errc(what.code(), errc::out_of_memory), what.what(),
                                  clock::now());
     } else {
+      failpoint<side::sender, "ring_ready">();
       self->machine_.ring_ready(ring, clock::now());
     }
     self->pump();

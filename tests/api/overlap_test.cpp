@@ -242,7 +242,7 @@ awaitable<void> break_down(breakdown how) {
   setting over_these = host_setting(2, 2);
   over_these.how.devices = trainer;
   over_these.how.into[0].devices = server; // the other one's works
-  counting_observer trainers_log, servers_log;
+  counting_observer trainers_log;
   auto options = quick_sender(one_layer);
   options.watched_by(&trainers_log);
   model source(host_memory(), layers(), 1), held(host_memory(), source.specs(), 0);

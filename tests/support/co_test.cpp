@@ -19,14 +19,6 @@ extern "C" void end_hung_test(int) {
 
 } // namespace
 
-std::chrono::milliseconds patient(std::chrono::milliseconds limit) noexcept {
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-  return 3 * limit;
-#else
-  return limit;
-#endif
-}
-
 deadline_guard::deadline_guard(std::chrono::milliseconds limit) {
   std::signal(SIGALRM, end_hung_test);
   ::alarm(static_cast<unsigned>(std::chrono::ceil<std::chrono::seconds>(limit).count()) + 1);

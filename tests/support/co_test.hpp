@@ -9,12 +9,10 @@
 #include <doctest/doctest.h>
 #include <functional>
 
+#include "patient.hpp"
 #include "ropeway/asio.hpp"
 
 namespace ropeway::testing {
-
-/// Three times as long under a sanitizer.
-std::chrono::milliseconds patient(std::chrono::milliseconds limit) noexcept;
 
 /// Runs the coroutine that `start` makes until nothing is left to do on its io_context. What it throws fails
 /// the test.

@@ -1,0 +1,95 @@
+#!/usr/bin/env python3
+"""Turns what test-matrix --json wrote into the table of docs/reliability.md.
+
+    scripts/reliability_table.py [--page FILE] [--command TEXT] JSON...
+
+The lines of all files together are one table: shards of one run, say. It replaces what stands in the page between the
+markers, or is printed without --page. Machine and date are of here and now, so call it where and when the run was.
+The exit status is 1 if a cell failed, or if the files are not of one commit and one route.
+"""
+import argparse
+import datetime
+import json
+import os
+import pathlib
+import platform
+import re
+import sys
+
+BEGIN, END = "<!-- matrix: begin -->", "<!-- matrix: end -->"
+VICTIMS = ("sender", "sender with a child", "one of three", "one of a group", "all")
+SIGNALS = ("KILL", "STOP")
+VERBS = ("heard", "say", "said", "event", "do", "did")
+
+
+def read(files):
+    cells = []
+    for name in files:
+        with open(name, encoding="utf-8") as lines:
+            cells += [json.loads(line) for line in lines if line.strip()]
+    return cells
+
+
+def the_one(cells, key):
+    values = sorted({cell[key] for cell in cells})
+    if len(values) != 1:
+        sys.exit(f"reliability_table.py: the lines differ in {key}: {', '.join(values) or 'there are none'}")
+    return values[0]
+
+
+def order(transition):
+    side, verb, rest = re.match(r"(\w+): (\w+) (.*)", transition).groups()
+    return side == "receiver", VERBS.index(verb), rest
+
+
+def entry(cells):
+    """One place of the table: the cells of one transition, victim and signal, which differ in the passing."""
+    if not cells:
+        return ""
+    if any(cell["result"] != "ok" for cell in cells):
+        return "**FAIL**"
+    slowest = max((max(cell["ms"].values()) for cell in cells if cell["ms"]), default=None)
+    return "ok" if slowest is None else f"{slowest:.0f} ok"
+
+
+def table(cells):
+    places = {}
+    for cell in cells:
+        places.setdefault((cell["transition"], cell["victim"], cell["signal"]), []).append(cell)
+    columns = [(victim, signal) for victim in VICTIMS for signal in SIGNALS]
+    rows = ["| transition | " + " | ".join(f"{victim}, {signal}" for victim, signal in columns) + " |",
+            "|---|" + "---|" * len(columns)]
+    for transition in sorted({cell["transition"] for cell in cells}, key=order):
+        shown = (entry(places.get((transition, *column), [])) for column in columns)
+        rows.append(f"| {transition} | " + " | ".join(shown) + " |")
+    return rows
+
+
+def text(cells, command):
+    failed = sum(cell["result"] != "ok" for cell in cells)
+    head = (f"Commit {the_one(cells, 'commit')}, {datetime.date.today().isoformat()}, {os.cpu_count()} cores, Linux "
+            f"{platform.release()}, route {the_one(cells, 'route')}, `{command}`: {len(cells)} cells, {failed} failed.")
+    return "\n".join([BEGIN, head, "", *table(cells), END])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("files", nargs="+", metavar="JSON")
+    parser.add_argument("--page", type=pathlib.Path)
+    parser.add_argument("--command", default="test-matrix")
+    options = parser.parse_args()
+    cells = read(options.files)
+    made = text(cells, options.command)
+    if options.page:
+        page = options.page.read_text(encoding="utf-8")
+        if page.count(BEGIN) != 1 or page.count(END) != 1:
+            sys.exit(f"reliability_table.py: {options.page} has not one pair of markers")
+        before, rest = page.split(BEGIN)
+        options.page.write_text(before + made + rest.split(END)[1], encoding="utf-8")
+    else:
+        print(made)
+    return 1 if any(cell["result"] != "ok" for cell in cells) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,425 @@
+#include "cast.hpp"
+
+#include <algorithm>
+#include <asio/io_context.hpp>
+#include <asio/steady_timer.hpp>
+#include <deque>
+#include <filesystem>
+#include <iterator>
+#include <optional>
+#include <sstream>
+#include <utility>
+
+#include "api/with_backends.hpp"
+#include "ropeway/source.hpp"
+#include "support/attempt.hpp"
+#include "support/leak_check.hpp"
+#include "support/patient.hpp"
+#include "support/peer_process.hpp"
+#include "support/scripted_backend.hpp"
+#include "support/weights.hpp"
+
+namespace ropeway::matrix {
+namespace {
+
+using namespace ropeway::testing;
+
+constexpr std::uint64_t bucket_bytes = 4096; // two tensors each
+constexpr std::uint32_t gate = 5;            // a tensor of the third bucket
+constexpr std::size_t tensors = 10;          // five buckets, through two slots
+constexpr auto memory_back = std::chrono::milliseconds(1000);
+
+std::vector<tensor_info> specs() {
+  std::vector<tensor_info> all;
+  for (std::size_t i = 0; i < tensors; ++i) all.push_back({"layer." + std::to_string(i), dtype::f32, {500}});
+  return all;
+}
+
+// ---- words for errors ----
+
+template <errc Code>
+constexpr std::string_view enumerator() {
+  std::string_view text = __PRETTY_FUNCTION__;
+  text.remove_prefix(text.find("Code = ") + 7);
+  text = text.substr(0, text.find_first_of(";]"));
+  auto const colon = text.rfind(':');
+  return colon == text.npos ? std::string_view() : text.substr(colon + 1);
+}
+template <std::size_t... Codes>
+std::string_view enumerator(int code, std::index_sequence<Codes...>) {
+  std::string_view found;
+  ((int(Codes) == code ? void(found = enumerator<errc(Codes)>()) : void()), ...);
+  return found;
+}
+std::string word(std::error_code const& error) {
+  if (!error) return "ok";
+  if (error.category() == ropeway_category())
+    if (auto const known = enumerator(error.value(), std::make_index_sequence<100>()); !known.empty())
+      return std::string(known);
+  auto text = error.message();
+  std::replace(text.begin(), text.end(), ' ', '_');
+  return text;
+}
+
+// ---- what a process has open ----
+
+/// Threads count as well: each belongs to a queue or to slow jobs.
+struct belongings {
+  std::vector<std::string> fds = leak_check::open_fds(), mappings = leak_check::shared_mappings();
+  std::size_t threads = std::size_t(std::distance(std::filesystem::directory_iterator("/proc/self/task"),
+                                                  std::filesystem::directory_iterator()));
+
+  std::string more_than(belongings const& before) const {
+    std::string text;
+    auto const compare = [&](auto const& was, auto const& is) {
+      std::vector<std::string> differences;
+      std::set_symmetric_difference(was.begin(), was.end(), is.begin(), is.end(),
+                                    std::back_inserter(differences));
+      for (auto const& one : differences) text += " {" + one + "}";
+    };
+    compare(before.fds, fds);
+    compare(before.mappings, mappings);
+    if (threads != before.threads) text += " {" + std::to_string(threads) + " threads}";
+    return text;
+  }
+};
+
+// ---- memory ----
+
+/// Host memory that says it is a device's, for scripted devices.
+class pretended_memory final : public memory_kind {
+ public:
+  device where() const override { return device::cuda(0); }
+  std::shared_ptr<std::byte> allocate(std::uint64_t bytes) override { return heap_->allocate(bytes); }
+  void write(std::byte* to, std::span<std::byte const> from) override { heap_->write(to, from); }
+  void read(std::span<std::byte> to, std::byte const* from) override { heap_->read(to, from); }
+
+ private:
+  std::shared_ptr<memory_kind> heap_ = host_memory();
+};
+
+/// What a process has at its disposal.
+struct means {
+  std::shared_ptr<memory::backends> devices;
+  std::shared_ptr<memory_kind> memory;
+};
+
+means means_of(part const& which) {
+  using trouble = scenario::trouble;
+  means result{memory::system_backends(), host_memory()};
+  device const where = which.is_sender() ? which.where.sender : which.where.receivers;
+  if (where.is_cuda()) {
+    result.memory = device_memory(result.devices->get(where));
+    return result;
+  }
+  auto const scripted = [&](int cuda_count) {
+    auto all = std::make_shared<scripted_devices>(std::make_shared<script>(), cuda_count);
+    result.devices = all;
+    return all;
+  };
+  auto const has = which.first_life() ? which.what->has : trouble::none;
+  if (which.is_sender() && has == trouble::ring_fails)
+    scripted(0)->fail(scripted_devices::call::make_region, errc::out_of_memory);
+  if (which.is_sender() && has == trouble::relays) {
+    scripted(1);
+    result.memory = std::make_shared<pretended_memory>();
+  }
+  // The ring comes before the manifest.
+  if (which.is_odd() && has == trouble::ring_refused)
+    scripted(0)->fail(scripted_devices::call::import_region, errc::not_reachable);
+  if (which.is_odd() && has == trouble::manifest_lost)
+    scripted(0)->fail(scripted_devices::call::import_region, errc::out_of_memory, 1);
+  return result;
+}
+
+// ---- the sender ----
+
+/// Stops at a tensor: it fails there, or waits until both sides have had to say that they are alive.
+class hesitant_source final : public tensor_source {
+ public:
+  hesitant_source(model const& whole, part const& which) : whole_(whole), which_(which) {}
+  std::vector<tensor_info> manifest() override { return whole_.specs(); }
+  awaitable<source_tensor> next(std::uint32_t index) override {
+    if (index == gate) {
+      if (which_.what->sends == scenario::sending::source_fails) throw std::runtime_error("no more tensors");
+      auto const until = std::chrono::steady_clock::now() + which_.silence * 3 / 2;
+      asio::steady_timer pause(co_await asio::this_coro::executor);
+      while (!all_said_alive() && std::chrono::steady_clock::now() < until) {
+        pause.expires_after(std::chrono::milliseconds(2));
+        co_await pause.async_wait(use_awaitable);
+      }
+    }
+    co_return source_tensor(whole_.view(index));
+  }
+
+ private:
+  bool all_said_alive() const {
+    for (auto r = first_receiver; r < first_receiver + which_.receivers(); ++r)
+      if (board::mine->passed(r, "receiver: heard alive") == 0 ||
+          board::mine->passed(r, "receiver: said alive") == 0)
+        return false;
+    return board::mine->passed(which_.number, "sender: heard alive") >= which_.receivers();
+  }
+  model const& whole_;
+  part const& which_;
+};
+
+std::string told(std::error_code const& error, send_report const* report) {
+  std::string text = "sent " + word(error);
+  if (report == nullptr) return text;
+  for (auto const& each : report->receivers) {
+    text += " " + each.name.substr(0, each.name.find(' ')) + "=";
+    text.append(name(each.what)).append("/").append(word(each.error));
+  }
+  return text;
+}
+
+awaitable<std::string> send(sender& to, part const& which, model const& whole, std::uint64_t version) {
+  bool const plainly = version != 1 || which.what->sends == scenario::sending::plain;
+  attempt<send_report> sent;
+  if (plainly) {
+    auto const views = whole.views();
+    sent = co_await try_to(to.send_weights(version, views));
+  } else {
+    hesitant_source source(whole, which);
+    sent = co_await try_to(to.send_weights(version, source));
+  }
+  send_report const* report = nullptr;
+  if (sent.report) report = &*sent.report;
+  if (sent.value) report = &*sent.value;
+  co_return told(sent.error, report);
+}
+
+sender_options options_of_sender(part const& which) {
+  sender_options options;
+  options.bucket_bytes(bucket_bytes).slots(2).min_receivers(0);
+  options.handshake_limit(which.silence).silence_limit(which.silence);
+  options.decide_limit(which.longer).commit_limit(which.longer).close_limit(which.longer);
+  if (which.what->more == scenario::extra::fills_the_last_place) options.max_receivers(which.receivers());
+  return options;
+}
+
+awaitable<void> play_sender(std::shared_ptr<words> line, part which) {
+  auto const executor = co_await asio::this_coro::executor;
+  std::string heard = co_await line->hear(); // what hearing needs is open from now on
+  means const has = means_of(which);
+  model whole(has.memory, specs(), 1);
+  belongings const before;
+  std::optional<sender> to;
+  for (; heard != "end"; heard = co_await line->hear()) {
+    std::string answer;
+    if (heard == "open") {
+      auto const opened = [&] {
+        to.emplace(detail::make_sender(executor, which.path, options_of_sender(which), has.devices));
+      };
+      try {
+        opened();
+        answer = "listening";
+      } catch (transfer_error const& e) { answer = "error " + word(e.code()); }
+    } else if (heard == "peers") {
+      auto const all = co_await to->receivers();
+      answer = "peers";
+      for (auto const& one : all) answer += " " + one.name.substr(0, one.name.find(' '));
+    } else if (heard.starts_with("send ")) {
+      auto const version = std::stoull(heard.substr(5));
+      whole.fill(version);
+      answer = co_await send(*to, which, whole, version);
+    } else if (heard == "close") {
+      co_await to->close();
+      answer = "closed";
+    } else {
+      throw std::runtime_error("what is '" + heard + "'?");
+    }
+    line->say(answer);
+  }
+  if (to) co_await to->close();
+  to.reset();
+  co_await settle(20);
+  auto const left = belongings().more_than(before);
+  line->say(left.empty() ? "clean" : "left" + left);
+}
+
+// ---- a receiver ----
+
+std::string after_failure(std::error_code const& error, destinations const& into) {
+  return "error " + word(error) + (into.torn() ? " torn" : " whole");
+}
+
+std::string after_success(load_report const& report, model const& held, destinations const& into) {
+  model const wanted(host_memory(), specs(), report.version);
+  auto const wrong = difference(wanted.images(), held);
+  if (!wrong.empty()) return "wrong " + wrong;
+  if (into.torn()) return "wrong torn after a commit";
+  return "committed " + std::to_string(report.version);
+}
+
+/// What a bucket holds, put where the tensors lie.
+awaitable<attempt<load_report>> take_by_hand(update& next, model& held, std::size_t most_buckets) {
+  std::vector<std::vector<std::byte>> bytes;
+  for (std::size_t i = 0; i < held.size(); ++i) bytes.push_back(held.bytes(i));
+  attempt<load_report> end;
+  for (std::size_t count = 0; count < most_buckets; ++count) {
+    auto const taken = co_await try_to(next.next_bucket());
+    if (!taken.ok()) {
+      end.error = taken.error;
+      co_return end;
+    }
+    if (!*taken.value) break;
+    for (auto const& piece : (*taken.value)->pieces()) {
+      std::span<std::byte> const to(bytes[piece.tensor].data() + piece.tensor_offset, piece.bytes);
+      held.kind().read(to, piece.data);
+    }
+  }
+  if (most_buckets < tensors) co_return end;
+  for (std::size_t i = 0; i < held.size(); ++i) held.put(i, bytes[i]);
+  end = co_await try_to(next.commit());
+  co_return end;
+}
+
+using announcement = attempt<std::optional<update>>;
+
+/// Who can't map the ring may never hear of the update: it stops waiting once its part in it is over.
+awaitable<announcement> wait_until_refused(receiver& from, part const& which) {
+  auto const executor = co_await asio::this_coro::executor;
+  auto waiting = beside(executor, from.next_update());
+  asio::steady_timer pause(executor);
+  auto const aborted = [&] { return board::mine->passed(which.number, "receiver: said aborted"); };
+  auto const before = aborted();
+  while (!waiting.done() && aborted() == before) {
+    pause.expires_after(std::chrono::milliseconds(1));
+    co_await pause.async_wait(use_awaitable);
+  }
+  if (!waiting.done()) waiting.cancel();
+  announcement end = co_await waiting.join();
+  co_return end;
+}
+
+awaitable<std::string> take(receiver& from, part const& which, model& held, destinations& into) {
+  using taking = scenario::taking;
+  announcement announced;
+  if (which.is_odd() && which.what->has == scenario::trouble::ring_refused)
+    announced = co_await wait_until_refused(from, which);
+  else
+    announced = co_await try_to(from.next_update());
+  if (announced.error == asio::error::operation_aborted) co_return "stopped waiting";
+  if (!announced.ok()) co_return after_failure(announced.error, into);
+  if (!*announced.value) co_return "ended";
+  update& next = **announced.value;
+  bool const as_told = next.version() == 1 && which.first_life() &&
+                       (which.is_odd() || which.what->odd_takes == taking::by_hand);
+  auto const how = as_told ? which.what->odd_takes : taking::load;
+  if (how == taking::refuse) {
+    next.refuse("it does not want it");
+    co_return "refused";
+  }
+  if (how == taking::not_now) {
+    next.not_now(std::chrono::milliseconds(10), "it is busy");
+    co_return "put off";
+  }
+  attempt<load_report> end;
+  if (how == taking::give_up) {
+    end = co_await take_by_hand(next, held, 1);
+    if (end.error) co_return after_failure(end.error, into);
+    next.refuse("the loader failed");
+    auto const over = co_await try_to(next.commit());
+    co_return after_failure(over.error, into);
+  }
+  if (how == taking::by_hand)
+    end = co_await take_by_hand(next, held, tensors);
+  else
+    end = co_await try_to(next.load_into(into));
+  if (!end.ok()) co_return after_failure(end.error, into);
+  co_return after_success(*end.value, held, into);
+}
+
+/// The memory of a sender that has gone must come back while this process runs on.
+awaitable<std::string> wait_until_unmapped(belongings const& before) {
+  auto const until = std::chrono::steady_clock::now() + patient(memory_back);
+  asio::steady_timer pause(co_await asio::this_coro::executor);
+  for (;;) {
+    auto const now = leak_check::shared_mappings();
+    if (now == before.mappings) co_return "unmapped";
+    if (std::chrono::steady_clock::now() > until) {
+      std::string text = "mapped";
+      for (auto const& one : now) text += " {" + one + "}";
+      co_return text;
+    }
+    pause.expires_after(std::chrono::milliseconds(1));
+    co_await pause.async_wait(use_awaitable);
+  }
+}
+
+receiver_options options_of_receiver(part const& which) {
+  receiver_options options;
+  options.name(which.name).where(which.where.receivers);
+  options.handshake_limit(which.silence).silence_limit(which.silence);
+  options.connect_limit(which.longer).close_limit(which.longer);
+  if (which.group && which.number % reborn != filler) options.group("ranks").group_size(4);
+  return options;
+}
+
+awaitable<void> play_receiver(std::shared_ptr<words> line, part which) {
+  auto const executor = co_await asio::this_coro::executor;
+  std::string heard = co_await line->hear();
+  means const has = means_of(which);
+  model held(has.memory, specs(), 0);
+  auto into = held.into();
+  belongings const before;
+  std::optional<receiver> from(detail::make_receiver(executor, options_of_receiver(which), has.devices));
+  for (; heard != "end"; heard = co_await line->hear()) {
+    std::string answer;
+    if (heard == "connect") {
+      auto const end = co_await try_to(from->connect(which.path));
+      answer = end.ok() ? "connected" : "error " + word(end.error);
+      if (end.error == make_error_code(errc::busy) && end.text.find("a session already") != std::string::npos)
+        answer = "already";
+    } else if (heard == "take") {
+      line->say("taking");
+      answer = co_await take(*from, which, held, into);
+    } else if (heard == "unmapped") {
+      answer = co_await wait_until_unmapped(before);
+    } else if (heard == "close") {
+      co_await from->close();
+      answer = "closed";
+    } else {
+      throw std::runtime_error("what is '" + heard + "'?");
+    }
+    line->say(answer);
+  }
+  co_await from->close();
+  from.reset();
+  co_await settle(20);
+  auto const left = belongings().more_than(before);
+  line->say(left.empty() ? "clean" : "left" + left);
+}
+
+} // namespace
+
+int play(part const& which, board& shared, unique_fd socket) {
+  auto const line = std::make_shared<words>(std::move(socket));
+  shared.enter(which.number);
+  asio::io_context io(1);
+  std::exception_ptr thrown;
+  auto ended = [&](std::exception_ptr e) { thrown = e; };
+  if (which.is_sender())
+    asio::co_spawn(io, play_sender(line, which), ended);
+  else
+    asio::co_spawn(io, play_receiver(line, which), ended);
+  io.run();
+  try {
+    if (thrown) std::rethrow_exception(thrown);
+  } catch (std::exception const& e) {
+    line->say(std::string("failed: ") + e.what());
+    return 1;
+  }
+  return 0;
+}
+
+bool exists(device where) {
+  try {
+    return !where.is_cuda() ||
+           std::size_t(where.ordinal()) < memory::system_backends()->cuda_devices().size();
+  } catch (std::exception const&) { return false; }
+}
+
+} // namespace ropeway::matrix

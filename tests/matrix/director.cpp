@@ -1,0 +1,510 @@
+#include "director.hpp"
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <chrono>
+#include <csignal>
+#include <map>
+#include <memory>
+#include <poll.h>
+#include <sstream>
+#include <stdexcept>
+#include <sys/prctl.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "cast.hpp"
+#include "support/fork_child.hpp"
+#include "support/patient.hpp"
+#include "support/scratch.hpp"
+
+namespace ropeway::matrix {
+namespace {
+
+using namespace ropeway::testing;
+using clock_type = std::chrono::steady_clock;
+using std::chrono::milliseconds;
+
+// A death is seen, so these are only bounds; a sleep is noticed by them.
+constexpr milliseconds silence_when_killed{500}, silence_when_stopped{400}, longer_than_silence{100};
+/// On top of a limit: for a machine that has something else to do.
+constexpr milliseconds slack{1500};
+/// A sender serves so soon after its receivers have come back.
+constexpr milliseconds served_within{1000};
+
+std::vector<std::string> words_of(std::string const& text) {
+  std::istringstream in(text);
+  std::vector<std::string> all;
+  for (std::string one; in >> one;) all.push_back(one);
+  return all;
+}
+
+/// A process of the cell, as its director sees it.
+class player {
+ public:
+  enum class state { plays, stopped, dead };
+
+  player(part which, board& shared) : which_(std::move(which)) {
+    int ends[2] = {-1, -1};
+    if (::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) != 0)
+      throw std::runtime_error("socketpair");
+    unique_fd mine(ends[0]), its(ends[1]);
+    process_.emplace([&] {
+      mine.reset();
+      return play_(shared, std::move(its));
+    });
+    line_ = std::move(mine);
+  }
+
+  part const& which() const { return which_; }
+  state now() const { return state_; }
+  pid_t pid() const { return process_->pid(); }
+  bool plays() const { return state_ == state::plays; }
+  bool asked() const { return !asked_.empty(); }
+  std::string const& question() const { return asked_; }
+  std::string const& answered_question() const { return answered_question_; }
+  std::string const& answer() const { return answer_; }
+  clock_type::time_point asked_at() const { return asked_at_; }
+  clock_type::time_point answered() const { return answered_; }
+  int line() const { return line_.get(); }
+  bool takes() const { return takes_ || !plays() || !asked(); }
+
+  void ask(std::string const& what) {
+    asked_ = what;
+    answer_.clear();
+    takes_ = false;
+    asked_at_ = clock_type::now();
+    (void)::send(line_.get(), what.data(), what.size(), MSG_NOSIGNAL);
+  }
+  void signal(int number) const { process_->signal(number); }
+  /// Whether it lives, and what it has answered. True for an answer.
+  bool look() {
+    siginfo_t info{};
+    auto const id = static_cast<id_t>(process_->pid());
+    if (state_ != state::dead && ::waitid(P_PID, id, &info, WEXITED | WNOHANG | WNOWAIT) == 0 && info.si_pid)
+      state_ = state::dead; // its last words are still to be heard
+    info = {};
+    if (state_ == state::plays && ::waitid(P_PID, id, &info, WSTOPPED | WNOHANG) == 0 && info.si_pid)
+      state_ = state::stopped;
+    for (std::array<char, 8192> buffer{};;) {
+      ssize_t const got = ::recv(line_.get(), buffer.data(), buffer.size(), MSG_DONTWAIT);
+      if (got <= 0) return false;
+      std::string const word(buffer.data(), std::size_t(got));
+      if (word == "taking") { // it will not miss what is announced from now on
+        takes_ = true;
+        continue;
+      }
+      answer_ = word;
+      answered_ = clock_type::now();
+      answered_question_ = std::exchange(asked_, {});
+      return true;
+    }
+  }
+  void resume() {
+    process_->resume();
+    if (state_ == state::stopped) state_ = state::plays;
+  }
+  /// The exit status, or minus the signal.
+  int status() { return process_->wait(); }
+
+ private:
+  int play_(board& shared, unique_fd its) const { return matrix::play(which_, shared, std::move(its)); }
+
+  part which_;
+  std::optional<fork_child> process_;
+  unique_fd line_;
+  state state_ = state::plays;
+  std::string asked_, answered_question_, answer_;
+  bool takes_ = false;
+  clock_type::time_point asked_at_{}, answered_{};
+};
+
+unique_fd watch_children() {
+  sigset_t set;
+  sigemptyset(&set);
+  sigaddset(&set, SIGCHLD);
+  ::sigprocmask(SIG_BLOCK, &set, nullptr);
+  return unique_fd(::signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC));
+}
+
+} // namespace
+
+struct director::impl {
+  explicit impl(places at) : where(at), shared(board::make()), children(watch_children()) {
+    // A child that a victim left behind is ours to bury.
+    ::prctl(PR_SET_CHILD_SUBREAPER, 1);
+  }
+
+  places where;
+  board* shared;
+  unique_fd children;
+
+  // ---- of one play ----
+  cell what;
+  play_bill bill;
+  std::optional<scratch> directory;
+  std::map<std::uint32_t, std::unique_ptr<player>> players;
+  milliseconds silence{}, longer{};
+  bool first_act_is_over = false, woken = false;
+
+  void wrong(std::string text) { bill.wrong.push_back(std::move(text)); }
+
+  player& add(std::uint32_t number) {
+    part which;
+    which.number = number;
+    which.name = number % reborn == filler ? "filler" : "r" + std::to_string(number % reborn - 1);
+    if (number % reborn == the_sender) which.name = "sender";
+    which.path = directory->file("weights.sock");
+    which.what = what.what;
+    which.group = what.group();
+    which.where = where;
+    which.silence = silence;
+    which.longer = longer;
+    auto made = std::make_unique<player>(which, *shared);
+    shared->enlist(number, made->pid());
+    return *players.insert_or_assign(number, std::move(made)).first->second;
+  }
+  /// The one that plays this role now.
+  player& at(std::uint32_t role) {
+    auto const later = players.find(role + reborn);
+    return later != players.end() ? *later->second : *players.at(role);
+  }
+  player& sender() { return at(the_sender); }
+  std::vector<player*> receivers() {
+    std::vector<player*> all;
+    for (std::uint32_t i = 0; i < what.receivers(); ++i) all.push_back(&at(first_receiver + i));
+    return all;
+  }
+
+  bool is_victim(std::uint32_t number) const {
+    return shared->fired() && number < reborn && (what.trigger.everybody || number == what.trigger.process);
+  }
+  void look() {
+    for (auto& [number, one] : players)
+      if (one->look() && number < reborn && !first_act_is_over) {
+        auto& its = bill.fates[number];
+        its.said.emplace_back(one->answered_question(), one->answer());
+        if (its.milliseconds || !shared->fired() || is_victim(number)) continue;
+        clock_type::time_point const signal{clock_type::duration(shared->fired_at())};
+        std::chrono::duration<double, std::milli> const took =
+            one->answered() - std::max(signal, one->asked_at());
+        its.milliseconds = took.count();
+      }
+  }
+
+  /// Waits until `done`, or for so long.
+  template <class Done>
+  bool wait(milliseconds limit, Done const& done) {
+    auto const end = clock_type::now() + limit;
+    for (;;) {
+      look();
+      if (done()) return true;
+      auto const left = std::chrono::ceil<milliseconds>(end - clock_type::now());
+      if (left.count() <= 0) return false;
+      std::vector<pollfd> watched{{children.get(), POLLIN, 0}};
+      for (auto& [number, one] : players)
+        if (one->now() != player::state::dead) watched.push_back({one->line(), POLLIN, 0});
+      if (::poll(watched.data(), watched.size(), int(left.count())) > 0 && watched.front().revents != 0) {
+        signalfd_siginfo info{};
+        (void)!::read(children.get(), &info, sizeof info);
+      }
+    }
+  }
+  static bool settled(player const& one) { return !one.asked() || !one.plays(); }
+  bool all_settled() const {
+    return std::all_of(players.begin(), players.end(), [](auto const& p) { return settled(*p.second); });
+  }
+  /// One question, one answer; nothing if it does not come in time.
+  std::string ask(player& whom, std::string const& question, milliseconds limit) {
+    whom.ask(question);
+    wait(limit, [&] { return settled(whom); });
+    if (whom.plays() && !whom.asked()) return whom.answer();
+    return {};
+  }
+  milliseconds patience() const { return longer + patient(slack); }
+
+  /// Whether nothing that was said to this receiver asks for anything more: it may wait as long as it likes.
+  bool idle(std::uint32_t number) const {
+    auto const times = [&](char const* name) { return shared->passed(number, name); };
+    auto const declined = times("receiver: event refuse_update") + times("receiver: event not_now_update");
+    return times("receiver: heard welcome") != 0 &&
+           times("receiver: heard begin") ==
+               times("receiver: event commit_done") + times("receiver: said aborted") + declined &&
+           times("receiver: did offer") == times("receiver: event load_ended") + declined;
+  }
+
+  /// Until everybody that was asked has answered or fallen; receivers that wait for an update need not, once
+  /// the sender has nothing more to say.
+  void collect() {
+    // A dead sender leaves nobody waiting; who sleeps may.
+    auto const needs_no_answer = [&](player const& one) {
+      return settled(one) || (sender().now() != player::state::dead && one.question() == "take" &&
+                              one.which().first_life() && idle(one.which().number));
+    };
+    auto const nobody_needs = [&] {
+      return settled(sender()) && std::all_of(players.begin(), players.end(),
+                                              [&](auto const& p) { return needs_no_answer(*p.second); });
+    };
+    bool const answered = wait(patience(), nobody_needs);
+    // It may be that something is on its way to those who look idle.
+    if (!all_settled()) wait(patient(milliseconds(60)), [&] { return all_settled(); });
+    if (!answered)
+      for (auto& [number, one] : players)
+        if (!needs_no_answer(*one))
+          wrong(one->which().name + " did not answer '" + one->question() + "' within " +
+                std::to_string(patience().count()) + " ms");
+    if (shared->fired() && !woken && !wait(patience(), [&] { return victims_have_fallen(); }))
+      wrong("the signal did not come to all of its victims");
+  }
+  void all_take() {
+    wait(patience(), [&] {
+      return std::ranges::all_of(receivers(),
+                                 [](auto* one) { return one->question() != "take" || one->takes(); });
+    });
+  }
+  bool victims_have_fallen() const {
+    return std::none_of(players.begin(), players.end(),
+                        [&](auto const& p) { return is_victim(p.first) && p.second->plays(); });
+  }
+
+  // ---- the acts ----
+
+  void first_update() {
+    using extra = scenario::extra;
+    auto& from = add(the_sender);
+    for (std::uint32_t i = 0; i < what.receivers(); ++i) add(first_receiver + i);
+    if (what.what->more != extra::none) add(filler);
+    for (auto& [number, one] : players) bill.fates[number].exists = true;
+
+    if (ask(from, "open", patience()) != "listening")
+      return wrong("the sender did not open: " + from.answer());
+    if (what.what->more != extra::none) ask(at(filler), "connect", patience());
+    // The odd one is the last to come, so that it is the one for whom there is no place.
+    for (auto* one : receivers())
+      if (!one->which().is_odd()) one->ask("connect");
+    collect();
+    if (at(odd_one).plays()) at(odd_one).ask("connect");
+    collect();
+    if (what.what->more == extra::is_lost) {
+      at(filler).signal(SIGKILL);
+      wait(patience(), [&] { return !at(filler).plays(); });
+      wait_until_it_is_no_peer("filler");
+    } else if (what.what->more == extra::fills_the_last_place) {
+      ask(at(filler), "close", patience());
+    }
+    collect();
+
+    // A sender that has fallen has nothing to send.
+    if (from.plays()) {
+      for (auto* one : receivers())
+        if (one->plays() && one->answer() == "connected") one->ask("take");
+      all_take();
+      from.ask("send 1");
+      collect();
+    }
+    if (!shared->fired()) what_comes_then();
+    // A last word may still be on its way. In a rehearsal it is all that shows that a failpoint is there.
+    if (what.trigger.passing != 0) {
+      if (!wait(patience(), [&] { return shared->fired(); })) return;
+      collect();
+    } else {
+      wait(patient(milliseconds(50)), [] { return false; });
+    }
+    // Also who waits for nothing hears that the sender has gone.
+    if (is_victim(the_sender) && !what.stops() && !what.trigger.everybody) {
+      for (auto* one : receivers())
+        if (one->plays() && !one->asked() && !has_lost_its_session(*one)) one->ask("take");
+      collect();
+    }
+  }
+  static bool has_lost_its_session(player const& one) {
+    auto const& text = one.answer();
+    return text == "ended" || text == "closed" || text.starts_with("error peer_gone") ||
+           text.starts_with("error peer_silent") || text.starts_with("error connect") ||
+           text.starts_with("error handshake") || text.starts_with("error busy") ||
+           text.starts_with("error out_of_memory");
+  }
+
+  /// The death of one that owes nothing is noticed all the same.
+  void wait_until_it_is_no_peer(std::string const& who) {
+    for (int i = 0; i < 200 && sender().plays(); ++i) {
+      auto const answer = ask(sender(), "peers", patience());
+      if (answer.find(who) == answer.npos) return;
+      wait(milliseconds(2), [] { return false; });
+    }
+    if (sender().plays()) wrong("the sender did not notice that " + who + " has gone");
+  }
+
+  void what_comes_then() {
+    using ending = scenario::ending;
+    switch (what.what->then) {
+    case ending::none: return;
+    case ending::odd_leaves: at(odd_one).ask("close"); break;
+    case ending::sender_closes:
+    case ending::sender_is_lost:
+      for (auto* one : receivers())
+        if (one->plays() && !one->asked()) one->ask("take");
+      if (what.what->then == ending::sender_closes) {
+        sender().ask("close");
+      } else {
+        sender().signal(SIGKILL);
+        wait(patience(), [&] { return !sender().plays(); });
+      }
+      break;
+    }
+    collect();
+  }
+
+  void wake_the_stopped() {
+    if (!shared->fired()) return;
+    // Long enough that every limit that runs has passed.
+    auto const until = clock_type::time_point(clock_type::duration(shared->fired_at())) + silence * 5 / 4;
+    wait(std::chrono::ceil<milliseconds>(until - clock_type::now()), [] { return false; });
+    keep_counts_at_fall();
+    woken = true;
+    for (auto& [number, one] : players)
+      if (one->now() == player::state::stopped) one->resume();
+    collect();
+  }
+
+  void keep_counts_at_fall() {
+    for (std::uint32_t i = 0; i < reborn; ++i) bill.fates[i].at_fall = shared->of(i);
+  }
+
+  void close_the_first_act() {
+    if (!what.stops()) keep_counts_at_fall();
+    bill.fired = shared->fired();
+    for (auto& [number, one] : players) {
+      auto& its = bill.fates[number];
+      its.passed = shared->of(number);
+      its.waits = one->plays() && one->asked();
+      its.victim = is_victim(number);
+    }
+    first_act_is_over = true;
+  }
+
+  /// Everybody is there again, and one more update comes to all.
+  void second_update() {
+    bool const sender_was_lost = !sender().plays();
+    if (sender_was_lost) {
+      for (auto* one : receivers())
+        if (one->plays() && !one->asked()) {
+          auto const answer = ask(*one, "unmapped", patient(milliseconds(1000)) + patient(slack));
+          if (answer != "unmapped") wrong(one->which().name + " keeps the dead sender's memory: " + answer);
+        }
+      add(the_sender + reborn);
+    }
+    if (sender_was_lost || what.what->then == scenario::ending::sender_closes) {
+      auto const answer = ask(sender(), "open", patience());
+      if (answer != "listening" && answer != "error address_in_use")
+        return wrong("the second sender did not open: " + answer);
+    }
+    for (std::uint32_t i = 0; i < what.receivers(); ++i)
+      if (!at(first_receiver + i).plays()) add(first_receiver + i + reborn);
+    // A ring that was refused is refused for the whole session.
+    if (auto& odd = at(odd_one); what.what->has == scenario::trouble::ring_refused && !odd.asked())
+      ask(odd, "close", patience());
+    if (!everybody_connected()) return;
+    auto const start = clock_type::now();
+    for (auto* one : receivers())
+      if (!one->asked()) one->ask("take");
+    all_take();
+    sender().ask("send 2");
+    if (!wait(patience(), [&] { return all_settled(); })) wrong("the second update did not end");
+    auto const words = words_of(sender().answer());
+    if (words.size() != what.receivers() + 2 || std::count_if(words.begin(), words.end(), [](auto const& w) {
+                                                  return w.ends_with("=committed/ok");
+                                                }) != what.receivers())
+      wrong("the second update: " + sender().answer());
+    for (auto* one : receivers())
+      if (one->answer() != "committed 2")
+        wrong(one->which().name + " in the second update: " + one->answer());
+    if (clock_type::now() - start > patient(served_within)) wrong("the second update took too long");
+  }
+
+  bool everybody_connected() {
+    std::string last;
+    for (auto const end = clock_type::now() + patience(); clock_type::now() < end;) {
+      // Who waits for an update already believes that it has a session; the sender must say the same.
+      for (auto* one : receivers())
+        if (!one->asked()) one->ask("connect");
+      wait(patience(), [&] {
+        return std::ranges::all_of(receivers(),
+                                   [](auto* one) { return one->question() != "connect" || !one->plays(); });
+      });
+      bool good = true;
+      for (auto* one : receivers())
+        good = good && (one->asked() || one->answer() == "connected" || one->answer() == "already");
+      last = ask(sender(), "peers", patience());
+      auto const words = words_of(last);
+      good = good && words.size() == what.receivers() + 1;
+      for (auto* one : receivers())
+        good = good && std::count(words.begin(), words.end(), one->which().name) == 1;
+      if (good) return true;
+      for (auto* one : receivers()) last += " " + one->which().name + ":" + one->answer();
+      wait(milliseconds(2), [] { return false; });
+    }
+    wrong("not everybody connected again: " + last);
+    return false;
+  }
+
+  void the_end() {
+    for (auto& [number, one] : players)
+      if (one->plays() && !one->asked()) one->ask("end");
+    wait(patience() + patient(slack), [&] { return all_settled(); });
+    for (auto& [number, one] : players) {
+      bool const was_killed = (is_victim(number) && !what.stops()) ||
+                              (number == filler && what.what->more == scenario::extra::is_lost) ||
+                              (number == the_sender && what.what->then == scenario::ending::sender_is_lost);
+      if (!was_killed && (one->answer() != "clean" || one->status() != 0))
+        wrong(one->which().name + " at its end: " + one->answer());
+    }
+    if (auto const child = shared->child(); child != 0) {
+      if (::kill(child, 0) != 0) wrong("the victim's child did not live to the end");
+      ::kill(child, SIGKILL);
+      ::waitpid(child, nullptr, 0);
+    }
+    players.clear();
+    for (auto const& left : directory->entries()) wrong("left in the socket's directory: " + left);
+  }
+
+  play_bill play(cell const& which) {
+    what = which;
+    bill = {};
+    first_act_is_over = woken = false;
+    bill.fates.resize(most_processes);
+    silence =
+        patient(what.stops() || what.what->sends == scenario::sending::source_is_slow ? silence_when_stopped
+                                                                                      : silence_when_killed);
+    longer = std::min(silence + patient(longer_than_silence), patient(milliseconds(500)));
+    if (where.sender.is_cuda() || where.receivers.is_cuda()) silence *= 4, longer *= 4;
+    directory.emplace();
+    shared->reset(what.trigger);
+    try {
+      first_update();
+      if (what.stops()) wake_the_stopped();
+      close_the_first_act();
+      second_update();
+      the_end();
+    } catch (std::exception const& e) { wrong(e.what()); }
+    players.clear();
+    directory.reset();
+    return std::move(bill);
+  }
+};
+
+std::vector<std::string> fate::answers(std::string_view question) const {
+  std::vector<std::string> all;
+  for (auto const& [asked, answer] : said)
+    if (asked == question) all.push_back(answer);
+  return all;
+}
+
+director::director(places where) : impl_(std::make_unique<impl>(where)) {}
+director::~director() = default;
+play_bill director::play(cell const& what) { return impl_->play(what); }
+
+} // namespace ropeway::matrix

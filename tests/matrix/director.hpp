@@ -1,0 +1,58 @@
+// Plays one cell: makes the processes, tells them what to do, sees who falls, who ends when and how, brings
+// the fallen back, and has one more update sent to everybody. Part of ropeway; Apache-2.0.
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "board.hpp"
+#include "scenario.hpp"
+
+namespace ropeway::matrix {
+
+/// What a process of the first life came to.
+struct fate {
+  bool exists = false;
+  bool victim = false; ///< the signal came to it
+  /// Questions and answers until the first update was over.
+  std::vector<std::pair<std::string, std::string>> said;
+  /// Whether take was still waiting when the first update was over for everybody.
+  bool waits = false;
+  /// From the signal, or from the question if that came later, to its first answer after the signal.
+  std::optional<double> milliseconds;
+  passings passed{};  ///< when the first update was over
+  passings at_fall{}; ///< when the victims had fallen, and before they were woken
+  std::uint32_t times(std::string_view name) const { return passed[point(name)]; }
+  std::uint32_t times_at_fall(std::string_view name) const { return at_fall[point(name)]; }
+  /// Its answers to this question, in order.
+  std::vector<std::string> answers(std::string_view question) const;
+};
+
+/// Everything that is judged.
+struct play_bill {
+  bool fired = false;
+  std::vector<fate> fates; ///< by process
+  /// What went wrong outside the rules: a process that does not answer, that leaves something behind, ...
+  std::vector<std::string> wrong;
+};
+
+/// Made once in a process without threads, for one cell after the other.
+class director {
+ public:
+  explicit director(places where);
+  ~director();
+  play_bill play(cell const& what);
+
+ private:
+  struct impl;
+  std::unique_ptr<impl> impl_;
+};
+
+/// What of this is not as it must be; empty if all is well.
+std::vector<std::string> judge(cell const& what, play_bill const& how);
+
+} // namespace ropeway::matrix

@@ -1,0 +1,302 @@
+// test-matrix: kills and stops senders and receivers at every failpoint. Part of ropeway; Apache-2.0.
+#include <cerrno>
+#include <chrono>
+#include <cstdio>
+#include <cstring>
+#include <fstream>
+#include <iostream>
+#include <memory>
+#include <poll.h>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <vector>
+
+#include "cast.hpp"
+#include "director.hpp"
+#include "scenario.hpp"
+#include "support/fork_child.hpp"
+
+using namespace ropeway::matrix;
+using ropeway::device;
+using ropeway::unique_fd;
+using ropeway::testing::fork_child;
+
+namespace {
+
+constexpr char usage[] =
+    "test-matrix [OPTION...]: sender or receivers are killed or stopped at every failpoint\n"
+    "  --list             the cells, and nothing else\n"
+    "  --shard I/N        the I-th of N parts, of equal size give or take (1/1)\n"
+    "  --only TEXT        cells whose name, as --list shows it, has this text\n"
+    "  --json FILE        one line a cell\n"
+    "  --commit NAME      what the lines say of the code that was tested\n"
+    "  --route ROUTE      only if the bytes take this route: host or staged\n"
+    "  --device D         where the weights lie on both sides: host or cuda:N (host)\n"
+    "  --sender-device D, --receiver-device D\n"
+    "  --jobs N           cells at a time (3)\n"
+    "The last line is `N passed, N failed`. The exit status is 77 where there is no such device.\n";
+
+struct arguments {
+  bool list = false;
+  unsigned long shard = 1, shards = 1, jobs = 3;
+  std::string only, json, commit = "unknown", route;
+  places where;
+};
+
+struct bad_usage : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+device device_from(std::string const& text) {
+  if (text == "host") return device::host();
+  if (text.starts_with("cuda:")) return device::cuda(std::stoi(text.substr(5)));
+  throw bad_usage("no device " + text);
+}
+
+arguments read(int count, char** words) {
+  arguments result;
+  for (int i = 1; i < count; ++i) {
+    std::string const option = words[i];
+    auto const value = [&]() -> std::string {
+      if (++i == count) throw bad_usage(option + " needs a value");
+      return words[i];
+    };
+    if (option == "--list") {
+      result.list = true;
+    } else if (option == "--shard") {
+      auto const text = value();
+      auto const slash = text.find('/');
+      if (slash == text.npos) throw bad_usage("--shard is I/N");
+      result.shard = std::stoul(text), result.shards = std::stoul(text.substr(slash + 1));
+      if (result.shard < 1 || result.shard > result.shards) throw bad_usage("--shard is 1/N to N/N");
+    } else if (option == "--only") {
+      result.only = value();
+    } else if (option == "--json") {
+      result.json = value();
+    } else if (option == "--commit") {
+      result.commit = value();
+    } else if (option == "--route") {
+      result.route = value();
+    } else if (option == "--jobs") {
+      result.jobs = std::max(1ul, std::stoul(value()));
+    } else if (option == "--device") {
+      result.where.sender = result.where.receivers = device_from(value());
+    } else if (option == "--sender-device") {
+      result.where.sender = device_from(value());
+    } else if (option == "--receiver-device") {
+      result.where.receivers = device_from(value());
+    } else {
+      throw bad_usage("no option " + option);
+    }
+  }
+  return result;
+}
+
+/// What came of a cell, as it goes from the process that played it to the one that counts.
+struct result {
+  std::uint32_t index = 0, count_of_wrong = 0;
+  double slowest = -1, took = 0;
+  char survivors[256] = {};
+  char wrong[3000] = {};
+  passings by_sender{}, by_odd_one{};
+};
+
+void copy_text(char* to, std::size_t size, std::string const& from) {
+  auto const length = std::min(from.size(), size - 1);
+  std::memcpy(to, from.data(), length);
+  to[length] = 0;
+}
+
+result play(director& with, cell const& what, std::uint32_t index) {
+  result out;
+  out.index = index;
+  auto const started = std::chrono::steady_clock::now();
+  auto const how = with.play(what);
+  out.took = std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - started).count();
+  auto const wrong = judge(what, how);
+  out.count_of_wrong = static_cast<std::uint32_t>(wrong.size());
+  std::string words;
+  for (auto const& one : wrong) words += (words.empty() ? "" : "; ") + one;
+  copy_text(out.wrong, sizeof out.wrong, words);
+  std::ostringstream survivors;
+  for (std::uint32_t i = 0; i < how.fates.size(); ++i) {
+    auto const& its = how.fates[i];
+    if (!its.exists || its.victim || !its.milliseconds || i == filler) continue;
+    if (survivors.tellp() > 0) survivors << ", ";
+    survivors << '"' << (i == the_sender ? "sender" : "r" + std::to_string(i - 1)) << "\": ";
+    survivors.precision(1);
+    survivors << std::fixed << *its.milliseconds;
+    out.slowest = std::max(out.slowest, *its.milliseconds);
+  }
+  copy_text(out.survivors, sizeof out.survivors, survivors.str());
+  out.by_sender = how.fates[the_sender].passed;
+  out.by_odd_one = how.fates[odd_one].passed;
+  return out;
+}
+
+/// Plays cells in several processes, each of which takes the next one that nobody has taken.
+template <class Tell>
+void play_all(std::vector<cell> const& cells, arguments const& how, Tell const& tell) {
+  void* const shared = ::mmap(nullptr, sizeof(std::atomic<std::uint32_t>), PROT_READ | PROT_WRITE,
+                              MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  if (shared == MAP_FAILED) throw std::system_error(errno, std::generic_category(), "mmap");
+  auto& next = *new (shared) std::atomic<std::uint32_t>(0);
+  int ends[2] = {-1, -1};
+  if (::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) != 0)
+    throw std::system_error(errno, std::generic_category(), "socketpair");
+  unique_fd mine(ends[0]), theirs(ends[1]);
+  std::vector<fork_child> workers;
+  for (unsigned long i = 0; i < std::min<unsigned long>(how.jobs, cells.size()); ++i)
+    workers.emplace_back([&] {
+      mine.reset();
+      director with(how.where);
+      for (auto index = next++; index < cells.size(); index = next++) {
+        auto const done = play(with, cells[index], index);
+        if (::send(theirs.get(), &done, sizeof done, MSG_NOSIGNAL) != sizeof done) return 1;
+      }
+      return 0;
+    });
+  theirs.reset();
+  std::size_t heard = 0;
+  for (auto one = std::make_unique<result>(); heard < cells.size(); ++heard) {
+    ssize_t got = -1;
+    do got = ::recv(mine.get(), one.get(), sizeof *one, 0);
+    while (got < 0 && errno == EINTR);
+    if (got != sizeof *one) break; // all have ended
+    tell(*one);
+  }
+  bool all_well = heard == cells.size();
+  for (auto& one : workers) all_well = one.wait() == 0 && all_well;
+  ::munmap(shared, sizeof next);
+  if (!all_well) throw std::runtime_error("a process that plays cells ended before its time");
+}
+
+/// The same for a name everywhere and always.
+std::uint64_t hash(std::string const& text) {
+  std::uint64_t value = 0xcbf29ce484222325;
+  for (char const c : text) value = (value ^ static_cast<unsigned char>(c)) * 0x100000001b3;
+  return value ^ (value >> 29);
+}
+
+std::string quoted(std::string const& text) {
+  std::string out = "\"";
+  for (char const c : text) {
+    if (c == '"' || c == '\\') out += '\\';
+    out += static_cast<unsigned char>(c) < 32 ? ' ' : c;
+  }
+  return out + "\"";
+}
+
+void write_line(std::ostream& out, cell const& what, result const& came, arguments const& how) {
+  std::ostringstream line;
+  line << "{\"transition\": " << quoted(what.transition()) << ", \"passing\": " << what.trigger.passing
+       << ", \"signal\": \"" << what.signal_name() << "\", \"victim\": \"" << name(what.who)
+       << "\", \"scenario\": \"" << what.what->name << "\", \"route\": \"" << how.where.route()
+       << "\", \"result\": \"" << (came.count_of_wrong == 0 ? "ok" : "FAIL") << "\", \"ms\": {"
+       << came.survivors << "}, \"took\": ";
+  line.precision(1);
+  line << std::fixed << came.took << ", \"wrong\": " << quoted(came.wrong)
+       << ", \"commit\": " << quoted(how.commit) << "}\n";
+  out << line.str() << std::flush;
+}
+
+bool devices_are_here(places const& where) {
+  fork_child probe([&] { return exists(where.sender) && exists(where.receivers) ? 0 : 1; });
+  return probe.wait() == 0;
+}
+
+int run(arguments const& how) {
+  if (!how.route.empty() && how.route != how.where.route()) {
+    std::cout << "SKIPPED: route " << how.route << ": the bytes would go by " << how.where.route()
+              << "; say where the weights lie with --device\n";
+    return 77;
+  }
+  if ((how.where.sender.is_cuda() || how.where.receivers.is_cuda()) && !devices_are_here(how.where)) {
+    std::cout << "SKIPPED: the matrix on device memory: there is no such device here\n";
+    return 77;
+  }
+  auto const started = std::chrono::steady_clock::now();
+  unsigned passed = 0, failed = 0;
+
+  // Every scenario once without a victim: that must go well, and shows which failpoints there are to arm.
+  std::vector<cell> rehearsals;
+  std::vector<walk> walks;
+  for (auto const& one : scenarios())
+    for (bool const group : {false, true}) {
+      cell plain;
+      plain.what = &one;
+      plain.who = group ? victim::member : victim::nobody;
+      plain.trigger.process = most_processes; // nobody
+      rehearsals.push_back(plain);
+      walks.push_back({&one, group, {}, {}});
+    }
+  play_all(rehearsals, how, [&](result const& came) {
+    walks[came.index].by_sender = came.by_sender;
+    walks[came.index].by_odd_one = came.by_odd_one;
+    // A rehearsal in a group has a victim in name only.
+    std::string const wrong = came.wrong;
+    if (came.count_of_wrong == 0) return;
+    ++failed;
+    std::cout << "FAILED: nothing | " << rehearsals[came.index].what->name
+              << (walks[came.index].group ? " in a group" : "") << ": " << wrong << std::endl;
+  });
+  passed += static_cast<unsigned>(rehearsals.size()) - failed;
+  for (auto const& wrong : gaps(walks)) {
+    ++failed;
+    std::cout << "FAILED: coverage: " << wrong << std::endl;
+  }
+
+  std::vector<cell> cells;
+  for (auto const& one : cells_of(walks)) {
+    auto const name = one.full_name();
+    if (hash(name) % how.shards == how.shard - 1 && name.find(how.only) != name.npos) cells.push_back(one);
+  }
+  if (how.list) {
+    for (auto const& one : cells) std::cout << one.full_name() << '\n';
+    return failed == 0 ? 0 : 1;
+  }
+  std::ofstream json;
+  if (!how.json.empty()) {
+    json.open(how.json);
+    if (!json) throw std::runtime_error("can't write " + how.json);
+  }
+  double sum[2] = {0, 0};
+  unsigned count[2] = {0, 0};
+  play_all(cells, how, [&](result const& came) {
+    auto const& what = cells[came.index];
+    sum[what.stops()] += came.took;
+    ++count[what.stops()];
+    ++(came.count_of_wrong == 0 ? passed : failed);
+    if (came.count_of_wrong != 0)
+      std::cout << "FAILED: " << what.full_name() << ": " << came.wrong << std::endl;
+    if (json.is_open()) write_line(json, what, came, how);
+  });
+  std::cout
+      << points().size() << " failpoints, " << rehearsals.size() << " rehearsals, " << cells.size()
+      << " cells by the " << how.where.route() << " route in "
+      << std::chrono::duration_cast<std::chrono::seconds>(std::chrono::steady_clock::now() - started).count()
+      << " s; on average ";
+  for (bool const stops : {false, true})
+    if (count[stops] != 0)
+      std::cout << static_cast<int>(sum[stops] / count[stops]) << " ms a cell with "
+                << (stops ? "SIGSTOP " : "SIGKILL ");
+  std::cout << '\n' << passed << " passed, " << failed << " failed\n";
+  return failed == 0 ? 0 : 1;
+}
+
+} // namespace
+
+int main(int count, char** words) {
+  try {
+    return run(read(count, words));
+  } catch (bad_usage const& e) {
+    std::cerr << "test-matrix: " << e.what() << '\n' << usage;
+    return 2;
+  } catch (std::exception const& e) {
+    std::cerr << "test-matrix: " << e.what() << "\n0 passed, 1 failed\n";
+    return 1;
+  }
+}

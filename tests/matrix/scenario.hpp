@@ -1,0 +1,72 @@
+// What the processes of a cell do, and what befalls one of them. Part of ropeway; Apache-2.0.
+#pragma once
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "board.hpp"
+#include "ropeway/tensor.hpp"
+
+namespace ropeway::matrix {
+
+/// Processes, by their number on the board. A restarted one is another: its number is `reborn` higher.
+inline constexpr std::uint32_t the_sender = 0, first_receiver = 1, odd_one = 2, filler = 6, reborn = 8;
+
+/// How the first update goes when nothing befalls anybody. The second is always a plain one.
+struct scenario {
+  std::string_view name;
+  enum class sending { plain, source_fails, source_is_slow } sends = sending::plain;
+  /// What one receiver does, the odd one, while the others load; `by_hand`: all take it bucket by bucket.
+  enum class taking { load, by_hand, refuse, not_now, give_up } odd_takes = taking::load;
+  /// What the system refuses one of them; `relays`: the sender's tensors lie on a (scripted) device that
+  /// no receiver maps.
+  enum class trouble { none, ring_refused, manifest_lost, ring_fails, relays } has = trouble::none;
+  /// What comes after the first update.
+  enum class ending { none, odd_leaves, sender_closes, sender_is_lost } then = ending::none;
+  /// One more receiver: it takes the last place and then leaves, or is lost before the update.
+  enum class extra { none, fills_the_last_place, is_lost } more = extra::none;
+};
+std::vector<scenario> const& scenarios();
+
+enum class victim { nobody, sender, sender_with_child, receiver, member, everybody };
+std::string_view name(victim who);
+
+struct cell {
+  scenario const* what = nullptr;
+  victim who = victim::nobody;
+  board::trigger trigger;
+
+  bool group() const { return who == victim::member; }
+  std::uint32_t receivers() const { return group() ? 4 : 3; }
+  bool stops() const;
+  std::string_view signal_name() const { return stops() ? "STOP" : "KILL"; }
+  std::string transition() const { return points().at(trigger.point); }
+  /// "sender: say begin | KILL | sender | plain | 1"
+  std::string full_name() const;
+};
+
+/// Where the weights lie.
+struct places {
+  device sender = device::host(), receivers = device::host();
+  std::string_view route() const { return sender.is_cuda() && receivers.is_cuda() ? "staged" : "host"; }
+};
+
+/// What one walk through a scenario came to, by the process that did.
+struct walk {
+  scenario const* what = nullptr;
+  bool group = false;
+  passings by_sender{}, by_odd_one{};
+};
+
+/// All cells: for each failpoint that a walk reached the first scenario in which it did.
+std::vector<cell> cells_of(std::vector<walk> const& walks);
+
+/// What is wrong with the coverage: failpoints that no walk reached, although nothing excuses them; excuses
+/// for failpoints that were reached; messages that nobody said.
+std::vector<std::string> gaps(std::vector<walk> const& walks);
+
+/// Why a failpoint can't be reached here; empty if it can.
+std::string excuse(std::string const& point);
+
+} // namespace ropeway::matrix
