@@ -47,16 +47,16 @@ enum class style : std::uint8_t { whole, boxes, shard, subset, buckets, count };
 /// What goes wrong, or is decided.
 enum class fault : std::uint8_t {
   none,
-  refuse,    ///< receiver
-  not_now,   ///< receiver
-  loader,    ///< receiver: its loader throws at `bucket`
-  drop,      ///< receiver: the update object is destroyed there
-  source,    ///< sender: its source or writer throws at tensor or bucket `bucket`
-  cancel,    ///< either: timer || operation
-  leave,     ///< receiver: closes while the update runs, and ends
-  kill,      ///< either
-  nap,       ///< receiver: stopped, and continued at once
-  stall,     ///< either: stopped for longer than the silence limit
+  refuse,  ///< receiver
+  not_now, ///< receiver
+  loader,  ///< receiver: its loader throws at `bucket`
+  drop,    ///< receiver: the update object is destroyed there
+  source,  ///< sender: its source or writer throws at tensor or bucket `bucket`
+  cancel,  ///< either: timer || operation
+  leave,   ///< receiver: closes while the update runs, and ends
+  kill,    ///< either
+  nap,     ///< receiver: stopped, and continued at once
+  stall,   ///< either: stopped for longer than the silence limit
   count,
 };
 /// When a kill, nap or stall comes; if that moment never comes, at the end of the update.

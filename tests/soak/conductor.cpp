@@ -63,7 +63,7 @@ char const* name(style what) {
 }
 char const* name(fault what) {
   static constexpr std::array names{"no fault", "refuse", "not now", "loader throws", "drop", "source throws",
-                                    "cancel", "leave", "kill", "nap", "stall"};
+                                    "cancel",   "leave",  "kill",    "nap",           "stall"};
   return names[static_cast<std::size_t>(what)];
 }
 char const* name(moment what) {
@@ -97,7 +97,7 @@ struct child {
   // Of a receiver.
   order now;
   bool late = false, told_to_connect = false;
-  std::uint32_t committed_from = 0;   ///< the sender instance that it committed from last
+  std::uint32_t committed_from = 0; ///< the sender instance that it committed from last
   std::uint64_t committed_version = 0;
   bool grouped() const { return !leads && slot >= 3; }
 
@@ -109,7 +109,7 @@ struct child {
 };
 
 struct row {
-  std::uint64_t sample = 0, update = 0;
+  std::uint64_t step = 0, update = 0; ///< step: the update, or round, that is counted for `--every`
   double seconds = 0;
   std::string process;
   std::uint32_t life = 0;
@@ -135,9 +135,9 @@ class conductor {
 
   void run() {
     switch (of_.how) {
-      case mode::random: run_random(); break;
-      case mode::flat: run_flat(); break;
-      case mode::restarts: run_restarts(); break;
+    case mode::random: run_random(); break;
+    case mode::flat: run_flat(); break;
+    case mode::restarts: run_restarts(); break;
     }
     end_all();
   }
@@ -194,8 +194,8 @@ class conductor {
 
   // ---- samples ----
   figures sample_of(child& who);
-  void take_samples(bool keep);
-  void add_row(child& who, std::string const& as, figures const& of);
+  void take_samples(std::uint64_t step);
+  void add_row(child& who, std::uint64_t step, std::string const& as, figures const& of);
   void compare_samples(child& who, std::uint64_t warm);
 
   child* receiver_in(std::size_t slot) {
@@ -220,7 +220,7 @@ class conductor {
   order to_sender_;
   counts counted_;
   std::vector<row> rows_;
-  std::uint64_t every_ = 1, samples_ = 0;
+  std::uint64_t every_ = 1;
   struct baseline {
     std::uint64_t seen = 0;
     std::optional<figures> at;
@@ -238,17 +238,27 @@ child& conductor::spawn(bool leads, std::size_t slot) {
   made->leads = leads;
   made->slot = slot;
   auto const life = ++lives_[leads ? 1000 : slot];
-  made->name = leads ? "sender." + std::to_string(life) : "r" + std::to_string(slot) + "." + std::to_string(life);
+  made->name =
+      leads ? "sender." + std::to_string(life) : "r" + std::to_string(slot) + "." + std::to_string(life);
   std::array<int, 2> ends{};
   if (::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends.data()) != 0)
     throw std::system_error(errno, std::generic_category(), "socketpair");
   made->control = unique_fd(ends[0]);
   unique_fd const other(ends[1]);
   device where = of_.where;
-  if (!leads && !of_.receiver_devices.empty()) where = of_.receiver_devices[slot % of_.receiver_devices.size()];
-  std::vector<std::string> said{"ropeway-soak", "--as", leads ? "sender" : "receiver", "--seed",
-                                std::to_string(of_.seed), "--path", directory_.file("s"), "--name", made->name,
-                                "--device", to_string(where)};
+  if (!leads && !of_.receiver_devices.empty())
+    where = of_.receiver_devices[slot % of_.receiver_devices.size()];
+  std::vector<std::string> said{"ropeway-soak",
+                                "--as",
+                                leads ? "sender" : "receiver",
+                                "--seed",
+                                std::to_string(of_.seed),
+                                "--path",
+                                directory_.file("s"),
+                                "--name",
+                                made->name,
+                                "--device",
+                                to_string(where)};
   if (of_.how != mode::random) said.emplace_back("--even");
   if (made->grouped())
     for (auto const* word : {"--group", "pair", "--group-size", "2"}) said.emplace_back(word);
@@ -269,7 +279,8 @@ child& conductor::spawn(bool leads, std::size_t slot) {
   std::vector<char*> variables;
   if (of_.how != mode::random) variables.push_back(tunables.data());
   for (char** one = environ; *one; ++one)
-    if (of_.how == mode::random || !std::string_view(*one).starts_with("GLIBC_TUNABLES=")) variables.push_back(*one);
+    if (of_.how == mode::random || !std::string_view(*one).starts_with("GLIBC_TUNABLES="))
+      variables.push_back(*one);
   variables.push_back(nullptr);
   int const error =
       ::posix_spawn(&made->pid, "/proc/self/exe", &actions, &attributes, arguments.data(), variables.data());
@@ -298,23 +309,23 @@ void conductor::heard(child& from, answer const& what) {
     std::fprintf(stderr, "%.3f %s says %d (%s %d) %s\n", seconds(), from.name.c_str(), int(what.what),
                  std::string(what.category.view()).c_str(), what.code, text.c_str());
   switch (what.what) {
-    case tell::ready: from.ready = true; break;
-    case tell::opened: from.opened = true; break;
-    case tell::closed: from.closed = true; break;
-    case tell::who: from.list = what, from.listed = true; break;
-    case tell::report: from.report = what, from.reported = true; break;
-    case tell::armed: from.armed = true; break;
-    case tell::connected: from.connected = true; break;
-    case tell::lost:
-      from.connected = false;
-      if (!from.may_lose)
-        throw wrong(from.name + " lost its session without a reason: " + std::string(what.category.view()) + " " +
-                    std::to_string(what.code) + " " + text);
-      break;
-    case tell::came: from.what_came = what, from.came = true; break;
-    case tell::sample: from.sample = what, from.sampled = true; break;
-    case tell::broken: throw wrong(from.name + " says: " + text);
-    case tell::no_device: throw no_device(text);
+  case tell::ready: from.ready = true; break;
+  case tell::opened: from.opened = true; break;
+  case tell::closed: from.closed = true; break;
+  case tell::who: from.list = what, from.listed = true; break;
+  case tell::report: from.report = what, from.reported = true; break;
+  case tell::armed: from.armed = true; break;
+  case tell::connected: from.connected = true; break;
+  case tell::lost:
+    from.connected = false;
+    if (!from.may_lose)
+      throw wrong(from.name + " lost its session without a reason: " + std::string(what.category.view()) +
+                  " " + std::to_string(what.code) + " " + text);
+    break;
+  case tell::came: from.what_came = what, from.came = true; break;
+  case tell::sample: from.sample = what, from.sampled = true; break;
+  case tell::broken: throw wrong(from.name + " says: " + text);
+  case tell::no_device: throw no_device(text);
   }
 }
 
@@ -381,7 +392,11 @@ void conductor::until(std::function<bool()> const& done, char const* what, milli
   std::ostringstream text;
   text << "hang: waited " << limit.count() << " ms for " << what << ";";
   auto const add = [&](child const& one) {
-    text << " " << one.name << (one.gone ? " gone" : one.stopped ? " stopped" : one.connected ? " connected" : "")
+    text << " " << one.name
+         << (one.gone        ? " gone"
+             : one.stopped   ? " stopped"
+             : one.connected ? " connected"
+                             : "")
          << (one.came ? " told" : "");
   };
   if (sender_) add(*sender_);
@@ -438,7 +453,8 @@ void conductor::close_ring() {
 }
 
 void conductor::open_some_ring(chance& luck) {
-  static constexpr std::array<std::uint64_t, 8> sizes{1024, 4096, 5000, 16384, 65536, 100000, 262144, 1048576};
+  static constexpr std::array<std::uint64_t, 8> sizes{1024,  4096,   5000,   16384,
+                                                      65536, 100000, 262144, 1048576};
   bool const quick = luck.one_in(3);
   auto const bytes = sizes[luck.below(sizes.size())];
   auto const slots = static_cast<std::uint32_t>(luck.between(1, 4));
@@ -471,7 +487,8 @@ void conductor::settle() {
     until([&] { return sender_->listed; }, "the sender's list");
     std::set<std::string, std::less<>> there;
     for (std::uint32_t i = 0; i < sender_->list.peers; ++i) there.emplace(sender_->list.lines[i].name.view());
-    bool const all = std::ranges::all_of(receivers_, [](auto const& one) { return one->late || one->connected; });
+    bool const all =
+        std::ranges::all_of(receivers_, [](auto const& one) { return one->late || one->connected; });
     if (all && there == wanted && sender_->list.peers == wanted.size()) break;
     if (clock::now() > deadline) {
       std::string text = "hang: the sender lists";
@@ -487,7 +504,8 @@ void conductor::settle() {
   for (auto& one : receivers_) one->may_lose = false;
 }
 
-/// What a receiver says in its hello is what it has committed; so a commit whose answer never came is settled.
+/// What a receiver says in its hello is what it has committed; so a commit whose answer never came is
+/// settled.
 void conductor::check_list(answer const& list) {
   for (std::uint32_t i = 0; i < list.peers; ++i) {
     auto const& line = list.lines[i];
@@ -495,9 +513,10 @@ void conductor::check_list(answer const& list) {
         std::ranges::find_if(receivers_, [&](auto const& one) { return one->name == line.name.view(); });
     bool const holds = (*who)->committed_from == instance_;
     if (holds != line.holds || (holds && line.version != (*who)->committed_version))
-      throw wrong((*who)->name + " holds " +
-                  (holds ? "version " + std::to_string((*who)->committed_version) : "no version of this sender") +
-                  ", and the sender says " + (line.holds ? "version " + std::to_string(line.version) : "none"));
+      throw wrong(
+          (*who)->name + " holds " +
+          (holds ? "version " + std::to_string((*who)->committed_version) : "no version of this sender") +
+          ", and the sender says " + (line.holds ? "version " + std::to_string(line.version) : "none"));
     ++counted_.settled;
   }
 }
@@ -609,23 +628,23 @@ void conductor::judge_receiver(child& who, peer_line const* line, order const& t
       complain(std::string("was to ") + name(who.now.goes_wrong) + " and is reported as " + said);
   };
   switch (who.now.goes_wrong) {
-    case fault::none:
-    case fault::nap:
-      if (who.now.into == style::whole && to_sender.partial) only({outcome::refused});
-      break;
-    case fault::refuse: only({outcome::refused}); break;
-    case fault::not_now: only({outcome::skipped}); break;
-    case fault::loader: only({outcome::failed}); break;
-    case fault::drop: only({outcome::refused, outcome::failed}); break;
-    case fault::cancel:
-      only({outcome::committed, outcome::failed, outcome::refused});
-      break;
-    case fault::leave: only({outcome::committed, outcome::failed, outcome::dropped, outcome::refused}); break;
-    case fault::kill: only({outcome::committed, outcome::dropped, outcome::unconfirmed, outcome::refused}); break;
-    case fault::stall:
-      only({outcome::committed, outcome::dropped, outcome::unconfirmed, outcome::skipped, outcome::refused});
-      break;
-    default: break;
+  case fault::none:
+  case fault::nap:
+    if (who.now.into == style::whole && to_sender.partial) only({outcome::refused});
+    break;
+  case fault::refuse: only({outcome::refused}); break;
+  case fault::not_now: only({outcome::skipped}); break;
+  case fault::loader: only({outcome::failed}); break;
+  case fault::drop: only({outcome::refused, outcome::failed}); break;
+  case fault::cancel: only({outcome::committed, outcome::failed, outcome::refused}); break;
+  case fault::leave: only({outcome::committed, outcome::failed, outcome::dropped, outcome::refused}); break;
+  case fault::kill:
+    only({outcome::committed, outcome::dropped, outcome::unconfirmed, outcome::refused});
+    break;
+  case fault::stall:
+    only({outcome::committed, outcome::dropped, outcome::unconfirmed, outcome::skipped, outcome::refused});
+    break;
+  default: break;
   }
 }
 
@@ -642,7 +661,8 @@ void conductor::judge(order const& to_sender) {
   if (!sender_->gone && lines.size() != report.peers) throw wrong("a receiver stands in the report twice");
   for (auto& one : receivers_) {
     ++counted_.styles[name(one->now.into)];
-    if (one->now.goes_wrong != fault::none) ++counted_.faults[std::string("receiver: ") + name(one->now.goes_wrong)];
+    if (one->now.goes_wrong != fault::none)
+      ++counted_.faults[std::string("receiver: ") + name(one->now.goes_wrong)];
     auto const found = lines.find(one->name);
     judge_receiver(*one, found == lines.end() ? nullptr : found->second, to_sender);
     if (found != lines.end()) lines.erase(found);
@@ -659,10 +679,12 @@ void conductor::judge(order const& to_sender) {
                                                      : std::system_category());
   auto const said = std::string(report.category.view()) + " " + std::to_string(report.code) + ", " +
                     std::string(report.text.view());
-  if (code) ++counted_.errors[report.category.view() == ropeway_category().name() ? code.message() : "cancelled"];
+  if (code)
+    ++counted_.errors[report.category.view() == ropeway_category().name() ? code.message() : "cancelled"];
   bool const too_few = code == make_error_code(errc::too_few_receivers);
   if (report.threw) {
-    if (code != make_error_code(errc::source_failed)) throw wrong("the source threw and the send said: " + said);
+    if (code != make_error_code(errc::source_failed))
+      throw wrong("the source threw and the send said: " + said);
     if (committed != 0) throw wrong("the source threw and a receiver is reported as committed");
   } else if (to_sender.goes_wrong == fault::cancel && code.value() == ECANCELED) {
     // as it was to be
@@ -680,8 +702,9 @@ std::string conductor::orders_in_words() const {
     if (one.goes_wrong == fault::none) return;
     text << " (" << name(one.when) << ", bucket " << one.bucket << ", " << one.micros << " us)";
   };
-  text << "update " << to_sender_.update << ", version " << to_sender_.version << ", layout " << to_sender_.layout
-       << (to_sender_.partial ? " in part" : "") << ", as " << name(to_sender_.how) << "; sender: ";
+  text << "update " << to_sender_.update << ", version " << to_sender_.version << ", layout "
+       << to_sender_.layout << (to_sender_.partial ? " in part" : "") << ", as " << name(to_sender_.how)
+       << "; sender: ";
   add(to_sender_);
   for (auto const& one : receivers_) {
     text << "; " << one->name << (one->late ? " (late)" : "") << " into " << name(one->now.into) << ": ";
@@ -709,7 +732,7 @@ order conductor::plain_order(std::uint64_t layout, way how) {
 }
 
 void conductor::plan_sender(order& now, chance& luck) {
-  now.partial = luck.one_in(8);
+  now.partial = luck.one_in(8) && make_layout(of_.seed, now.layout, false).tensors.size() >= 2;
   if (!luck.one_in(12)) return;
   auto const dice = luck.below(10);
   now.micros = static_cast<std::uint32_t>(luck.below(luck.one_in(2) ? 500 : 8000));
@@ -746,7 +769,8 @@ void conductor::plan_receiver(child& who, order const& to_sender, chance& luck) 
   now.goes_wrong = all[luck.below(all.size())];
   now.when = static_cast<moment>(luck.below(static_cast<std::uint64_t>(moment::count)));
   if (now.goes_wrong == fault::stall && silence_ != short_silence) now.goes_wrong = fault::nap;
-  if (lives && (now.goes_wrong == fault::kill || now.goes_wrong == fault::leave)) now.goes_wrong = fault::cancel;
+  if (lives && (now.goes_wrong == fault::kill || now.goes_wrong == fault::leave))
+    now.goes_wrong = fault::cancel;
   if (now.goes_wrong == fault::loader || (now.goes_wrong == fault::drop && now.bucket != 0))
     now.into = style::buckets;
   if (now.when == moment::committing) now.into = style::buckets;
@@ -793,20 +817,21 @@ void conductor::random_update(chance& luck) {
       std::rotate(at, at + 1, recent_layouts_.end());
     }
   }
-  auto to_sender =
-      plain_order(recent_layouts_.back(), static_cast<way>(luck.below(static_cast<std::uint64_t>(way::count))));
+  auto to_sender = plain_order(recent_layouts_.back(),
+                               static_cast<way>(luck.below(static_cast<std::uint64_t>(way::count))));
   plan_sender(to_sender, luck);
   for (auto& one : receivers_) plan_receiver(*one, to_sender, luck);
   carry_out(to_sender);
 }
 
 void conductor::run_random() {
-  auto const end = began_ + std::chrono::duration_cast<clock::duration>(std::chrono::duration<double>(of_.minutes * 60));
+  auto const end =
+      began_ + std::chrono::duration_cast<clock::duration>(std::chrono::duration<double>(of_.minutes * 60));
   for (update_ = 1; of_.updates == 0 || update_ <= of_.updates; ++update_) {
     if (of_.minutes > 0 && clock::now() >= end) break;
     chance luck(mix({of_.seed, 5, update_}));
     random_update(luck);
-    if (update_ % every_ == 0 && sender_ && !sender_->gone) take_samples(true);
+    if (update_ % every_ == 0 && sender_ && !sender_->gone) take_samples(update_);
     if (update_ % 500 == 0)
       std::fprintf(stderr, "update %llu after %.0f s\n", static_cast<unsigned long long>(update_), seconds());
   }
@@ -840,10 +865,9 @@ void conductor::run_flat() {
     // Each layout five times, each time given in another way.
     auto const n = counted_.updates;
     send_plainly(1 + n / 5 % even_layouts, static_cast<way>(n % 5));
-    if (update_ % every_ == 0 || update_ == warm_updates) take_samples(true);
+    if (update_ % every_ == 0) take_samples(update_);
     if (update_ < warm_updates) continue;
-    if (update_ == warm_updates || update_ % every_ == 0 || update_ == of_.updates) {
-      if (update_ == of_.updates && update_ % every_ != 0) take_samples(true);
+    if (update_ == warm_updates || update_ % 10 == 0 || update_ == of_.updates) {
       compare_samples(*sender_, 0);
       for (auto& one : receivers_) compare_samples(*one, 0);
     }
@@ -863,7 +887,8 @@ void conductor::run_restarts() {
     bool const hits_sender = of_.killed == victim::sender || (of_.killed == victim::both && round % 2 == 0);
     ++update_;
     settle();
-    // Not prepared ones: they keep a manifest of their own as long as they live, which a new sender has not yet.
+    // Not prepared ones: they keep a manifest of their own as long as they live, which a new sender has not
+    // yet.
     static constexpr std::array ways{way::views, way::started, way::source, way::writer};
     auto to_sender = plain_order(layout(), ways[luck.below(ways.size())]);
     for (auto& one : receivers_) take_plainly(*one);
@@ -877,13 +902,14 @@ void conductor::run_restarts() {
     if (hits_sender) {
       start_sender();
       open_ring(16384, 2, long_silence);
-      // A receiver that knows no layout makes the new sender keep the manifests that it will be asked for later.
+      // A receiver that knows no layout makes the new sender keep the manifests that it will be asked for
+      // later.
       kill_now(*receiver_in(2));
       bury();
     }
     spawn(false, 2);
     for (int clean = 0; clean < 2; ++clean) send_plainly(layout(), way::views);
-    take_samples(round % every_ == 0);
+    if (round % every_ == 0) take_samples(round);
     for (auto& one : receivers_)
       if (one->slot != 2) compare_samples(*one, warm_rounds);
     // A sender that is killed every other round has one round of a receiver's death to survive.
@@ -900,21 +926,21 @@ figures conductor::sample_of(child& who) {
   return who.sample.sample;
 }
 
-void conductor::add_row(child& who, std::string const& as, figures const& of) {
-  rows_.push_back({samples_, update_, seconds(), as, lives_[who.leads ? 1000 : who.slot], of});
+void conductor::add_row(child& who, std::uint64_t step, std::string const& as, figures const& of) {
+  rows_.push_back({step, update_, seconds(), as, lives_[who.leads ? 1000 : who.slot], of});
 }
 
-void conductor::take_samples(bool keep) {
-  if (!keep) return;
-  ++samples_;
-  add_row(*sender_, "sender", sample_of(*sender_));
+void conductor::take_samples(std::uint64_t step) {
+  if (of_.sample_file.empty()) return;
+  add_row(*sender_, step, "sender", sample_of(*sender_));
   for (auto& one : receivers_) {
-    bool const lasts = of_.how == mode::flat || one->slot == 0 || (of_.how == mode::restarts && one->slot == 1);
-    if (lasts) add_row(*one, "receiver " + std::to_string(one->slot), sample_of(*one));
+    bool const lasts =
+        of_.how == mode::flat || one->slot == 0 || (of_.how == mode::restarts && one->slot == 1);
+    if (lasts) add_row(*one, step, "receiver " + std::to_string(one->slot), sample_of(*one));
   }
   if (of_.sample_every == 0 && rows_.size() > rows_kept) { // half of them, half as often
-    std::erase_if(rows_, [](row const& one) { return one.sample % 2 == 0; });
     every_ *= 2;
+    std::erase_if(rows_, [this](row const& one) { return one.step % every_ != 0; });
   }
 }
 
@@ -933,7 +959,8 @@ void conductor::compare_samples(child& who, std::uint64_t warm) {
     if (now.threads != first.threads) return differs("threads", first.threads, now.threads);
     if (instrumented) return {}; // their own memory comes and goes
     if (now.mappings != first.mappings) return differs("mappings", first.mappings, now.mappings);
-    if (now.shared_kib > first.shared_kib) return differs("KiB of shared memory", first.shared_kib, now.shared_kib);
+    if (now.shared_kib > first.shared_kib)
+      return differs("KiB of shared memory", first.shared_kib, now.shared_kib);
     if (now.heap_bytes > first.heap_bytes + heap_slack)
       return differs("bytes of heap in use", first.heap_bytes, now.heap_bytes);
     if (now.anon_kib > first.anon_kib + anon_slack_kib)
@@ -988,11 +1015,12 @@ void conductor::print(std::FILE* to) const {
                "receiver processes\n",
                number(counted_.updates), number(counted_.layouts), seconds(), number(counted_.rings),
                number(counted_.senders), number(counted_.receivers));
-  std::fprintf(to,
-               "%.1f MB sent in %llu buckets; %.1f MB compared byte by byte in %llu looks at a receiver's memory; "
-               "%llu versions held compared with the sender's list\n",
-               static_cast<double>(counted_.bytes_sent) / 1e6, number(counted_.buckets),
-               static_cast<double>(counted_.bytes_compared) / 1e6, number(counted_.checks), number(counted_.settled));
+  std::fprintf(
+      to,
+      "%.1f MB sent in %llu buckets; %.1f MB compared byte by byte in %llu looks at a receiver's memory; "
+      "%llu versions held compared with the sender's list\n",
+      static_cast<double>(counted_.bytes_sent) / 1e6, number(counted_.buckets),
+      static_cast<double>(counted_.bytes_compared) / 1e6, number(counted_.checks), number(counted_.settled));
   list("outcomes", counted_.outcomes);
   list("given as", counted_.ways);
   list("taken into", counted_.styles);
@@ -1000,13 +1028,14 @@ void conductor::print(std::FILE* to) const {
   list("sends that failed", counted_.errors);
   for (auto const& [who, pair] : flat_) {
     auto const& [first, last] = pair;
-    std::fprintf(to,
-                 "%s, after the warm-up and at the end: fds %llu %llu, mappings %llu %llu, threads %llu %llu, heap "
-                 "in use %llu %llu bytes, RssAnon %llu %llu KiB, RssShmem %llu %llu KiB, device %llu %llu MiB\n",
-                 who.c_str(), number(first.fds), number(last.fds), number(first.mappings), number(last.mappings),
-                 number(first.threads), number(last.threads), number(first.heap_bytes), number(last.heap_bytes),
-                 number(first.anon_kib), number(last.anon_kib), number(first.shared_kib), number(last.shared_kib),
-                 number(first.device_mib), number(last.device_mib));
+    std::fprintf(
+        to,
+        "%s, after the warm-up and at the end: fds %llu %llu, mappings %llu %llu, threads %llu %llu, heap "
+        "in use %llu %llu bytes, RssAnon %llu %llu KiB, RssShmem %llu %llu KiB, device %llu %llu MiB\n",
+        who.c_str(), number(first.fds), number(last.fds), number(first.mappings), number(last.mappings),
+        number(first.threads), number(last.threads), number(first.heap_bytes), number(last.heap_bytes),
+        number(first.anon_kib), number(last.anon_kib), number(first.shared_kib), number(last.shared_kib),
+        number(first.device_mib), number(last.device_mib));
   }
 }
 
@@ -1015,9 +1044,10 @@ void conductor::write_samples() const {
   std::ofstream file(of_.sample_file);
   file << "update,seconds,process,life,anon_kib,shared_kib,heap_bytes,fds,mappings,threads,device_mib\n";
   for (auto const& one : rows_)
-    file << one.update << ',' << static_cast<std::uint64_t>(one.seconds * 10) / 10.0 << ',' << one.process << ','
-         << one.life << ',' << one.of.anon_kib << ',' << one.of.shared_kib << ',' << one.of.heap_bytes << ','
-         << one.of.fds << ',' << one.of.mappings << ',' << one.of.threads << ',' << one.of.device_mib << '\n';
+    file << one.update << ',' << static_cast<std::uint64_t>(one.seconds * 10) / 10.0 << ',' << one.process
+         << ',' << one.life << ',' << one.of.anon_kib << ',' << one.of.shared_kib << ',' << one.of.heap_bytes
+         << ',' << one.of.fds << ',' << one.of.mappings << ',' << one.of.threads << ',' << one.of.device_mib
+         << '\n';
   if (!file.flush()) throw wrong("the samples can't be written to " + of_.sample_file);
 }
 
@@ -1037,7 +1067,8 @@ int conduct(wishes const& of) {
     std::printf("FAILED at update %llu of seed %llu: %s\n", static_cast<unsigned long long>(one.update()),
                 static_cast<unsigned long long>(of.seed), error.what());
     std::printf("  %s\n", one.orders_in_words().c_str());
-    std::printf("  to repeat it: the same command with --seed %llu\n", static_cast<unsigned long long>(of.seed));
+    std::printf("  to repeat it: the same command with --seed %llu\n",
+                static_cast<unsigned long long>(of.seed));
     one.print(stdout);
     try {
       one.write_samples();

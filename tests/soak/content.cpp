@@ -52,7 +52,8 @@ std::uint16_t to_f16(float value) {
   int const place = std::max(std::ilogb(rounded), -14);
   auto const mantissa = static_cast<std::uint32_t>(std::ldexp(rounded, 10 - place));
   if (rounded == 0 || mantissa < 0x400U) return static_cast<std::uint16_t>(sign | mantissa);
-  return static_cast<std::uint16_t>(sign | (static_cast<std::uint32_t>(place + 15) << 10) | (mantissa - 0x400U));
+  return static_cast<std::uint16_t>(sign | (static_cast<std::uint32_t>(place + 15) << 10) |
+                                    (mantissa - 0x400U));
 }
 
 float from_f16(std::uint16_t raw) {
@@ -115,11 +116,11 @@ shape a_matrix(chance& luck, std::uint64_t most_elements) {
 }
 
 tensor_plan a_tensor(chance& luck, layout const& so_far, bool even) {
-  static constexpr std::array types{
-      dtype::boolean, dtype::u8,      dtype::i8,      dtype::u16,         dtype::i16,         dtype::u32,
-      dtype::i32,     dtype::u64,     dtype::i64,     dtype::f16,         dtype::bf16,        dtype::f32,
-      dtype::f64,     dtype::c64,     dtype::f8_e4m3, dtype::f8_e5m2,     dtype::f8_e8m0,     dtype::f8_e4m3fnuz,
-      dtype::f8_e5m2fnuz};
+  static constexpr std::array types{dtype::boolean, dtype::u8,          dtype::i8,         dtype::u16,
+                                    dtype::i16,     dtype::u32,         dtype::i32,        dtype::u64,
+                                    dtype::i64,     dtype::f16,         dtype::bf16,       dtype::f32,
+                                    dtype::f64,     dtype::c64,         dtype::f8_e4m3,    dtype::f8_e5m2,
+                                    dtype::f8_e8m0, dtype::f8_e4m3fnuz, dtype::f8_e5m2fnuz};
   tensor_plan made;
   made.sent.name = a_name(luck, so_far.tensors.size());
   auto const tie = so_far.tensors.empty() ? 0 : luck.below(so_far.tensors.size());
@@ -130,8 +131,11 @@ tensor_plan a_tensor(chance& luck, layout const& so_far, bool even) {
     made.source = other.source, made.how = lie::tied;
     return made;
   }
-  std::uint64_t const most =
-      even ? 16 * kib : luck.one_in(60) ? 1024 * kib : luck.one_in(6) ? 64 * kib : luck.one_in(2) ? 4 * kib : 200;
+  std::uint64_t const most = even              ? 16 * kib
+                             : luck.one_in(60) ? 1024 * kib
+                             : luck.one_in(6)  ? 64 * kib
+                             : luck.one_in(2)  ? 4 * kib
+                                               : 200;
   if (luck.one_in(12)) { // elements smaller than a byte: opaque, a whole number of bytes
     static constexpr std::array small{dtype::f4, dtype::f6_e2m3, dtype::f6_e3m2};
     made.sent.type = made.source = small[luck.below(small.size())];
@@ -144,10 +148,10 @@ tensor_plan a_tensor(chance& luck, layout const& so_far, bool even) {
   auto const elements = elements_of(made.sent.dims);
   if (luck.one_in(6) && elements <= 64 * kib) {
     switch (luck.below(4)) {
-      case 0: made.source = dtype::f32, made.sent.type = dtype::bf16; break;
-      case 1: made.source = dtype::f32, made.sent.type = dtype::f16; break;
-      case 2: made.source = dtype::bf16, made.sent.type = dtype::f32; break;
-      default: made.source = dtype::f16, made.sent.type = dtype::f32; break;
+    case 0: made.source = dtype::f32, made.sent.type = dtype::bf16; break;
+    case 1: made.source = dtype::f32, made.sent.type = dtype::f16; break;
+    case 2: made.source = dtype::bf16, made.sent.type = dtype::f32; break;
+    default: made.source = dtype::f16, made.sent.type = dtype::f32; break;
     }
   }
   if (rank != 0 && elements != 0 && elements <= 64 * kib && luck.one_in(4)) {
@@ -202,7 +206,8 @@ void random_bytes(std::uint64_t seed, std::span<std::byte> out) {
   }
 }
 
-/// Numbers that a conversion has something to say about: ordinary ones, subnormal ones, ties, infinities, NaN.
+/// Numbers that a conversion has something to say about: ordinary ones, subnormal ones, ties, infinities,
+/// NaN.
 void telling_numbers(dtype type, std::uint64_t seed, std::span<std::byte> out) {
   random_bytes(seed, out);
   std::size_t const element = element_bytes(type);
@@ -210,17 +215,20 @@ void telling_numbers(dtype type, std::uint64_t seed, std::span<std::byte> out) {
     if (type == dtype::f32) {
       auto raw = load<std::uint32_t>(out.data() + i);
       switch (raw % 8) {
-        case 0: raw = (raw & 0x80ffffffU) | 0x38000000U; break; // about where halves become subnormal
-        case 1: raw = (raw & 0xbfff0000U) | 0x30008000U; break; // ties of bf16
-        case 2: raw = (raw & 0xbfffe000U) | 0x30001000U; break; // ties of f16
-        case 3: raw = (raw & 0x80000000U) | ((raw & 0x100U) != 0 ? 0x7f800000U : 0x477fefffU + (raw >> 30)); break;
-        default: break;
+      case 0: raw = (raw & 0x80ffffffU) | 0x38000000U; break; // about where halves become subnormal
+      case 1: raw = (raw & 0xbfff0000U) | 0x30008000U; break; // ties of bf16
+      case 2: raw = (raw & 0xbfffe000U) | 0x30001000U; break; // ties of f16
+      case 3:
+        raw = (raw & 0x80000000U) | ((raw & 0x100U) != 0 ? 0x7f800000U : 0x477fefffU + (raw >> 30));
+        break;
+      default: break;
       }
       if ((raw & 0x7fffffffU) > 0x7f800000U) raw |= 0x400000U; // a NaN is a quiet one
       std::memcpy(out.data() + i, &raw, sizeof raw);
     } else {
       auto raw = load<std::uint16_t>(out.data() + i);
-      std::uint32_t const top = type == dtype::f16 ? 0x7c00U : 0x7f80U, quiet = type == dtype::f16 ? 0x200U : 0x40U;
+      std::uint32_t const top = type == dtype::f16 ? 0x7c00U : 0x7f80U,
+                          quiet = type == dtype::f16 ? 0x200U : 0x40U;
       if ((raw & 0x7fffU) > top) raw = static_cast<std::uint16_t>(raw | quiet);
       std::memcpy(out.data() + i, &raw, sizeof raw);
     }
@@ -310,7 +318,8 @@ tensor_view source_view(tensor_plan const& of, std::byte* base, device where) {
   tensor_view view(of.sent.name, of.source, of.sent.dims, base, where);
   if (of.how != lie::plain && of.how != lie::tied) {
     auto const away = distances_of(of);
-    view = tensor_view(of.sent.name, of.source, of.sent.dims, base + away.first * element_bytes(of.source), where);
+    view = tensor_view(of.sent.name, of.source, of.sent.dims, base + away.first * element_bytes(of.source),
+                       where);
     view.strides(std::span(away.step.data(), of.sent.dims.rank()));
   }
   return view.sent_as(of.sent.type);
@@ -364,7 +373,8 @@ void cut_out(tensor_info const& of, part const& box, std::span<std::byte const> 
 }
 
 std::string difference(std::span<std::byte const> wanted, std::span<std::byte const> got) {
-  if (wanted.size() == got.size() && (wanted.empty() || std::memcmp(wanted.data(), got.data(), got.size()) == 0))
+  if (wanted.size() == got.size() &&
+      (wanted.empty() || std::memcmp(wanted.data(), got.data(), got.size()) == 0))
     return {};
   if (wanted.size() != got.size())
     return std::to_string(got.size()) + " bytes instead of " + std::to_string(wanted.size());

@@ -36,8 +36,8 @@ class chance {
 enum class lie : std::uint8_t { plain, transposed, every_second_row, reversed, backwards, repeated, tied };
 
 struct tensor_plan {
-  tensor_info sent;          ///< as receivers see it
-  dtype source = dtype::u8;  ///< as it lies at the sender; another one is converted while packing
+  tensor_info sent;         ///< as receivers see it
+  dtype source = dtype::u8; ///< as it lies at the sender; another one is converted while packing
   lie how = lie::plain;
   std::uint32_t tied_to = 0; ///< for lie::tied: the tensor whose memory this is, too
 };

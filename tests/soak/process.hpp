@@ -29,12 +29,15 @@ using testing::attempt;
 using testing::try_to;
 
 /// Three times as long where everything is slow.
-inline std::chrono::milliseconds patient(std::chrono::milliseconds limit) { return instrumented ? 3 * limit : limit; }
+inline std::chrono::milliseconds patient(std::chrono::milliseconds limit) {
+  return instrumented ? 3 * limit : limit;
+}
 
 /// The orders of the conductor.
 class ear {
  public:
-  explicit ear(any_io_executor executor) : readable_(std::move(executor), ::fcntl(control_fd, F_DUPFD_CLOEXEC, 0)) {}
+  explicit ear(any_io_executor executor)
+      : readable_(std::move(executor), ::fcntl(control_fd, F_DUPFD_CLOEXEC, 0)) {}
   awaitable<order> next() {
     order heard;
     for (;;) {
@@ -65,10 +68,10 @@ class striker {
   void arm(order const& from) {
     disarm();
     switch (from.goes_wrong) {
-      case fault::kill: signal_ = SIGKILL; break;
-      case fault::nap:
-      case fault::stall: signal_ = SIGSTOP; break;
-      default: return;
+    case fault::kill: signal_ = SIGKILL; break;
+    case fault::nap:
+    case fault::stall: signal_ = SIGSTOP; break;
+    default: return;
     }
     when_ = from.when;
     bucket_ = from.bucket;

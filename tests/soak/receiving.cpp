@@ -38,7 +38,8 @@ class holding {
     into_.allow_unsent(how != style::whole);
     for (auto const& one : places_) {
       auto const& sent = what_.tensors[one.tensor].sent;
-      mutable_tensor_view const view(sent.name, sent.type, one.box.dims, memory_.get() + one.at, kind_->where());
+      mutable_tensor_view const view(sent.name, sent.type, one.box.dims, memory_.get() + one.at,
+                                     kind_->where());
       if (one.ranks != 0)
         into_.add_shard(one.dimension, one.rank, one.ranks, view);
       else if (one.whole)
@@ -176,7 +177,9 @@ struct follower {
       , idle(on) {
     receiver_options options;
     options.name(as.name).where(as.where).connect_limit(patient(std::chrono::seconds(60)));
-    options.handshake_limit(patient(std::chrono::seconds(10))).silence_limit(milliseconds(100)).watched_by(&watches);
+    options.handshake_limit(patient(std::chrono::seconds(10)))
+        .silence_limit(milliseconds(100))
+        .watched_by(&watches);
     if (!as.group.empty()) options.group(as.group).group_size(as.group_size);
     from.emplace(on, options);
     idle.set();
@@ -245,7 +248,8 @@ class reader {
       if (piece.tensor_offset != seen_[piece.tensor])
         throw std::runtime_error("a piece is not the one that follows");
       seen_[piece.tensor] += piece.bytes;
-      if (seen_[piece.tensor] > self_.image.size()) throw std::runtime_error("a piece ends beyond its tensor");
+      if (seen_[piece.tensor] > self_.image.size())
+        throw std::runtime_error("a piece ends beyond its tensor");
       self_.piece.resize(piece.bytes);
       if (piece.where.is_cuda())
         self_.kind->read(self_.piece, piece.data);
@@ -305,7 +309,8 @@ awaitable<load_report> take_buckets(follower& self, update& next, reader& looks)
     ++number;
   }
   held.clear();
-  if (now.goes_wrong == fault::loader || now.goes_wrong == fault::drop) throw std::runtime_error(loader_words);
+  if (now.goes_wrong == fault::loader || now.goes_wrong == fault::drop)
+    throw std::runtime_error(loader_words);
   if (!self.strikes.armed_for(moment::committing)) {
     load_report const report = co_await next.commit();
     co_return report;
@@ -392,8 +397,8 @@ awaitable<void> attend(follower& self) {
     auto const begun = co_await try_to(self.from->connect(self.is.path));
     if (self.leaving) break;
     // The sender may be killed or closed in the middle of the handshake.
-    if (begun.error == make_error_code(errc::peer_gone) || begun.error == make_error_code(errc::peer_refused) ||
-        begun.error == make_error_code(errc::not_open))
+    if (begun.error == make_error_code(errc::peer_gone) ||
+        begun.error == make_error_code(errc::peer_refused) || begun.error == make_error_code(errc::not_open))
       continue;
     if (!begun.ok()) throw transfer_error(begun.error, "connecting: " + begun.text);
     self.connected = true;
@@ -422,34 +427,34 @@ awaitable<void> obey(follower& self) {
   for (;;) {
     order const now = co_await self.orders.next();
     switch (now.what) {
-      case verb::arm:
-        self.now = now;
-        self.came = {};
-        self.came.what = tell::came;
-        self.came.update = now.update;
-        self.came.exact = true;
-        self.strikes.arm(now);
-        say_only(tell::armed);
-        break;
-      case verb::connect: self.may_connect.set(); break;
-      case verb::over:
-        if (self.now.goes_wrong == fault::kill && self.strikes.armed()) self.strikes.strike();
-        self.strikes.disarm();
-        co_await self.idle.wait();
-        say(control_fd, self.came);
-        if (self.now.goes_wrong != fault::leave) break;
-        self.leaving = true;
-        self.may_connect.set();
-        co_await self.from->close();
-        co_return;
-      case verb::sample: say(control_fd, sampled(self.is.where)); break;
-      case verb::close:
-      case verb::quit:
-        self.leaving = true;
-        self.may_connect.set();
-        co_await self.from->close();
-        co_return;
-      default: throw std::runtime_error("an order that is none for a receiver");
+    case verb::arm:
+      self.now = now;
+      self.came = {};
+      self.came.what = tell::came;
+      self.came.update = now.update;
+      self.came.exact = true;
+      self.strikes.arm(now);
+      say_only(tell::armed);
+      break;
+    case verb::connect: self.may_connect.set(); break;
+    case verb::over:
+      if (self.now.goes_wrong == fault::kill && self.strikes.armed()) self.strikes.strike();
+      self.strikes.disarm();
+      co_await self.idle.wait();
+      say(control_fd, self.came);
+      if (self.now.goes_wrong != fault::leave) break;
+      self.leaving = true;
+      self.may_connect.set();
+      co_await self.from->close();
+      co_return;
+    case verb::sample: say(control_fd, sampled(self.is.where)); break;
+    case verb::close:
+    case verb::quit:
+      self.leaving = true;
+      self.may_connect.set();
+      co_await self.from->close();
+      co_return;
+    default: throw std::runtime_error("an order that is none for a receiver");
     }
   }
 }

@@ -198,8 +198,8 @@ answer list_of(std::vector<connected_receiver> const& all) {
 }
 
 /// Start, source free, done: and the trainer's next step in between.
-awaitable<void> send_in_parts(leader& self, order const& now, block& from, std::vector<tensor_view> const& views,
-                              attempt<send_report>& end) {
+awaitable<void> send_in_parts(leader& self, order const& now, block& from,
+                              std::vector<tensor_view> const& views, attempt<send_report>& end) {
   attempt<sending> begun = co_await try_to(self.to->start(now.version, views));
   if (!begun.ok()) {
     end.error = begun.error, end.text = begun.text, end.report = begun.report;
@@ -214,7 +214,8 @@ awaitable<void> send_in_parts(leader& self, order const& now, block& from, std::
     co_await keep_end(std::move(done), end);
 }
 
-awaitable<void> send_all(leader& self, order const& now, block& from, attempt<send_report>& end, bool& threw) {
+awaitable<void> send_all(leader& self, order const& now, block& from, attempt<send_report>& end,
+                         bool& threw) {
   std::vector<bool> sent(from.what().tensors.size(), true);
   if (now.partial) sent = part_of(from.what(), self.is.seed, now.update);
   auto const views = from.views(sent);
@@ -223,17 +224,17 @@ awaitable<void> send_all(leader& self, order const& now, block& from, attempt<se
   filler written(chosen, self.is.seed, now, self.kind);
   awaitable<send_report> work;
   switch (now.how) {
-    case way::started: co_await send_in_parts(self, now, from, views, end); co_return;
-    case way::prepared:
-      if (!now.partial) {
-        if (!from.prepared) from.prepared = self.to->prepare(views);
-        work = self.to->send_weights(now.version, from.prepared);
-        break;
-      }
-      [[fallthrough]];
-    default: work = self.to->send_weights(now.version, views); break;
-    case way::source: work = self.to->send_weights(now.version, made); break;
-    case way::writer: work = self.to->send_weights(now.version, written); break;
+  case way::started: co_await send_in_parts(self, now, from, views, end); co_return;
+  case way::prepared:
+    if (!now.partial) {
+      if (!from.prepared) from.prepared = self.to->prepare(views);
+      work = self.to->send_weights(now.version, from.prepared);
+      break;
+    }
+    [[fallthrough]];
+  default: work = self.to->send_weights(now.version, views); break;
+  case way::source: work = self.to->send_weights(now.version, made); break;
+  case way::writer: work = self.to->send_weights(now.version, written); break;
   }
   if (now.goes_wrong == fault::cancel)
     co_await cancel_after(std::chrono::microseconds(now.micros), std::move(work), end);
@@ -279,29 +280,29 @@ awaitable<void> obey(leader& self) {
   for (;;) {
     order const now = co_await self.orders.next();
     switch (now.what) {
-      case verb::open: open(self, now); break;
-      case verb::who: {
-        auto const some = co_await try_to(self.to->wait_for_receivers(now.count, milliseconds(200)));
-        static_cast<void>(some);
-        auto const all = co_await self.to->receivers();
-        say(control_fd, list_of(all));
-        break;
-      }
-      case verb::send: {
-        answer const said = co_await send(self, now);
-        say(control_fd, said);
-        break;
-      }
-      case verb::sample: say(control_fd, sampled(self.is.where)); break;
-      case verb::close:
-        co_await self.to->close();
-        self.to.reset();
-        say_only(tell::closed);
-        break;
-      case verb::quit:
-        if (self.to) co_await self.to->close();
-        co_return;
-      default: throw std::runtime_error("an order that is none for a sender");
+    case verb::open: open(self, now); break;
+    case verb::who: {
+      auto const some = co_await try_to(self.to->wait_for_receivers(now.count, milliseconds(200)));
+      static_cast<void>(some);
+      auto const all = co_await self.to->receivers();
+      say(control_fd, list_of(all));
+      break;
+    }
+    case verb::send: {
+      answer const said = co_await send(self, now);
+      say(control_fd, said);
+      break;
+    }
+    case verb::sample: say(control_fd, sampled(self.is.where)); break;
+    case verb::close:
+      co_await self.to->close();
+      self.to.reset();
+      say_only(tell::closed);
+      break;
+    case verb::quit:
+      if (self.to) co_await self.to->close();
+      co_return;
+    default: throw std::runtime_error("an order that is none for a sender");
     }
   }
 }
