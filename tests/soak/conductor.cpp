@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <csignal>
 #include <cstdio>
 #include <ctime>
@@ -1044,7 +1045,7 @@ void conductor::write_samples() const {
   std::ofstream file(of_.sample_file);
   file << "update,seconds,process,life,anon_kib,shared_kib,heap_bytes,fds,mappings,threads,device_mib\n";
   for (auto const& one : rows_)
-    file << one.update << ',' << static_cast<std::uint64_t>(one.seconds * 10) / 10.0 << ',' << one.process
+    file << one.update << ',' << std::round(one.seconds * 10) / 10 << ',' << one.process
          << ',' << one.life << ',' << one.of.anon_kib << ',' << one.of.shared_kib << ',' << one.of.heap_bytes
          << ',' << one.of.fds << ',' << one.of.mappings << ',' << one.of.threads << ',' << one.of.device_mib
          << '\n';
