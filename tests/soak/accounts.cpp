@@ -96,9 +96,11 @@ void conductor::print(std::FILE* to) const {
   std::fprintf(
       to,
       "%.1f MB sent in %llu buckets; %.1f MB compared byte by byte in %llu looks at a receiver's memory; "
-      "%llu versions held compared with the sender's list\n",
+      "%llu versions held compared with the sender's list, of them %llu after a commit that was "
+      "unconfirmed\n",
       static_cast<double>(counted_.bytes_sent) / 1e6, number(counted_.buckets),
-      static_cast<double>(counted_.bytes_compared) / 1e6, number(counted_.checks), number(counted_.settled));
+      static_cast<double>(counted_.bytes_compared) / 1e6, number(counted_.checks), number(counted_.held),
+      number(counted_.settled));
   list("outcomes", counted_.outcomes);
   list("given as", counted_.ways);
   list("taken into", counted_.styles);

@@ -274,6 +274,7 @@ void conductor::open_ring(std::uint64_t bucket_bytes, std::uint32_t slots, milli
   how.silence_ms = static_cast<std::uint32_t>(silence.count());
   silence_ = silence;
   ++instance_;
+  for (auto& one : receivers_) one->unconfirmed = false; // of a sender that is no more
   ++counted_.rings;
   sender_->opened = false;
   tell_child(*sender_, how);

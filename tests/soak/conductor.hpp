@@ -62,6 +62,7 @@ struct child {
   // Of a receiver.
   order now;
   bool late = false, told_to_connect = false;
+  bool unconfirmed = false;         ///< its last update, at this sender; its next hello settles it
   std::uint32_t committed_from = 0; ///< the sender instance that it committed from last
   std::uint64_t committed_version = 0;
   bool grouped() const { return !leads && slot >= 3; }
@@ -82,7 +83,7 @@ struct row {
 
 struct counts {
   std::uint64_t updates = 0, layouts = 0, rings = 0, senders = 0, receivers = 0;
-  std::uint64_t bytes_sent = 0, bytes_compared = 0, buckets = 0, checks = 0, settled = 0;
+  std::uint64_t bytes_sent = 0, bytes_compared = 0, buckets = 0, checks = 0, held = 0, settled = 0;
   std::map<std::string, std::uint64_t> outcomes, faults, ways, styles, errors;
 };
 

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <sstream>
+#include <utility>
 
 #include "conductor.hpp"
 #include "ropeway/error.hpp"
@@ -19,7 +20,8 @@ void conductor::check_list(answer const& list) {
           (*who)->name + " holds " +
           (holds ? "version " + std::to_string((*who)->committed_version) : "no version of this sender") +
           ", and the sender says " + (line.holds ? "version " + std::to_string(line.version) : "none"));
-    ++counted_.settled;
+    ++counted_.held;
+    counted_.settled += std::exchange((*who)->unconfirmed, false);
   }
 }
 
@@ -61,7 +63,10 @@ void conductor::judge_receiver(child& who, peer_line const* line, order const& t
   auto const what = static_cast<outcome>(line->what);
   auto const said = std::string(ropeway::name(what)) + " (" + std::string(line->text.view()) + ")";
   ++counted_.outcomes[std::string(ropeway::name(what))];
-  if (what == outcome::unconfirmed) return; // settle() compares it with the next hello
+  if (what == outcome::unconfirmed) { // settle() compares it with the next hello
+    who.unconfirmed = told;
+    return;
+  }
   if (what == outcome::committed && told && !committed)
     complain("is reported as committed and has not: " + why);
   if (what == outcome::committed && !told && who.now.goes_wrong != fault::kill)
