@@ -94,6 +94,19 @@ if $sanitize; then
   command -v compute-sanitizer >/dev/null || { echo 'tests/gpu.sh: no compute-sanitizer here' >&2; exit 1; }
 fi
 
+# soak NAME ARG...: updates between processes, with everything going wrong that may; counts as one test.
+soak() {
+  local name=$1 started=$SECONDS status=0
+  shift
+  timeout 300 "$carry/tests/ropeway-soak" "$@" >"$log" 2>&1 || status=$?
+  case "$status" in
+    0) passed=$((passed + 1)); cat "$log" ;;
+    77) skipped=$((skipped + 1)); echo "SKIPPED $name: $(sed -n 's/^SKIPPED: //p' "$log" | head -n 1)" ;;
+    *) failed=$((failed + 1)); tail -n 60 "$log"; echo "FAILED $name: exit status $status" ;;
+  esac
+  echo "$name: $((SECONDS - started)) s"
+}
+
 for program in "$carry"/tests/test-*; do
   name=${program##*/test-}
   if [ "${#names[@]}" -gt 0 ]; then
@@ -121,6 +134,9 @@ for program in "$carry"/tests/test-*; do
   passed=$((passed + good)) failed=$((failed + bad))
   echo "$name: $good passed, $bad failed in $((SECONDS - started)) s"
 done
+if ! $sanitize && { [ "${#names[@]}" -eq 0 ] || [[ " ${names[*]} " == *' soak '* ]]; }; then
+  soak 'soak' --updates 150 --device cuda:0 --receiver-device cuda:0 --receiver-device host
+fi
 [ $((passed + failed)) -gt 0 ] || { echo 'no test ran'; failed=1; }
 echo "gpu: $passed passed, $failed failed, $skipped skipped on $devices"
 [ "$failed" -eq 0 ]

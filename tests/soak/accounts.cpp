@@ -13,6 +13,8 @@ constexpr std::size_t rows_kept = 200;
 constexpr std::uint64_t heap_slack = 16 * 1024;
 /// Pages that were touched once stay.
 constexpr std::uint64_t anon_slack_kib = 512;
+/// The driver tells it for all processes together.
+constexpr std::uint64_t device_slack_mib = 16;
 
 } // namespace
 
@@ -43,7 +45,7 @@ void conductor::take_samples(std::uint64_t step) {
 
 /// Compares a process with what it was when it had been warm: it must not have grown.
 void conductor::compare_samples(child& who, std::uint64_t warm) {
-  auto& base = baselines_[who.pid];
+  auto& base = baselines_[who.name];
   if (base.seen++ < warm) return;
   auto now = sample_of(who);
   if (!base.at) base.at = now;
@@ -54,6 +56,8 @@ void conductor::compare_samples(child& who, std::uint64_t warm) {
     };
     if (now.fds != first.fds) return differs("descriptors", first.fds, now.fds);
     if (now.threads != first.threads) return differs("threads", first.threads, now.threads);
+    if (now.device_mib > first.device_mib + device_slack_mib)
+      return differs("MiB of GPU memory", first.device_mib, now.device_mib);
     if (instrumented) return {}; // their own memory comes and goes
     if (now.mappings != first.mappings) return differs("mappings", first.mappings, now.mappings);
     if (now.shared_kib > first.shared_kib)

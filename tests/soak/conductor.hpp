@@ -176,9 +176,8 @@ class conductor {
   struct baseline {
     std::uint64_t seen = 0;
     std::optional<figures> at;
-    figures most;
   };
-  std::map<pid_t, baseline> baselines_;
+  std::map<std::string, baseline> baselines_;
   std::map<std::string, std::pair<figures, figures>> flat_; ///< by process: after the warm-up, and the last
 };
 
