@@ -17,7 +17,8 @@ namespace {
 
 /// Without malloc's caches for each thread, which count as in use and fill for hundreds of updates; and with
 /// no mappings of malloc's own for large blocks, so that the mappings are those that somebody asked for.
-constexpr char exact_malloc[] = "GLIBC_TUNABLES=glibc.malloc.tcache_count=0:glibc.malloc.mmap_max=0";
+constexpr char exact_malloc[] =
+    "GLIBC_TUNABLES=glibc.malloc.tcache_count=0:glibc.malloc.mmap_max=0:glibc.malloc.arena_max=1";
 
 } // namespace
 

@@ -183,6 +183,7 @@ struct follower {
     if (!as.group.empty()) options.group(as.group).group_size(as.group_size);
     from.emplace(on, options);
     idle.set();
+    came.exact = true; // nothing yet
   }
   role is;
   any_io_executor executor;
@@ -195,6 +196,7 @@ struct follower {
   event idle; ///< no update is being taken
   order now;  ///< what was armed last
   answer came;
+  bool told_of_commit = false;
   bool leaving = false, connected = false;
   std::vector<std::byte> image, piece; // scratch
   std::optional<receiver> from;        // after what it writes and calls
@@ -428,6 +430,12 @@ awaitable<void> obey(follower& self) {
     order const now = co_await self.orders.next();
     switch (now.what) {
     case verb::arm:
+      // One that was given up at the sender may just be on its way to us: it ends first, and without a
+      // commit.
+      co_await self.idle.wait();
+      if (!self.came.exact) throw std::runtime_error(std::string(self.came.text.view()));
+      if (self.came.committed && !self.told_of_commit)
+        throw std::runtime_error("a version was committed after its update was over");
       self.now = now;
       self.came = {};
       self.came.what = tell::came;
@@ -442,6 +450,7 @@ awaitable<void> obey(follower& self) {
       self.strikes.disarm();
       co_await self.idle.wait();
       say(control_fd, self.came);
+      self.told_of_commit = self.came.committed;
       if (self.now.goes_wrong != fault::leave) break;
       self.leaving = true;
       self.may_connect.set();
