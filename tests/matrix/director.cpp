@@ -228,6 +228,10 @@ struct director::impl {
 
   /// Whether nothing that was said to this receiver asks for anything more: it may wait as long as it likes.
   bool idle(std::uint32_t number) const {
+    // Who was dropped is told so, however long it takes to wake.
+    for (auto const& report : bill.fates[the_sender].answers("send 1"))
+      for (char const* const end : {"=dropped/", "=unconfirmed/"})
+        if (report.find(" r" + std::to_string(number - first_receiver) + end) != report.npos) return false;
     auto const times = [&](char const* name) { return shared->passed(number, name); };
     auto const declined = times("receiver: event refuse_update") + times("receiver: event not_now_update");
     return times("receiver: heard welcome") != 0 &&
