@@ -53,6 +53,7 @@ void board::reset(trigger const& armed) {
   director_ = ::getpid();
   for (auto& process : passed_)
     for (auto& count : process) count = 0;
+  for (auto& count : told_) count = 0;
   for (auto& pid : pids_) pid = 0;
   fired_at_ = 0;
   child_ = 0;
@@ -68,6 +69,8 @@ void board::pass(std::size_t which) {
   auto const now = ++passed_[self][which];
   if (armed_.passing == now && armed_.process == self && armed_.point == which && fired_at_ == 0) fire();
 }
+
+void board::told() { ++told_[self]; }
 
 void board::fire() {
   if (armed_.leaves_child) {

@@ -41,6 +41,10 @@ class board {
   /// A failpoint is passed.
   void pass(std::size_t which);
 
+  /// The calling process has said what became of an update that it was offered.
+  void told();
+  std::uint32_t told_by(std::uint32_t process) const { return told_[process]; }
+
   std::uint32_t passed(std::uint32_t process, std::string_view name) const;
   passings of(std::uint32_t process) const;
   bool fired() const { return fired_at_ != 0; }
@@ -58,6 +62,7 @@ class board {
   trigger armed_;
   pid_t director_ = 0;
   std::array<std::array<std::atomic<std::uint32_t>, most_points>, most_processes> passed_;
+  std::array<std::atomic<std::uint32_t>, most_processes> told_;
   std::array<std::atomic<pid_t>, most_processes> pids_;
   std::atomic<std::int64_t> fired_at_ = 0;
   std::atomic<pid_t> child_ = 0;

@@ -294,7 +294,8 @@ awaitable<announcement> wait_until_refused(receiver& from, part const& which) {
   co_return end;
 }
 
-awaitable<std::string> take(receiver& from, part const& which, model& held, destinations& into) {
+awaitable<std::string> take(receiver& from, part const& which, model& held, destinations& into,
+                            bool& offered) {
   using taking = scenario::taking;
   announcement announced;
   if (which.is_odd() && which.what->has == scenario::trouble::ring_refused)
@@ -304,6 +305,7 @@ awaitable<std::string> take(receiver& from, part const& which, model& held, dest
   if (announced.error == asio::error::operation_aborted) co_return "stopped waiting";
   if (!announced.ok()) co_return after_failure(announced.error, into);
   if (!*announced.value) co_return "ended";
+  offered = true;
   update& next = **announced.value;
   bool const as_told = next.version() == 1 && which.first_life() &&
                        (which.is_odd() || which.what->odd_takes == taking::by_hand);
@@ -368,6 +370,7 @@ awaitable<void> play_receiver(std::shared_ptr<words> line, part which) {
   std::optional<receiver> from(detail::make_receiver(executor, options_of_receiver(which), has.devices));
   for (; heard != "end"; heard = co_await line->hear()) {
     std::string answer;
+    bool offered = false;
     if (heard == "connect") {
       auto const end = co_await try_to(from->connect(which.path));
       answer = end.ok() ? "connected" : "error " + word(end.error);
@@ -375,7 +378,7 @@ awaitable<void> play_receiver(std::shared_ptr<words> line, part which) {
         answer = "already";
     } else if (heard == "take") {
       line->say("taking");
-      answer = co_await take(*from, which, held, into);
+      answer = co_await take(*from, which, held, into, offered);
     } else if (heard == "unmapped") {
       answer = co_await wait_until_unmapped(before);
     } else if (heard == "close") {
@@ -385,6 +388,7 @@ awaitable<void> play_receiver(std::shared_ptr<words> line, part which) {
       throw std::runtime_error("what is '" + heard + "'?");
     }
     line->say(answer);
+    if (offered) board::mine->told();
   }
   co_await from->close();
   from.reset();
