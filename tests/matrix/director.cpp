@@ -32,6 +32,8 @@ using std::chrono::milliseconds;
 constexpr milliseconds silence_when_killed{500}, silence_when_stopped{400}, longer_than_silence{100};
 /// On top of a limit: for a machine that has something else to do.
 constexpr milliseconds slack{1500};
+/// The director looks at the clock so often, and sees if the machine stands still.
+constexpr milliseconds longest_nap{20};
 /// A sender serves so soon after its receivers have come back.
 constexpr milliseconds served_within{1000};
 
@@ -207,7 +209,12 @@ struct director::impl {
       std::vector<pollfd> watched{{children.get(), POLLIN, 0}};
       for (auto& [number, one] : players)
         if (one->now() != player::state::dead) watched.push_back({one->line(), POLLIN, 0});
-      if (::poll(watched.data(), watched.size(), int(left.count())) > 0 && watched.front().revents != 0) {
+      auto const before = clock_type::now();
+      auto const nap = std::min(left, longest_nap);
+      int const ready = ::poll(watched.data(), watched.size(), int(nap.count()));
+      std::chrono::duration<double, std::milli> const late = clock_type::now() - before - nap;
+      bill.stood_still = std::max(bill.stood_still, late.count());
+      if (ready > 0 && watched.front().revents != 0) {
         signalfd_siginfo info{};
         (void)!::read(children.get(), &info, sizeof info);
       }

@@ -35,6 +35,8 @@ struct fate {
 /// Everything that is judged.
 struct play_bill {
   bool fired = false;
+  /// How long the machine kept its director waiting at most, beyond what it wanted to wait.
+  double stood_still = 0;
   std::vector<fate> fates; ///< by process
   /// What went wrong outside the rules: a process that does not answer, that leaves something behind, ...
   std::vector<std::string> wrong;
