@@ -26,7 +26,7 @@ enum class errc : std::uint16_t {
   leased = 10,              ///< readers still hold the weights that would be written
   // The other side.
   peer_gone = 20,         ///< the peer's process ended or closed the connection
-  peer_silent = 21,       ///< the peer said nothing for longer than the silence limit
+  peer_silent = 21,       ///< the peer said nothing for longer than the silence limit, or reads nothing
   peer_refused = 22,      ///< the peer refused, with its own words
   peer_aborted = 23,      ///< the peer gave the update up, with its own words
   protocol_error = 24,    ///< the peer sent something that the protocol does not allow
@@ -46,6 +46,7 @@ enum class errc : std::uint16_t {
   bad_region = 44,     ///< a file descriptor is not the shared memory it should be
   address_in_use = 45, ///< a living sender listens at this path already
   bad_path = 46,       ///< a path is too long, is no socket, or lies in an unsuitable directory
+  no_resources = 47,   ///< descriptors or threads ran out; the message says which limit to raise
   // Data.
   bad_checkpoint = 60, ///< a file is no safetensors file, or breaks the format's rules
   unsupported = 61,    ///< valid, but not something that this version can carry

@@ -38,8 +38,11 @@ class sender_options {
   ROPEWAY_KNOB(std::uint32_t, slots, 2)
   /// A send with fewer committed receivers than this fails with `errc::too_few_receivers`.
   ROPEWAY_KNOB(std::uint32_t, min_receivers, 1)
-  /// Connections beyond this are turned away.
+  /// Receivers beyond this are turned away.
   ROPEWAY_KNOB(std::uint32_t, max_receivers, 63)
+  /// Connections that have not said who they are, beside the receivers. One more takes the place of the
+  /// oldest of them: silent ones keep nobody out. A connection takes three descriptors.
+  ROPEWAY_KNOB(std::uint32_t, max_handshakes, 64)
   /// From a connection until the receiver has said who it is.
   ROPEWAY_KNOB(milliseconds, handshake_limit, std::chrono::seconds(5))
   /// From the announcement of an update until a receiver has accepted it; later it is skipped.
@@ -83,8 +86,14 @@ class receiver_options {
   ROPEWAY_KNOB(milliseconds, lease_limit, std::chrono::seconds(5))
   /// How long `close` waits for a running load to end: its copies, and buckets that were not released.
   ROPEWAY_KNOB(milliseconds, close_limit, std::chrono::seconds(10))
+  /// The largest list of tensors that is read: names, shapes and where they lie, some 100 bytes each. Reading
+  /// it takes a few times as much memory for a moment.
+  ROPEWAY_KNOB(std::uint64_t, max_manifest_bytes, std::uint64_t(1) << 30)
   /// Users, beside our own, whose sender is trusted.
   ROPEWAY_KNOB(std::vector<uid_t>, allowed_users, {})
+  /// Accepts a socket in a directory that others may write to, or that a stranger owns. They can then lead us
+  /// to another sender of a trusted user: for tests only.
+  ROPEWAY_KNOB(bool, allow_shared_directory, false)
   /// Told about progress, on the receiver's strand. Must not block; must outlive the receiver. May be null.
   ROPEWAY_KNOB(observer*, watched_by, nullptr)
 };

@@ -21,7 +21,7 @@ char const* sentence(errc e) noexcept {
     return "readers still hold the weights that would be written; end their leases sooner, or allow more "
            "time";
   case errc::peer_gone: return "the peer ended or closed the connection";
-  case errc::peer_silent: return "the peer said nothing for longer than the silence limit";
+  case errc::peer_silent: return "the peer said nothing for longer than the silence limit, or reads nothing";
   case errc::peer_refused: return "the peer refused";
   case errc::peer_aborted: return "the peer gave the update up";
   case errc::protocol_error: return "the peer broke the protocol and was dropped";
@@ -43,6 +43,8 @@ char const* sentence(errc e) noexcept {
   case errc::bad_region: return "a file descriptor is not the shared memory it should be";
   case errc::address_in_use:
     return "a living sender listens at this path already; choose another path or end it";
+  case errc::no_resources:
+    return "descriptors or threads ran out; raise the limit that is named, or use fewer";
   case errc::bad_path: return "unsuitable socket path";
   case errc::bad_checkpoint: return "not a valid safetensors checkpoint";
   case errc::unsupported: return "not supported";

@@ -19,6 +19,9 @@ inline constexpr std::uint16_t version_max = 1;
 inline constexpr std::size_t max_text = 32 * 1024;
 inline constexpr std::size_t max_name = 255;
 inline constexpr std::size_t max_devices = 64;
+/// Messages that move nothing (`alive`, and what crossed an abort) may come so many at once. Far more than
+/// the queue of a socket holds, so that a loop which was blocked for long takes no honest peer for a flood.
+inline constexpr int max_idle_messages = 4096;
 
 // ---- receiver to sender ----
 

@@ -189,6 +189,7 @@ void receiver_machine::accept_update(time_point now, bool by_hand) {
   impl& m = *impl_;
   move_clock(m.now, now);
   if (m.at != impl::stage::offered) return;
+  m.idle = {};
   m.say(accept{m.current.update});
   m.go(impl::stage::loading);
   m.in_place = !by_hand;
@@ -207,6 +208,7 @@ void receiver_machine::refuse_update(errc code, std::string text, time_point now
   impl& m = *impl_;
   move_clock(m.now, now);
   if (m.at != impl::stage::offered) return;
+  m.idle = {};
   m.say(refuse{m.current.update, static_cast<std::uint16_t>(code), one_line(text)});
   m.finish_update();
 }
@@ -216,6 +218,7 @@ void receiver_machine::not_now_update(std::chrono::milliseconds retry, std::stri
   move_clock(m.now, now);
   if (m.at != impl::stage::offered) return;
   auto const ms = std::clamp<std::int64_t>(retry.count(), 0, UINT32_MAX);
+  m.idle = {};
   m.say(not_now{m.current.update, static_cast<std::uint32_t>(ms), one_line(text)});
   m.finish_update();
 }

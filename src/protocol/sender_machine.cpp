@@ -127,10 +127,7 @@ std::optional<time_point> sender_machine::deadline() const {
 
 bool sender_machine::updating() const { return impl_->running.has_value(); }
 
-std::size_t sender_machine::greeted() const {
-  return static_cast<std::size_t>(std::count_if(impl_->peers.begin(), impl_->peers.end(),
-                                                [](auto const& p) { return p.second.greeted; }));
-}
+std::size_t sender_machine::greeted() const { return impl_->greeted(); }
 
 std::vector<sender_machine::peer_state> sender_machine::peers() const {
   std::vector<peer_state> all;

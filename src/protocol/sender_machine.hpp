@@ -42,7 +42,10 @@ struct sender_settings {
   bytes16 instance{};
   std::uint64_t bucket_bytes = 0;
   std::uint32_t slots = 2;
-  std::uint32_t max_peers = 63; ///< connections beyond are turned away
+  std::uint32_t max_peers = 63; ///< receivers beyond are turned away
+  /// Connections that have not said hello. One more takes the place of the oldest of them, so that silent
+  /// ones keep nobody out.
+  std::uint32_t max_handshakes = 64;
   duration handshake = std::chrono::seconds(5);
   duration decide = std::chrono::seconds(10); ///< begin until accept, refuse or not_now; and mapping a ring
   duration silence = std::chrono::seconds(10);

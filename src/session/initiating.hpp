@@ -61,7 +61,7 @@ template <class Options>
 wire::trust trust_of(Options const& options) {
   wire::trust whom;
   for (auto const user : options.allowed_users()) whom.user(user);
-  whom.group_access(!options.allowed_users().empty());
+  whom.group_access(!options.allowed_users().empty()).any_directory(options.allow_shared_directory());
   return whom;
 }
 

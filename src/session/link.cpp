@@ -6,6 +6,7 @@
 #include <optional>
 #include <utility>
 
+#include "protocol/text.hpp"
 #include "session/offload.hpp"
 
 namespace ropeway::session {
@@ -82,7 +83,18 @@ bool link::hear_one(protocol::message& what, unique_fd& fd) {
 void link::end(std::exception_ptr why) {
   if (!std::exchange(listening_, false)) return;
   auto const what = as_transfer_error(why, errc::peer_gone);
+  if (what.code() == errc::protocol_error) say_goodbye(what.what());
   on_end_(as_errc(what.code(), errc::peer_gone), what.what());
+}
+
+/// Whoever wrote the peer wants to know. Once: it may be nobody who listens.
+void link::say_goodbye(std::string const& why) noexcept {
+  try {
+    protocol::encode(
+        protocol::goodbye{static_cast<std::uint16_t>(errc::protocol_error), protocol::one_line(why)},
+        scratch_);
+    if (!saying_) (void)connection_.try_send(scratch_);
+  } catch (...) {}
 }
 
 void link::say(protocol::message const& what, int fd, std::shared_ptr<void const> keep) {
@@ -90,7 +102,14 @@ void link::say(protocol::message const& what, int fd, std::shared_ptr<void const
     protocol::encode(what, scratch_);
     auto const fds = fd >= 0 ? std::span<int const>(&fd, 1) : std::span<int const>();
     if (!saying_ && connection_.try_send(scratch_, fds)) return;
+    if (std::holds_alternative<protocol::alive>(what)) return;
+    std::size_t const cost = scratch_.size() + sizeof(outgoing);
+    if (unread_ + cost > most_unread)
+      throw transfer_error(errc::peer_silent, to_string(peer()) + " reads nothing, and more than " +
+                                                  std::to_string(most_unread) +
+                                                  " bytes wait for it; it was given up");
     rest_.push_back({scratch_, fd, std::move(keep)});
+    unread_ += cost;
     if (saying_) return;
     saying_ = true;
     auto rest = say_the_rest(shared_from_this());
@@ -112,6 +131,7 @@ awaitable<void> link::say_the_rest(std::shared_ptr<link> self) {
       std::span<int const> fds;
       if (next.fd >= 0) fds = std::span<int const>(&next.fd, 1);
       co_await self->connection_.send(next.bytes, fds);
+      self->unread_ -= next.bytes.size() + sizeof(outgoing);
       self->rest_.pop_front();
     }
   } catch (...) { why = std::current_exception(); }
@@ -119,6 +139,7 @@ awaitable<void> link::say_the_rest(std::shared_ptr<link> self) {
   self->give_up_.cancel();
   if (why) {
     self->rest_.clear();
+    self->unread_ = 0;
     self->end(why);
   }
   if (self->close_after_) self->close();

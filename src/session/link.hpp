@@ -16,6 +16,10 @@ namespace ropeway::session {
 
 using wire::strand;
 
+/// What may wait for a peer that does not read, each message's own keeping included. No state of the protocol
+/// has so much to say.
+inline constexpr std::size_t most_unread = 1024 * 1024;
+
 /// Used on one strand. A message that can't be sent ends the session, as one that can't be read does.
 class link : public std::enable_shared_from_this<link> {
  public:
@@ -33,7 +37,9 @@ class link : public std::enable_shared_from_this<link> {
   /// three may own the link.
   void listen(heard on_message, ended on_end, lost on_lost);
 
-  /// `fd` must stay open as long as `keep` lives.
+  /// `fd` must stay open as long as `keep` lives. A peer for which more than `most_unread` bytes wait is
+  /// given up: `errc::peer_silent`. To such a peer `alive` says nothing that waits not already, and is left
+  /// out.
   void say(protocol::message const& what, int fd = -1, std::shared_ptr<void const> keep = {});
   /// Closes once everything was said, or at once if nothing waits; after five seconds in any case. Nothing
   /// more is heard from now on.
@@ -54,11 +60,13 @@ class link : public std::enable_shared_from_this<link> {
   void hear();
   bool hear_one(protocol::message& what, unique_fd& fd);
   void end(std::exception_ptr why);
+  void say_goodbye(std::string const& why) noexcept;
 
   strand strand_;
   wire::connection connection_;
   std::vector<std::byte> scratch_, buffer_;
   std::deque<outgoing> rest_;
+  std::size_t unread_ = 0; // of rest_
   heard on_message_;
   ended on_end_;
   lost on_lost_;

@@ -56,7 +56,13 @@ class offload {
 
  private:
   asio::thread_pool& pool() {
-    if (!pool_) pool_ = std::make_unique<asio::thread_pool>(1);
+    try {
+      if (!pool_) pool_ = std::make_unique<asio::thread_pool>(1);
+    } catch (std::system_error const& error) {
+      throw transfer_error(error.code(),
+                           "no thread for mapping memory can be started; raise RLIMIT_NPROC, or the limit of "
+                           "processes of the container");
+    }
     return *pool_;
   }
   std::unique_ptr<asio::thread_pool> pool_;
@@ -76,9 +82,16 @@ inline transfer_error as_transfer_error(std::exception_ptr const& error, errc ot
   }
 }
 
-/// The errc of an error, for the wire; `otherwise` for errors of other categories.
+/// The errc of an error, for the wire: what ran out, if something did; `otherwise` for all others of other
+/// categories.
 inline errc as_errc(std::error_code code, errc otherwise) noexcept {
-  return code.category() == ropeway_category() ? static_cast<errc>(code.value()) : otherwise;
+  if (code.category() == ropeway_category()) return static_cast<errc>(code.value());
+  if (code == std::errc::not_enough_memory || code == std::errc::no_space_on_device)
+    return errc::out_of_memory;
+  for (auto const ran_out : {std::errc::too_many_files_open, std::errc::too_many_files_open_in_system,
+                             std::errc::resource_unavailable_try_again, std::errc::no_buffer_space})
+    if (code == ran_out) return errc::no_resources;
+  return otherwise;
 }
 
 } // namespace ropeway::session

@@ -27,6 +27,7 @@ receiver_options checked(receiver_options options) {
     if (limit.count() <= 0) refuse("every limit must be positive");
   if (options.lease_limit().count() < 0) refuse("the lease limit must not be negative");
   options.lease_limit(countable(options.lease_limit()));
+  if (options.max_manifest_bytes() == 0) refuse("max_manifest_bytes must be positive");
   options.connect_limit(countable(options.connect_limit())).silence_limit(countable(options.silence_limit()));
   options.handshake_limit(countable(options.handshake_limit())).close_limit(countable(options.close_limit()));
   return options;
@@ -492,6 +493,7 @@ void receiver_core::connected(wire::connection connection) {
     std::scoped_lock lock(shared_mutex_);
     status_.sender = arriving_.from;
   }
+  settings.max_manifest_bytes = options_.max_manifest_bytes();
   machine_.emplace(std::move(settings));
   failpoint<side::receiver, "connected">();
   machine_->connected(clock::now());
@@ -535,6 +537,7 @@ void receiver_core::drop_session() {
   link_.reset();
   machine_.reset();
   incoming_fd_.reset();
+  unread_manifest_.reset();
   deadline_.cancel();
   armed_.reset();
   unclaimed_.reset();
@@ -901,16 +904,35 @@ void receiver_core::act(receive_action::look_up_manifest& action) {
 }
 
 void receiver_core::act(receive_action::read_manifest& action) {
-  auto const fd = std::make_shared<unique_fd>(std::move(incoming_fd_));
-  auto read = [memory = memory_, fd, what = action.what, bytes = action.bytes] {
+  wanted_update_ = action.what.update;
+  unread_manifest_.emplace(unread_manifest{action.what, action.bytes, std::move(incoming_fd_)});
+  if (!reading_manifest_) read_next_manifest();
+}
+
+/// One at a time, and only the newest waits: a sender that takes back what it has just announced, again and
+/// again, must not pile up descriptors here.
+void receiver_core::read_next_manifest() {
+  auto const fd = std::make_shared<unique_fd>(std::move(unread_manifest_->fd));
+  auto read = [memory = memory_, fd, what = unread_manifest_->what, bytes = unread_manifest_->bytes] {
     auto const host = memory->get(device::host());
     return read_from(*host, std::move(*fd), bytes, what);
   };
-  wanted_update_ = action.what.update;
+  unread_manifest_.reset();
   auto then = [weak = weak_from_this(), session = session_, wanted = wanted_update_](
                   std::exception_ptr error, std::shared_ptr<plan::manifest const> manifest) {
     auto const self = weak.lock();
-    if (!self || self->session_ != session || !self->machine_ || self->wanted_update_ != wanted) return;
+    if (!self) return;
+    self->reading_manifest_ = false;
+    if (self->unread_manifest_) { // of a later update, so nobody wants this one any more
+      try {
+        return self->read_next_manifest();
+      } catch (...) {
+        auto const what = session::as_transfer_error(std::current_exception(), errc::out_of_memory);
+        self->machine_->gone(session::as_errc(what.code(), errc::out_of_memory), what.what(), clock::now());
+        return self->pump();
+      }
+    }
+    if (self->session_ != session || !self->machine_ || self->wanted_update_ != wanted) return;
     if (error) {
       auto const what = session::as_transfer_error(error, errc::protocol_error);
       failpoint<side::receiver, "manifest_bad">();
@@ -926,6 +948,7 @@ void receiver_core::act(receive_action::read_manifest& action) {
     self->pump();
   };
   offload_.run(strand_, std::move(read), std::move(then));
+  reading_manifest_ = true;
 }
 
 void receiver_core::act(receive_action::offer& action) {
@@ -1028,6 +1051,7 @@ void receiver_core::begin_writing(load_operation& load) {
 
 void receiver_core::act(receive_action::abort& action) {
   wanted_update_ = 0;
+  unread_manifest_.reset();
   auto const load = load_;
   if (!load) { // nobody has seen it yet, or it was just given back
     failpoint<side::receiver, "drained">();

@@ -172,6 +172,7 @@ class receiver_core : public std::enable_shared_from_this<receiver_core> {
   void act(protocol::receive_action::greeted& action);
   void act(protocol::receive_action::map_ring& action);
   void act(protocol::receive_action::read_manifest& action);
+  void read_next_manifest();
   void act(protocol::receive_action::look_up_manifest& action);
   void act(protocol::receive_action::offer& action);
   void act(protocol::receive_action::bucket& action);
@@ -189,6 +190,13 @@ class receiver_core : public std::enable_shared_from_this<receiver_core> {
   std::uint64_t session_ = 0;       // counts; answers of slow jobs for an older one are dropped
   unique_fd incoming_fd_;           // came with the message that is being acted on
   std::uint64_t wanted_update_ = 0; // whose manifest is looked for; an answer for another one comes too late
+  struct unread_manifest {
+    protocol::begin what;
+    std::uint64_t bytes = 0;
+    unique_fd fd;
+  };
+  std::optional<unread_manifest> unread_manifest_; // waits while another one is read
+  bool reading_manifest_ = false;                  // also one of a session that is over
   std::map<std::uint32_t, std::shared_ptr<mapped_ring>> rings_;
   std::shared_ptr<load_operation> load_;
   std::optional<update> unclaimed_; // offered while nobody waited

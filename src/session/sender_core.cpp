@@ -33,6 +33,7 @@ sender_settings settings_of(sender_options const& options, bytes16 const& instan
   settings.bucket_bytes = options.bucket_bytes();
   settings.slots = options.slots();
   settings.max_peers = options.max_receivers();
+  settings.max_handshakes = options.max_handshakes();
   settings.handshake = options.handshake_limit();
   settings.decide = options.decide_limit();
   settings.silence = options.silence_limit();
@@ -48,6 +49,8 @@ sender_options checked(sender_options options) {
   if (options.slots() < 1 || options.slots() > 64) refuse("slots must be 1 to 64");
   if (options.max_receivers() < 1 || options.max_receivers() > 1000)
     refuse("max_receivers must be 1 to 1000");
+  if (options.max_handshakes() < 1 || options.max_handshakes() > 1000)
+    refuse("max_handshakes must be 1 to 1000");
   for (auto const limit : {options.handshake_limit(), options.decide_limit(), options.silence_limit(),
                            options.commit_limit(), options.source_limit(), options.close_limit()})
     if (limit.count() <= 0) refuse("every limit must be positive");
@@ -74,7 +77,7 @@ sender_core::sender_core(asio::any_io_executor executor, std::string path, sende
     , instance_(random_instance())
     , memory_(std::move(memory))
     , strand_(wire::make_strand(executor))
-    , listener_(strand_, std::move(path), trust_of(options_).any_directory(options_.allow_shared_directory()))
+    , listener_(strand_, std::move(path), trust_of(options_))
     , machine_(settings_of(options_, instance_))
     , packs_changed_(strand_)
     , deadline_(strand_)
@@ -682,6 +685,8 @@ awaitable<void> sender_core::accept_peers(std::shared_ptr<sender_core> self) {
     } catch (std::exception const&) {
       // No memory for one more: its connection is closed, and the next may fit.
     }
+    // Those who connect without end must not keep the loop from everything else.
+    co_await asio::post(self->strand_, use_awaitable);
   }
   anchor.lift();
 }

@@ -46,6 +46,22 @@ std::string octal(mode_t mode) {
   return text;
 }
 
+// Of the directory, and of the link that leads to it: who owns one of them can put another in its place.
+void check_owner(std::string const& path, std::string directory, struct stat const& about, trust const& whom,
+                 std::string const& advice) {
+  auto const check = [&](struct stat const& which) {
+    if (which.st_uid == ::geteuid() || which.st_uid == 0 || whom.allows(which.st_uid)) return;
+    not_permitted(path, directory + " belongs to user " + std::to_string(which.st_uid) + advice);
+  };
+  check(about);
+  while (directory.size() > 1 && directory.back() == '/') directory.pop_back(); // it would be followed
+  struct stat link {};
+  if (::lstat(directory.c_str(), &link) == 0 && S_ISLNK(link.st_mode)) {
+    directory = "the link " + directory;
+    check(link);
+  }
+}
+
 void check_directory(std::string const& path, std::string const& directory, trust const& whom) {
   struct stat about {};
   int found = ::stat(directory.c_str(), &about);
@@ -57,10 +73,7 @@ void check_directory(std::string const& path, std::string const& directory, trus
   if (found != 0) bad_path(path, directory + ": " + std::strerror(errno));
   if (!S_ISDIR(about.st_mode)) bad_path(path, directory + " is not a directory");
   if (whom.any_directory()) return;
-  if (about.st_uid != ::geteuid() && about.st_uid != 0) {
-    not_permitted(path, directory + " belongs to user " + std::to_string(about.st_uid) +
-                            "; use a directory of your own");
-  }
+  check_owner(path, directory, about, trust(), "; use a directory of your own");
   mode_t const refused = whom.group_access() ? 0027U : 0077U;
   if ((about.st_mode & refused) == 0) return;
   if ((about.st_mode & S_ISVTX) != 0) {
@@ -112,6 +125,18 @@ void check_path(std::string const& path) {
     bad_path(path, "it has " + std::to_string(path.size()) + " bytes, the system allows " +
                        std::to_string(longest_path) + "; use a shorter one");
   }
+}
+
+void check_directory_of(std::string const& path, trust const& whom) {
+  if (whom.any_directory()) return;
+  std::string const directory = directory_of(path);
+  struct stat about {};
+  if (::stat(directory.c_str(), &about) != 0) bad_path(path, directory + ": " + std::strerror(errno));
+  check_owner(path, directory, about, whom, "; allow that user, or run both as the same");
+  if ((about.st_mode & 0022U) == 0) return;
+  not_permitted(path, "others may write to " + directory + " (mode " + octal(about.st_mode) +
+                          ") and put another socket there; have the sender listen in a private directory, or "
+                          "allow shared ones");
 }
 
 void prepare_directory(std::string const& path, trust const& whom) {

@@ -35,6 +35,11 @@ class trust {
 /// the limit).
 void check_path(std::string const& path);
 
+/// For who connects: that nobody but a trusted user, or root, could have put the socket there. The directory
+/// must belong to one of them and be writable for its owner alone; so must be what links to it. Throws
+/// `errc::not_permitted` with a message that says what to do.
+void check_directory_of(std::string const& path, trust const& whom);
+
 /// `check_path`, then the directory: makes its last component (0700; 0750 with `group_access`) when it is
 /// missing, and checks owner and mode. What already lies at the path must be a socket. Changes nothing else.
 /// Throws `errc::bad_path` or `errc::not_permitted` with a message that says what to do.

@@ -296,6 +296,7 @@ awaitable<connection> connect(strand on, std::string path, std::chrono::steady_c
       // The backlog of a dead listener, kept open by children that it forked.
       reason = "its listener has ended";
     } else {
+      check_directory_of(path, whom);
       connection connected(on, std::move(socket), whom);
       co_return connected;
     }

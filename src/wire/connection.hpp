@@ -94,8 +94,8 @@ class connection {
 /// Connects to the listener at `path`, for use on the strand `on`. While the socket is missing, refuses, or
 /// is not accepting fast enough, tries again until `deadline`. Cancellation: all types. Errors:
 /// `errc::connect_timeout`, with the last reason; `errc::bad_path` if the path is too long or something else
-/// than a listening SEQPACKET socket; `errc::not_permitted` if the directory can't be entered or the
-/// listener's user is not trusted.
+/// than a listening SEQPACKET socket; `errc::not_permitted` if the directory can't be entered or is not
+/// private (see `check_directory_of`), or the listener's user is not trusted.
 awaitable<connection> connect(strand on, std::string path, std::chrono::steady_clock::time_point deadline,
                               trust whom = {});
 

@@ -55,6 +55,7 @@ struct sender_bench {
     s.bucket_bytes = 1000;
     s.slots = slots;
     s.max_peers = 5;
+    s.max_handshakes = 3;
     return s;
   }
   static hello hello_of(peer_id id) { return hello_of(id, who{}); }

@@ -528,6 +528,63 @@ TEST_CASE("what crossed an own abort is ignored until the next update begins, an
   CHECK(b.done() == violation("the sender said published for update 1, which is not running", 2));
 }
 
+TEST_CASE("words of the sender that move nothing are bounded, and so are updates that come to nothing") {
+  receiver_bench b;
+  SUBCASE("alive") {
+    b.accepted(1, 1);
+    for (int i = 0; i < max_idle_messages; ++i) b.hears(alive{1});
+    CHECK(b.done().empty());
+    b.hears(alive{1});
+    CHECK(b.done() == violation("the sender said alive and no end: 4096 messages in a row that move nothing; "
+                                "alive is needed every 3333 ms",
+                                1));
+  }
+  SUBCASE("alive, while buckets come") {
+    b.accepted(1, 2);
+    for (int i = 0; i < max_idle_messages; ++i) b.hears(alive{1});
+    b.hears(b.published_of(1, 1, 0, 0));
+    for (int i = 0; i < max_idle_messages; ++i) b.hears(alive{1});
+    CHECK(b.machine.greeted());
+  }
+  SUBCASE("what crossed an own abort") {
+    b.accepted(1, 1);
+    b.machine.give_up(errc::loader_failed, "threw", b.now);
+    b.machine.drained(b.now);
+    for (int i = 0; i <= max_idle_messages; ++i) b.hears(b.published_of(1, 1, 0, 0));
+    CHECK(b.machine.over());
+  }
+  SUBCASE("updates that are taken back at once") {
+    b.greet();
+    std::uint64_t id = 1;
+    for (; id <= max_idle_messages && !b.machine.over(); ++id) {
+      b.hears(b.begin_of(id, 1));
+      b.hears(abort_update{id, 6, "no"});
+      b.machine.drained(b.now);
+    }
+    CHECK_FALSE(b.machine.over());
+    b.hears(b.begin_of(id, 1));
+    CHECK(b.machine.over());
+  }
+  SUBCASE("updates that the embedder refuses are no flood") {
+    for (std::uint64_t id = 1; id <= 2 * max_idle_messages; ++id) {
+      b.offered(id, 1);
+      b.machine.refuse_update(errc::busy, "no", b.now);
+    }
+    CHECK_FALSE(b.machine.over());
+  }
+  SUBCASE("time makes room, also for a sender that speaks each millisecond") {
+    b.machine.connected(b.now);
+    auto hi = b.welcome_of();
+    hi.silence_ms = 1;
+    b.hears(hi);
+    for (int i = 0; i < 5 * max_idle_messages; ++i) {
+      b.now += std::chrono::milliseconds(1);
+      b.hears(alive{1});
+    }
+    CHECK_FALSE(b.machine.over());
+  }
+}
+
 TEST_CASE("an abort that crossed a refusal is answered at once, and once") {
   receiver_bench b;
   b.offered(1, 1);

@@ -104,15 +104,70 @@ TEST_CASE("a group takes no more members than its size, but a place that became 
   CHECK(b.machine.greeted() == 2);
 }
 
-TEST_CASE("connections beyond the limit are turned away at once and harm nobody") {
+TEST_CASE("receivers beyond the limit are turned away at once and harm nobody") {
   sender_bench b;
   for (peer_id id = 1; id <= 5; ++id) b.greet(id);
   b.connect(6);
-  std::string const text = "the sender has its limit of 5 connections; try again later";
+  std::string const text = "the sender has its limit of 5 receivers; try again later";
   CHECK(b.done() == lines(to(6, turned_away{2, text}), "drop 6 (2) " + text));
   b.from(6, b.hello_of(6));
   CHECK(b.done().empty());
   CHECK(b.machine.greeted() == 5);
+}
+
+TEST_CASE("connections that say nothing take no receiver's place, and the oldest makes room for the next") {
+  sender_bench b;
+  for (peer_id id = 1; id <= 3; ++id) b.connect(id); // as many as may be unfinished
+  for (peer_id id = 11; id <= 15; ++id) {
+    b.connect(id);
+    std::string const text = "3 connections have not said hello, and others come; try again later";
+    CHECK(b.done() == (id == 11 ? lines(to(1, turned_away{2, text}), "drop 1 (2) " + text) : ""));
+    b.from(id, b.hello_of(id));
+    CHECK(b.done() == lines(to(id, b.welcome_of())));
+  }
+  CHECK(b.machine.greeted() == 5);
+  // The two that are left may say hello, but come too late.
+  std::string const text = "the sender has its limit of 5 receivers; try again later";
+  b.from(2, b.hello_of(2));
+  CHECK(b.done() == lines(to(2, turned_away{2, text}), "drop 2 (2) " + text));
+  CHECK(b.machine.greeted() == 5);
+}
+
+TEST_CASE("words that move nothing are bounded, however they are mixed, and an honest pace never meets it") {
+  sender_bench b;
+  b.greet(1);
+  b.greet(2);
+  b.start_accepted(1, 1, 2);
+  for (int i = 0; i < max_idle_messages; ++i) b.from(1, alive{b.update});
+  CHECK(b.done().empty());
+  SUBCASE("one too many") {
+    b.from(1, alive{b.update});
+    std::string const text =
+        "alive and no end: 4096 messages in a row that move nothing; alive is needed every "
+        "3333 ms";
+    CHECK(b.done() == lines(to(1, goodbye{24, text}), "drop 1 (24) " + text));
+    CHECK(b.machine.greeted() == 1);
+  }
+  SUBCASE("what crossed an abort counts too") {
+    b.machine.give_up(errc::source_failed, "x", b.now);
+    b.done();
+    b.from(1, released{b.update, 1});
+    CHECK(b.done().find("released and no end") != std::string::npos);
+  }
+  SUBCASE("what moves the update starts the count again") {
+    b.machine.packed(1, b.now);
+    b.done();
+    b.from(1, released{b.update, 1});
+    for (int i = 0; i < max_idle_messages; ++i) b.from(1, alive{b.update});
+    CHECK(b.done().find("drop") == std::string::npos);
+  }
+  SUBCASE("time makes room, for more than is needed") {
+    for (int i = 0; i < 100; ++i) {
+      b.now += 3333ms;
+      for (int k = 0; k < 2; ++k) b.from(1, alive{b.update});
+    }
+    CHECK(b.done().find("drop") == std::string::npos);
+  }
 }
 
 TEST_CASE("a connection that says nothing is dropped after the handshake limit") {

@@ -85,6 +85,11 @@ host_queue::host_queue() : shared_(std::make_shared<shared>()), owner_(::getpid(
   pthread_sigmask(SIG_SETMASK, &all, &before);
   try {
     thread_ = std::thread(work, shared_);
+  } catch (std::system_error const& error) {
+    pthread_sigmask(SIG_SETMASK, &before, nullptr);
+    throw transfer_error(error.code(),
+                         "no thread for copies can be started; raise RLIMIT_NPROC, or the limit "
+                         "of processes of the container");
   } catch (...) {
     pthread_sigmask(SIG_SETMASK, &before, nullptr);
     throw;

@@ -8,6 +8,7 @@
 #include <linux/magic.h>
 #include <string>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
 
@@ -57,9 +58,10 @@ void reserve(int fd, std::uint64_t bytes) {
   }
 }
 
+// Null if the system refuses; errno says why.
 std::shared_ptr<region> map(int fd, std::uint64_t bytes, int protection, int prefault) {
   void* const at = ::mmap(nullptr, bytes, protection, MAP_SHARED, fd, 0);
-  if (at == MAP_FAILED) no_memory(bytes, reason());
+  if (at == MAP_FAILED) return nullptr;
   auto memory = std::make_shared<mapping>(static_cast<std::byte*>(at), bytes);
   // Otherwise the first copy pays for each page: 1.5 ms per MiB measured in a virtual machine. Older kernels
   // refuse, which costs that time only. Huge pages are left to the system's policy for shared memory ("never"
@@ -77,14 +79,23 @@ backend::shared_region make_region(std::uint64_t bytes) {
   if (bytes > available || bytes > static_cast<std::uint64_t>(std::numeric_limits<off_t>::max())) {
     no_memory(bytes, ": " + std::to_string(available) + " are available");
   }
+  // The system would not refuse but send SIGXFSZ, which ends a process that does not expect it.
+  rlimit largest{};
+  if (::getrlimit(RLIMIT_FSIZE, &largest) == 0 && bytes > largest.rlim_cur)
+    no_memory(bytes, ": RLIMIT_FSIZE allows " + std::to_string(largest.rlim_cur));
   unique_fd fd(::memfd_create("ropeway", MFD_CLOEXEC | MFD_ALLOW_SEALING | MFD_NOEXEC_SEAL));
   if (!fd && errno == EINVAL) fd.reset(::memfd_create("ropeway", MFD_CLOEXEC | MFD_ALLOW_SEALING));
-  if (!fd)
-    throw transfer_error(std::error_code(errno, std::system_category()),
-                         "memfd_create for shared host memory");
+  if (!fd) {
+    int const error = errno;
+    std::string const ran_out = error == EMFILE ? "; raise RLIMIT_NOFILE" : "";
+    throw transfer_error(std::error_code(error, std::system_category()),
+                         "memfd_create for " + std::to_string(bytes) + " bytes of shared host memory" +
+                             ran_out);
+  }
   if (::ftruncate(fd.get(), static_cast<off_t>(bytes)) != 0) no_memory(bytes, reason());
   reserve(fd.get(), bytes);
   auto memory = map(fd.get(), bytes, PROT_READ | PROT_WRITE, MADV_POPULATE_WRITE);
+  if (!memory) no_memory(bytes, reason());
   // FUTURE_WRITE also stops PUNCH_HOLE, with which a peer could zero the memory under us.
   if (::fcntl(fd.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE | F_SEAL_SEAL) != 0) {
     throw transfer_error(std::error_code(errno, std::system_category()),
@@ -115,7 +126,12 @@ std::shared_ptr<region> import_region(unique_fd handle, std::uint64_t bytes) {
   if (static_cast<std::uint64_t>(about.st_blocks) * 512 < bytes) {
     bad("its " + std::to_string(bytes) + " bytes are not all there, the peer could make us pay for them");
   }
-  return map(handle.get(), bytes, PROT_READ, MADV_POPULATE_READ);
+  auto memory = map(handle.get(), bytes, PROT_READ, MADV_POPULATE_READ);
+  if (memory) return memory;
+  if (errno != ENOMEM && errno != EAGAIN) bad("it can't be mapped for reading" + reason());
+  throw transfer_error(errc::out_of_memory, "can't map " + std::to_string(bytes) +
+                                                " bytes of the peer's memory" + reason() +
+                                                "; raise RLIMIT_AS or vm.max_map_count");
 }
 
 } // namespace ropeway::memory::host

@@ -24,10 +24,21 @@ void receiver_machine::impl::received(message const& what) {
   std::visit([this](auto const& m) { on(m); }, what);
 }
 
+void receiver_machine::impl::heard_idly(message const& what) {
+  std::chrono::milliseconds const silence(terms.silence_ms);
+  if (idle.spend(now, silence)) return;
+  violated(words("the sender said ", name_of(what), " and no end: ", max_idle_messages,
+                 " messages in a row that move nothing; alive is needed every ", (silence / 3).count(),
+                 " ms"));
+}
+
 bool receiver_machine::impl::is_current(std::uint64_t update, message const& what) {
   bool const newest = last_update != 0 && update == last_update;
   if (newest && running() && at != stage::draining) return true;
-  if (newest && (at == stage::draining || gave_up)) return false;
+  if (newest && (at == stage::draining || gave_up)) {
+    heard_idly(what);
+    return false;
+  }
   violated(words("the sender said ", name_of(what), " for update ", update, ", which is not running"));
   return false;
 }
@@ -72,6 +83,8 @@ void receiver_machine::impl::on(begin const& m) {
         words("the sender said begin for update ", m.update, " while update ", current.update, " runs"));
   if (m.update <= last_update)
     return violated(words("the sender said begin for update ", m.update, " after update ", last_update));
+  heard_idly(m); // until somebody decides about it
+  if (life != session::open) return;
   current = m;
   last_update = m.update;
   said_aborted = gave_up = false;
@@ -114,6 +127,7 @@ void receiver_machine::impl::on(published const& m) {
     return wrong("slot ", m.slot, " of ring ", m.ring, " is not released yet");
   if (m.bytes != bucket_bytes[m.bucket])
     return wrong(m.bytes, " bytes, but ", bucket_bytes[m.bucket], " by the manifest");
+  idle = {};
   ++next_bucket;
   last_seq = m.seq;
   held.push_back({m.seq, m.ring, m.slot});
@@ -125,6 +139,7 @@ void receiver_machine::impl::on(commit const& m) {
   if (at != stage::all_copied)
     return violated(words("the sender said commit for update ", m.update,
                           at == stage::committing ? " twice" : " before all_copied"));
+  idle = {};
   go(stage::committing);
   actions.emplace_back(receive_action::commit{m.update});
 }
@@ -135,14 +150,14 @@ void receiver_machine::impl::on(abort_update const& m) {
         words("the sender said abort_update for update ", m.update, ", the newest is ", last_update));
   if (at == stage::committing)
     return violated(words("the sender said abort_update for update ", m.update, " after its commit"));
-  if (at == stage::draining) return; // both gave up at once; one `aborted` answers both
+  if (at == stage::draining) return heard_idly(m); // both gave up at once; one `aborted` answers both
   if (running()) return stop(reason(m.code, errc::peer_aborted), one_line(m.text), true, last_word::aborted);
-  if (said_aborted) return;
+  if (said_aborted) return heard_idly(m);
   said_aborted = true; // our last word about the update and its abort have crossed
   say(aborted{m.update});
 }
 
-void receiver_machine::impl::on(alive const&) {}
+void receiver_machine::impl::on(alive const& m) { heard_idly(m); }
 
 void receiver_machine::impl::on(goodbye const& m) { end(static_cast<errc>(m.code), one_line(m.text)); }
 

@@ -3,6 +3,7 @@
 #pragma once
 #include <map>
 
+#include "protocol/pace.hpp"
 #include "protocol/receiver_machine.hpp"
 #include "protocol/text.hpp"
 
@@ -61,10 +62,12 @@ struct receiver_machine::impl {
   bool gave_up = false;          ///< last_update ended by our abort: the sender may not have known yet
 
   time_point now{}, born{}, heard{}, said{}, waiting_since{};
+  pace idle; ///< of what the sender says that moves nothing, updates that nobody has decided about included
   std::vector<receiver_action> actions;
 
   // ---- messages.cpp ----
   void received(message const& what);
+  void heard_idly(message const& what);
   /// Whether a message about this update is for the one that runs. If not, it is ignored (it crossed our
   /// abort) or it ended the session.
   bool is_current(std::uint64_t update, message const& what);

@@ -9,7 +9,17 @@ void sender_machine::impl::received(peer_id id, message const& what) {
   if (!p) return; // it was dropped while the message was under way
   p->heard = now;
   if (p->greeted) {
+    heard_idly = false;
     std::visit([&](auto const& m) { on(id, *p, m); }, what);
+    p = find(id);
+    if (!p) return;
+    if (!heard_idly)
+      p->idle = {};
+    else if (!p->idle.spend(now, settings.silence))
+      violated(id, words(name_of(what), " and no end: ", max_idle_messages,
+                         " messages in a row that move nothing; alive is needed every ",
+                         std::chrono::duration_cast<std::chrono::milliseconds>(settings.silence / 3).count(),
+                         " ms"));
   } else if (auto const* first = std::get_if<hello>(&what)) {
     greet(id, *first);
   } else {
@@ -19,7 +29,10 @@ void sender_machine::impl::received(peer_id id, message const& what) {
 
 sender_machine::impl::participant* sender_machine::impl::current(peer_id id, peer const& p,
                                                                  std::uint64_t number, message const& what) {
-  if (p.owes == debt::aborted && p.owes_for == number) return nullptr;
+  if (p.owes == debt::aborted && p.owes_for == number) {
+    heard_idly = true;
+    return nullptr;
+  }
   participant* part = taking_part(id);
   if (part && running->id == number && part->at >= stage::deciding) return part;
   violated(id, words(name_of(what), " for update ", number, ", in which it does not take part"));
@@ -76,6 +89,7 @@ void sender_machine::impl::on(peer_id id, peer& p, not_now const& m) {
 
 void sender_machine::impl::on(peer_id id, peer& p, released const& m) {
   if (p.owes == debt::aborted && p.owes_for == m.update) {
+    heard_idly = true;
     for (auto& [number, ring] : rings)
       if (auto const slot = ring.ledger.find(m.seq)) ring.ledger.release(*slot, id);
     return;
@@ -148,6 +162,7 @@ void sender_machine::impl::on(peer_id id, peer& p, aborted const& m) {
 }
 
 void sender_machine::impl::on(peer_id id, peer&, alive const& m) {
+  heard_idly = true;
   if (m.update >= next_update) violated(id, words("alive for update ", m.update, ", which does not exist"));
 }
 

@@ -12,6 +12,9 @@ std::string full_name(std::string const& name, std::string const& about) {
   if (!about.empty()) line += " (" + about + ")";
   return line;
 }
+std::string too_many(std::uint32_t limit) {
+  return words("the sender has its limit of ", limit, " receivers; try again later");
+}
 } // namespace
 
 void sender_machine::impl::connected(peer_id id, std::string about) {
@@ -21,19 +24,34 @@ void sender_machine::impl::connected(peer_id id, std::string about) {
   if (closed) {
     why = errc::not_open;
     refusal = "the sender is closing";
-  } else if (peers.size() >= settings.max_peers) {
-    refusal = words("the sender has its limit of ", settings.max_peers, " connections; try again later");
+  } else if (greeted() >= settings.max_peers) {
+    refusal = too_many(settings.max_peers);
   }
   if (!refusal.empty()) {
     actions.emplace_back(send_action::say{id, turned_away{static_cast<std::uint16_t>(why), refusal}});
     actions.emplace_back(send_action::drop{id, why, refusal});
     return;
   }
+  make_room_for_handshake();
   peer p;
   p.words = one_line(about, max_name);
   p.name = full_name({}, p.words);
   p.connected = p.heard = p.said = now;
   peers.emplace(id, std::move(p));
+}
+
+std::size_t sender_machine::impl::greeted() const {
+  return static_cast<std::size_t>(
+      std::count_if(peers.begin(), peers.end(), [](auto const& p) { return p.second.greeted; }));
+}
+
+void sender_machine::impl::make_room_for_handshake() {
+  if (peers.size() - greeted() < settings.max_handshakes) return;
+  // Ids grow, so the first has waited longest.
+  auto const oldest =
+      std::find_if(peers.begin(), peers.end(), [](auto const& p) { return !p.second.greeted; });
+  drop(oldest->first, errc::busy,
+       words(settings.max_handshakes, " connections have not said hello, and others come; try again later"));
 }
 
 sender_machine::impl::peer* sender_machine::impl::find(peer_id id) {
@@ -62,6 +80,7 @@ void sender_machine::impl::greet(peer_id id, hello const& what) {
     return turn_away(id, errc::version_mismatch,
                      words("receiver and sender both speak protocol version ", newest,
                            " but were built from different messages; use the same build"));
+  if (greeted() >= settings.max_peers) return turn_away(id, errc::busy, too_many(settings.max_peers));
   if (what.devices.size() > max_devices)
     return turn_away(id, errc::invalid_argument,
                      words("hello names ", what.devices.size(), " devices, more than ", max_devices));

@@ -4,6 +4,7 @@
 #include <map>
 
 #include "plan/slot_ledger.hpp"
+#include "protocol/pace.hpp"
 #include "protocol/sender_machine.hpp"
 #include "protocol/text.hpp"
 
@@ -39,6 +40,7 @@ struct sender_machine::impl {
     time_point owes_since{};
     time_point connected{}, heard{}, said{};
     std::optional<time_point> due_since; ///< since when we wait for it
+    pace idle;                           ///< of what it says that moves nothing
   };
 
   // ---- rings ----
@@ -118,10 +120,13 @@ struct sender_machine::impl {
   void forget(peer_id id, errc code, std::string const& text);
   void close(std::string const& text);
   peer* find(peer_id id);
+  std::size_t greeted() const;
+  void make_room_for_handshake();
   std::size_t members(std::string const& group) const;
 
   // ---- messages.cpp: what peers say ----
   void received(peer_id id, message const& what);
+  bool heard_idly = false; ///< the message that is being handled moves nothing
   /// The participant that a message about update `number` is from. Nothing if the message is to be ignored
   /// because it crossed our abort, or if it dropped the peer.
   participant* current(peer_id id, peer const& p, std::uint64_t number, message const& what);
