@@ -1,0 +1,454 @@
+// What a false sender says to a receiver.
+#include <fcntl.h>
+#include <sys/mman.h>
+
+#include "liar.hpp"
+
+namespace ropeway::testing {
+namespace {
+
+using namespace protocol;
+using step = sender_lie::step;
+using way = sender_lie::way;
+constexpr errc broken = errc::protocol_error;
+constexpr std::uint64_t ring_bytes = lie_bucket * lie_slots;
+
+template <class Change>
+void welcome_with(liar& me, Change change) {
+  auto w = honest_welcome();
+  change(w);
+  me.say(w);
+}
+
+/// A ring that was changed, with a memory file that would do.
+template <class Change>
+void offer(liar& me, Change change) {
+  auto r = honest_ring(1);
+  change(r);
+  auto const memory = memory_file(ring_bytes);
+  me.say(r, {memory.get()});
+}
+/// An honest ring, with another descriptor.
+void offer_fd(liar& me, unique_fd const& fd) { me.say(honest_ring(), {fd.get()}); }
+
+void send_manifest_bytes(liar& me, std::span<std::byte const> bytes) {
+  auto const carrier = memory_file(bytes);
+  me.say(manifest_follows{me.update, bytes.size()}, {carrier.get()});
+}
+template <class Change>
+void send_manifest(liar& me, Change change) {
+  auto m = loose_manifest::honest();
+  change(m);
+  send_manifest_bytes(me, m.encode());
+}
+void send_carrier(liar& me, unique_fd const& fd, std::uint64_t bytes) {
+  me.say(manifest_follows{me.update, bytes}, {fd.get()});
+}
+
+template <class Change>
+void publish(liar& me, std::uint32_t bucket, std::uint32_t slot, Change change) {
+  auto p = honest_published(me.update, bucket, slot);
+  change(p);
+  me.say(p);
+}
+constexpr auto as_it_is = [](auto&) {};
+
+constexpr sender_lie lies[] = {
+    // ---- the handshake
+    {"closes at once", step::accepted, [](liar& me) { me.hang_up(); }, errc::peer_gone, "closed the connection"},
+    {"an empty datagram", step::accepted, [](liar& me) { me.say_bytes({}); }, errc::peer_gone,
+     "closed the connection"},
+    {"hello back", step::accepted, [](liar& me) { me.say(honest_hello()); }, broken,
+     "the sender's first message was hello, not welcome"},
+    {"an update before its welcome", step::accepted, [](liar& me) { me.say(honest_begin()); }, broken,
+     "the sender's first message was begin"},
+    {"a version that was not offered", step::accepted,
+     [](liar& me) { welcome_with(me, [](welcome& w) { w.version = version_max + 1; }); }, broken,
+     "chose protocol version 2"},
+    {"buckets of no bytes", step::accepted,
+     [](liar& me) { welcome_with(me, [](welcome& w) { w.bucket_bytes = 0; }); }, broken,
+     "the sender's buckets have 0 bytes"},
+    {"buckets of more than a TiB", step::accepted,
+     [](liar& me) { welcome_with(me, [](welcome& w) { w.bucket_bytes = (std::uint64_t(1) << 40) + 1; }); }, broken,
+     "allowed are 1 to 1099511627776"},
+    {"a silence limit of 0", step::accepted,
+     [](liar& me) { welcome_with(me, [](welcome& w) { w.silence_ms = 0; }); }, broken, "a silence limit of 0 ms"},
+    {"a welcome that is cut short", step::accepted,
+     [](liar& me) {
+       auto const bytes = liar::written(honest_welcome());
+       me.say_bytes(std::span(bytes).first(bytes.size() - 1));
+     },
+     broken, "can't be read"},
+    {"a datagram of 200,000 bytes", step::accepted,
+     [](liar& me) { me.say_bytes(std::vector<std::byte>(200'000)); }, broken, "sent a message of 200000 bytes where"},
+    {"a descriptor with welcome", step::accepted,
+     [](liar& me) {
+       auto const fd = pipe_end();
+       me.say(honest_welcome(), {fd.get()});
+     },
+     broken, "1 descriptors with a message that has 0"},
+    {"turned away in words that move the cursor", step::accepted,
+     [](liar& me) {
+       me.say(turned_away{2, "\x1b[2Jfull\n"});
+     },
+     errc::busy, "the sender turned this receiver away:  [2Jfull "},
+    {"welcome twice", step::welcomed, [](liar& me) { me.say(honest_welcome()); }, broken,
+     "the sender said welcome after its welcome"},
+    {"turned away after its welcome", step::welcomed,
+     [](liar& me) {
+       me.say(turned_away{2, "full"});
+     },
+     broken, "turned_away after its welcome"},
+    {"an unknown message", step::welcomed,
+     [](liar& me) {
+       std::byte const tag[] = {std::byte(255)};
+       me.say_bytes(tag);
+     },
+     broken, "can't be read"},
+    {"what only a receiver says", step::welcomed, [](liar& me) { me.say(accept{1}); }, broken,
+     "the sender said accept, which only a receiver says"},
+    {"alive without end", step::welcomed,
+     [](liar& me) {
+       for (int i = 0; i <= 2 * max_idle_messages; ++i) me.say(alive{0});
+     },
+     broken, "the sender said alive and no end"},
+    {"updates without end, each taken back", step::welcomed,
+     [](liar& me) {
+       for (std::uint64_t i = 1; i <= 2 * max_idle_messages; ++i) {
+         me.say(honest_begin(i));
+         me.say(abort_update{i, 6, "no"});
+         me.hear_what_is_there();
+       }
+     },
+     broken, "the sender said begin and no end"},
+    {"words after goodbye", step::welcomed,
+     [](liar& me) {
+       me.say(goodbye{23, "\x07you"});
+       me.say(honest_begin());
+     },
+     errc::peer_aborted, " you"},
+
+    // ---- rings
+    {"a ring without its descriptor", step::welcomed, [](liar& me) { me.say(honest_ring()); }, broken,
+     "0 descriptors with a message that has 1"},
+    {"a ring with two descriptors", step::welcomed,
+     [](liar& me) {
+       auto const one = memory_file(ring_bytes), two = memory_file(ring_bytes);
+       me.say(honest_ring(), {one.get(), two.get()});
+     },
+     broken, "2 descriptors where 1 are allowed"},
+    {"a ring of no slots", step::welcomed, [](liar& me) { offer(me, [](ring& r) { r.slots = 0; }); }, broken,
+     "has 0 slots, allowed are 1 to 64"},
+    {"a ring of 65 slots", step::welcomed, [](liar& me) { offer(me, [](ring& r) { r.slots = 65; }); }, broken,
+     "has 65 slots, allowed are 1 to 64"},
+    {"slots smaller than a bucket", step::welcomed,
+     [](liar& me) { offer(me, [](ring& r) { r.slot_bytes = lie_bucket - 1; }); }, broken, "slots of 4095 bytes"},
+    {"slots whose sizes overflow", step::welcomed,
+     [](liar& me) { offer(me, [](ring& r) { r.slot_bytes = ~std::uint64_t(0); }); }, broken,
+     "slots of 18446744073709551615 bytes"},
+    {"a ring on neither host nor device", step::welcomed, [](liar& me) { offer(me, [](ring& r) { r.on_device = 2; }); },
+     broken, "neither host memory nor a device's"},
+    {"a host ring with a device's name", step::welcomed, [](liar& me) { offer(me, [](ring& r) { r.origin[0] = 1; }); },
+     broken, "neither host memory nor a device's"},
+    {"a ring twice", step::offered,
+     [](liar& me) {
+       auto const memory = memory_file(ring_bytes);
+       me.say(honest_ring(), {memory.get()});
+     },
+     broken, "the sender offers ring 0 twice"},
+    {"66 rings", step::offered,
+     [](liar& me) {
+       auto const memory = memory_file(ring_bytes);
+       for (std::uint32_t id = 1; id <= 65; ++id) me.say(honest_ring(id), {memory.get()});
+     },
+     broken, "more than 65 rings"},
+    {"a ring on a device, for a receiver on the host", step::welcomed,
+     [](liar& me) {
+       auto r = honest_ring();
+       r.on_device = 1;
+       r.origin[0] = 1;
+       auto const memory = memory_file(ring_bytes);
+       me.say(r, {memory.get()});
+     },
+     errc::not_reachable, "can't map a CUDA device", way::refused_ring},
+    {"a pipe as ring", step::welcomed, [](liar& me) { offer_fd(me, pipe_end()); }, errc::bad_region,
+     "it is no memory file", way::refused_ring},
+    {"a socket as ring", step::welcomed, [](liar& me) { me.say(honest_ring(), {me.socket()}); }, errc::bad_region,
+     "it is no memory file", way::refused_ring},
+    {"a regular file as ring", step::welcomed,
+     [](liar& me) { offer_fd(me, open_file("/proc/self/exe", O_RDONLY)); }, errc::bad_region,
+     "can't import a region: it", way::refused_ring},
+    {"a directory as ring", step::welcomed, [](liar& me) { offer_fd(me, open_file("/", O_RDONLY | O_DIRECTORY)); },
+     errc::bad_region, "it is no memory file", way::refused_ring},
+    {"an eventfd as ring", step::welcomed, [](liar& me) { offer_fd(me, event_counter()); }, errc::bad_region,
+     "it is no memory file", way::refused_ring},
+    {"/dev/zero as ring", step::welcomed, [](liar& me) { offer_fd(me, open_file("/dev/zero", O_RDWR)); },
+     errc::bad_region, "it is no memory file", way::refused_ring},
+    {"a descriptor that only names the ring", step::welcomed,
+     [](liar& me) { offer_fd(me, reopened(memory_file(ring_bytes).get(), O_PATH)); }, errc::bad_region,
+     "can't import a region", way::refused_ring},
+    {"a ring that can't be read", step::welcomed,
+     [](liar& me) {
+       auto const memory = memory_file(ring_bytes, F_SEAL_SHRINK | F_SEAL_GROW);
+       auto const write_only = reopened(memory.get(), O_WRONLY);
+       if (::fcntl(memory.get(), F_ADD_SEALS, F_SEAL_FUTURE_WRITE) != 0) throw std::runtime_error("seal");
+       offer_fd(me, write_only);
+     },
+     errc::bad_region, "can't be mapped for reading", way::refused_ring},
+    {"a ring that is not sealed", step::welcomed, [](liar& me) { offer_fd(me, memory_file(ring_bytes, 0)); },
+     errc::bad_region, "its size is not sealed", way::refused_ring},
+    {"a ring that may shrink", step::welcomed,
+     [](liar& me) { offer_fd(me, memory_file(ring_bytes, F_SEAL_GROW | F_SEAL_FUTURE_WRITE)); }, errc::bad_region,
+     "its size is not sealed", way::refused_ring},
+    {"a ring that may grow", step::welcomed,
+     [](liar& me) { offer_fd(me, memory_file(ring_bytes, F_SEAL_SHRINK | F_SEAL_FUTURE_WRITE)); }, errc::bad_region,
+     "its size is not sealed", way::refused_ring},
+    {"a ring that anybody may write", step::welcomed,
+     [](liar& me) { offer_fd(me, memory_file(ring_bytes, F_SEAL_SHRINK | F_SEAL_GROW)); }, errc::bad_region,
+     "writing is not sealed", way::refused_ring},
+    {"a ring shorter than announced", step::welcomed, [](liar& me) { offer_fd(me, memory_file(ring_bytes - 1)); },
+     errc::bad_region, "it has 8191 bytes where 8192 were announced", way::refused_ring},
+    {"a ring longer than announced", step::welcomed, [](liar& me) { offer_fd(me, memory_file(ring_bytes + 1)); },
+     errc::bad_region, "it has 8193 bytes where 8192 were announced", way::refused_ring},
+    {"a ring of no bytes", step::welcomed, [](liar& me) { offer_fd(me, memory_file(0)); }, errc::bad_region,
+     "it has 0 bytes where 8192 were announced", way::refused_ring},
+    {"a ring that nobody has paid for", step::welcomed,
+     [](liar& me) { offer_fd(me, memory_file(ring_bytes, all_seals, false)); }, errc::bad_region,
+     "are not all there", way::refused_ring},
+    {"a ring of 64 TiB that is not there", step::welcomed,
+     [](liar& me) {
+       auto r = honest_ring();
+       r.slots = 64;
+       r.slot_bytes = std::uint64_t(1) << 40;
+       auto const memory = memory_file(ring_bytes);
+       me.say(r, {memory.get()});
+     },
+     errc::bad_region, "where 70368744177664 were announced", way::refused_ring},
+    {"a ring that shrinks once it is said", step::welcomed,
+     [](liar& me) {
+       auto const memory = memory_file(ring_bytes, 0);
+       me.say(honest_ring(), {memory.get()});
+       if (::ftruncate(memory.get(), 0) != 0) throw std::runtime_error("ftruncate");
+     },
+     errc::bad_region, "can't import a region: it", way::refused_ring},
+
+    // ---- announcements
+    {"a bucket before any update", step::welcomed,
+     [](liar& me) {
+       me.update = 1;
+       publish(me, 0, 0, as_it_is);
+     },
+     broken, "published for update 1, which is not running"},
+    {"a commit before any update", step::welcomed, [](liar& me) { me.say(commit{1}); }, broken,
+     "commit for update 1, which is not running"},
+    {"an abort of what never was", step::welcomed,
+     [](liar& me) {
+       me.say(abort_update{1, 6, "no"});
+     },
+     broken, "abort_update for update 1, the newest is 0"},
+    {"an update with the number 0", step::welcomed, [](liar& me) { me.say(honest_begin(0)); }, broken,
+     "begin for update 0 after update 0"},
+    {"begin twice", step::begun, [](liar& me) { me.say(honest_begin(2)); }, broken,
+     "begin for update 2 while update 1 runs"},
+    {"a bucket before the manifest", step::asked, [](liar& me) { publish(me, 0, 0, as_it_is); }, broken,
+     "the update is not accepted yet"},
+    {"a manifest that nobody asked for", step::loading, [](liar& me) { send_manifest(me, as_it_is); }, broken,
+     "that was not asked for"},
+
+    // ---- manifests
+    {"a manifest without its descriptor", step::asked, [](liar& me) { me.say(manifest_follows{1, 100}); }, broken,
+     "0 descriptors with a message that has 1"},
+    {"a manifest of no bytes", step::asked, [](liar& me) { send_carrier(me, memory_file(10), 0); }, broken,
+     "has 0 bytes, allowed are 1 to"},
+    {"a manifest of more than may be", step::asked,
+     [](liar& me) { send_carrier(me, memory_file(10), (std::uint64_t(1) << 30) + 1); }, broken,
+     "allowed are 1 to 1073741824"},
+    {"a manifest in a pipe", step::asked, [](liar& me) { send_carrier(me, pipe_end(), 100); }, errc::bad_region,
+     "it is no memory file"},
+    {"a manifest that is not sealed", step::asked, [](liar& me) { send_carrier(me, memory_file(100, 0), 100); },
+     errc::bad_region, "its size is not sealed"},
+    {"a manifest shorter than announced", step::asked, [](liar& me) { send_carrier(me, memory_file(99), 100); },
+     errc::bad_region, "it has 99 bytes where 100 were announced"},
+    {"a manifest that nobody has paid for", step::asked,
+     [](liar& me) { send_carrier(me, memory_file(1 << 20, all_seals, false), 1 << 20); }, errc::bad_region,
+     "are not all there"},
+    {"a manifest of zeros", step::asked, [](liar& me) { send_carrier(me, memory_file(100), 100); }, broken,
+     "manifest: "},
+    {"a manifest of another layout", step::asked,
+     [](liar& me) { send_manifest(me, [](loose_manifest& m) { m.tensors[0].name = "other"; }); }, broken,
+     "has not the layout"},
+    {"a manifest with bytes behind it", step::asked,
+     [](liar& me) {
+       auto bytes = loose_manifest::honest().encode();
+       bytes.push_back({});
+       send_manifest_bytes(me, bytes);
+     },
+     broken, "manifest: "},
+    {"more tensors than bytes", step::asked,
+     [](liar& me) {
+       auto bytes = loose_manifest::honest().encode();
+       for (std::size_t i = 8; i < 12; ++i) bytes[i] = std::byte(0xff);
+       send_manifest_bytes(me, bytes);
+     },
+     broken, "manifest: "},
+    {"a name that is no UTF-8", step::asked,
+     [](liar& me) { send_manifest(me, [](loose_manifest& m) { m.tensors[1].name = "a\xc0\x80"; }); }, broken,
+     "is not UTF-8"},
+    {"a tensor without a name", step::asked,
+     [](liar& me) { send_manifest(me, [](loose_manifest& m) { m.tensors[1].name.clear(); }); }, broken,
+     "every tensor needs a name"},
+    {"a name of 70,000 bytes", step::asked,
+     [](liar& me) { send_manifest(me, [](loose_manifest& m) { m.tensors[1].name.assign(70'000, 'n'); }); }, broken,
+     "manifest: "},
+    {"a name twice", step::asked,
+     [](liar& me) { send_manifest(me, [](loose_manifest& m) { m.tensors[1].name = m.tensors[0].name; }); }, broken,
+     "names must differ"},
+    {"an unknown dtype", step::asked,
+     [](liar& me) { send_manifest(me, [](loose_manifest& m) { m.tensors[0].type = 99; }); }, broken, "manifest: "},
+    {"nine dimensions", step::asked,
+     [](liar& me) { send_manifest(me, [](loose_manifest& m) { m.tensors[0].dims.assign(9, 1); }); }, broken,
+     "too many dimensions"},
+    {"dimensions that overflow", step::asked,
+     [](liar& me) {
+       send_manifest(me, [](loose_manifest& m) { m.tensors[0].dims.assign(2, std::uint64_t(1) << 40); });
+     },
+     broken, "larger than any memory"},
+    {"pieces that overlap in the bucket", step::asked,
+     [](liar& me) { send_manifest(me, [](loose_manifest& m) { m.pieces[1].bucket_offset = 0; }); }, broken,
+     "overlaps the piece before it"},
+    {"pieces that leave a gap in the tensor", step::asked,
+     [](liar& me) { send_manifest(me, [](loose_manifest& m) { m.pieces[0].tensor_offset = 256; }); }, broken,
+     "leaves a gap or overlaps"},
+    {"a tensor without its piece", step::asked,
+     [](liar& me) { send_manifest(me, [](loose_manifest& m) { m.pieces.pop_back(); }); }, broken,
+     "no piece for all of"},
+    {"a piece too many", step::asked,
+     [](liar& me) { send_manifest(me, [](loose_manifest& m) { m.pieces.push_back(m.pieces.back()); }); }, broken,
+     "belongs to no tensor"},
+    {"a piece longer than its tensor", step::asked,
+     [](liar& me) { send_manifest(me, [](loose_manifest& m) { m.pieces[0].bytes += 1; }); }, broken,
+     "has a wrong size"},
+    {"a piece beyond its bucket", step::asked,
+     [](liar& me) { send_manifest(me, [](loose_manifest& m) { m.pieces[0].bucket_offset = lie_bucket; }); }, broken,
+     "is not within its bucket"},
+    {"an offset that overflows", step::asked,
+     [](liar& me) {
+       send_manifest(me, [](loose_manifest& m) { m.pieces[0].bucket_offset = ~std::uint64_t(255); });
+     },
+     broken, "is not within its bucket"},
+    {"a bucket left out", step::asked,
+     [](liar& me) { send_manifest(me, [](loose_manifest& m) { m.pieces[0].bucket = 1; }); }, broken,
+     "is not in the order of the buckets"},
+
+    // ---- buckets
+    {"a bucket before it is accepted", step::sent_manifest, [](liar& me) { publish(me, 0, 0, as_it_is); }, broken,
+     "the update is not accepted yet"},
+    {"the second bucket first", step::loading, [](liar& me) { publish(me, 1, 0, as_it_is); }, broken,
+     "bucket 0 is next"},
+    {"a bucket in a ring that is not there", step::loading,
+     [](liar& me) { publish(me, 0, 0, [](published& p) { p.ring = 7; }); }, broken, "ring 7 is not mapped"},
+    {"a bucket in a slot that is not there", step::loading, [](liar& me) { publish(me, 0, lie_slots, as_it_is); },
+     broken, "ring 0 has 2 slots, not a slot 2"},
+    {"a bucket of another size", step::loading,
+     [](liar& me) { publish(me, 0, 0, [](published& p) { p.bytes += 1; }); }, broken, "by the manifest"},
+    {"a bucket of another update", step::loading,
+     [](liar& me) { publish(me, 0, 0, [](published& p) { p.update = 9; }); }, broken, "which is not running"},
+    {"a seq of 0", step::loading, [](liar& me) { publish(me, 0, 0, [](published& p) { p.seq = 0; }); }, broken,
+     "seq does not grow beyond 0"},
+    {"a seq again", step::streaming, [](liar& me) { publish(me, 1, 1, [](published& p) { p.seq = 1; }); }, broken,
+     "seq does not grow beyond 1"},
+    {"a bucket again", step::streaming, [](liar& me) { publish(me, 0, 1, [](published& p) { p.seq = 2; }); }, broken,
+     "bucket 1 is next"},
+    {"a bucket without number", step::loading, [](liar& me) { publish(me, 0, 0, [](published& p) { p.bucket = ~0u; }); },
+     broken, "bucket 0 is next"},
+    {"more buckets than there are", step::copied,
+     [](liar& me) {
+       publish(me, 2, 0, [](published& p) {
+         p.bucket = 3;
+         p.seq = 4;
+       });
+     },
+     broken, "all 3 buckets were published already"},
+    {"commit before any bucket", step::loading, [](liar& me) { me.say(commit{me.update}); }, broken,
+     "commit for update 1 before all_copied"},
+    {"commit after the first bucket", step::streaming, [](liar& me) { me.say(commit{me.update}); }, broken,
+     "commit for update 1 before all_copied"},
+    {"gone after the first bucket", step::streaming, [](liar& me) { me.hang_up(); }, errc::peer_gone, ""},
+    {"an empty datagram after the first bucket", step::streaming, [](liar& me) { me.say_bytes({}); }, errc::peer_gone,
+     "closed the connection"},
+    {"a commit of another update", step::copied, [](liar& me) { me.say(commit{me.update + 1}); }, broken,
+     "which is not running"},
+    {"commit twice", step::committed, [](liar& me) { me.say(commit{me.update}); }, broken, "which is not running"},
+    {"released, after the commit", step::committed,
+     [](liar& me) {
+       me.say(released{me.update, 1});
+     },
+     broken, "which only a receiver says"},
+    {"the same update again", step::committed, [](liar& me) { me.say(honest_begin()); }, broken,
+     "begin for update 1 after update 1"},
+};
+
+} // namespace
+
+std::span<sender_lie const> sender_lies() { return lies; }
+
+namespace {
+
+void walk(sender_lie const& what, liar& me) {
+  using at = sender_lie::step;
+  auto const lie_at = [&](at where) {
+    if (what.at != where) return false;
+    what.lie(me);
+    return true;
+  };
+  me.expect<hello>();
+  if (lie_at(at::accepted)) return;
+  me.say(honest_welcome());
+  if (lie_at(at::welcomed)) return;
+  auto const memory = memory_file(lie_bucket * lie_slots);
+  me.say(honest_ring(), {memory.get()});
+  if (lie_at(at::offered)) return;
+  me.expect<ring_mapped>();
+  auto const b = honest_begin();
+  me.update = b.update;
+  me.say(b);
+  if (lie_at(at::begun)) return;
+  me.expect<need_manifest>();
+  if (lie_at(at::asked)) return;
+  auto const text = honest_manifest().encode();
+  auto const carrier = memory_file(text);
+  me.say(manifest_follows{b.update, text.size()}, {carrier.get()});
+  if (lie_at(at::sent_manifest)) return;
+  me.expect<accept>();
+  if (lie_at(at::loading)) return;
+  for (std::uint32_t i = 0; i < b.buckets; ++i) {
+    me.say(honest_published(b.update, i, i % lie_slots));
+    if (i == 0 && lie_at(at::streaming)) return;
+    me.seq = me.expect<released>().seq;
+  }
+  me.expect<all_copied>();
+  if (lie_at(at::copied)) return;
+  me.say(commit{b.update});
+  me.expect<committed>();
+  what.lie(me);
+}
+
+} // namespace
+
+std::string tell(sender_lie const& what, false_door& door) {
+  try {
+    auto me = door.accept();
+    walk(what, me);
+    if (me.socket() < 0) return {};
+    if (what.how == sender_lie::way::refused_ring) {
+      auto const no = me.expect<ring_refused>();
+      auto wrong = judged({static_cast<errc>(no.code), no.text}, what.code, what.words);
+      me.say(goodbye{0, "enough"});
+      return wrong;
+    }
+    me.hear_out();
+    return what.code == broken ? judged(me.last(), what.code, what.words) : "";
+  } catch (std::exception const& error) { return error.what(); }
+}
+
+} // namespace ropeway::testing
