@@ -250,6 +250,36 @@ TEST_CASE("a thousand connections that say nothing hold few descriptors and keep
   run_to_end([&] { return crowded(directory, come, there); }, std::chrono::seconds(60));
 }
 
+static awaitable<void> queue_of_connections(scratch const& directory, baton& come, baton& there) {
+  auto const executor = co_await asio::this_coro::executor;
+  sender to(executor, directory.file("s"), quick_sender(lie_bucket));
+  come.pass();
+  REQUIRE(there.wait(std::chrono::seconds(60))); // blocks the loop: all of them queue up
+  auto last = beside(executor, to.wait_for_receivers(1, std::chrono::seconds(20)));
+  int turns = 0;
+  for (; !last.done(); ++turns) co_await settle(1);
+  CHECK(turns >= 100);
+  auto const end = co_await last.join();
+  CHECK_MESSAGE(end.ok(), end.said());
+  co_await to.close();
+}
+
+TEST_CASE(
+    "a hundred connections that wait are accepted one each turn of the loop, which serves others meanwhile") {
+  leak_check const nothing_stays;
+  scratch const directory;
+  baton come, there;
+  fork_child crowd([&] {
+    if (!come.wait(std::chrono::seconds(60))) return 1;
+    std::vector<liar> all;
+    for (int i = 0; i < 101; ++i) all.push_back(liar::at(directory.file("s")));
+    all.back().say(honest_hello());
+    there.pass();
+    return baton().wait(std::chrono::seconds(60)) ? 2 : 3;
+  });
+  run_to_end([&] { return queue_of_connections(directory, come, there); }, std::chrono::seconds(60));
+}
+
 CO_TEST("who says nothing is turned away after the handshake limit, who is slow within it is served") {
   auto const executor = co_await asio::this_coro::executor;
   auto options = quick_sender(lie_bucket);
@@ -453,6 +483,26 @@ TEST_CASE("manifests that are taken back pile up no descriptors and no work at t
 }
 
 // ---- other users ----
+
+CO_TEST("a receiver takes no sender in a directory that others can write to, unless it is told to") {
+  auto const executor = co_await asio::this_coro::executor;
+  scratch const directory;
+  REQUIRE(::chmod(directory.file("").c_str(), 0777) == 0);
+  auto shared = quick_sender();
+  shared.allow_shared_directory(true);
+  sender to(executor, directory.file("s"), shared);
+  receiver careful(executor, quick_receiver());
+  auto const end = co_await try_to(careful.connect(directory.file("s")));
+  CHECK(end.error == make_error_code(errc::not_permitted));
+  CHECK_MESSAGE(end.text.find("have the sender listen in a private directory") != std::string::npos,
+                end.text);
+  auto trusting = quick_receiver();
+  trusting.allow_shared_directory(true);
+  receiver from(executor, trusting);
+  co_await from.connect(directory.file("s"));
+  co_await from.close();
+  co_await to.close();
+}
 
 namespace {
 
