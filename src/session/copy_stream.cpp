@@ -19,7 +19,7 @@ wire::descriptor watch(strand const& on, int fd) {
   unique_fd copy(::fcntl(fd, F_DUPFD_CLOEXEC, 0));
   if (!copy)
     throw transfer_error(std::error_code(errno, std::system_category()),
-                         "no descriptor left to watch copies");
+                         "no descriptor to watch copies; raise RLIMIT_NOFILE");
   wire::descriptor watched(on, copy.get());
   (void)copy.release();
   return watched;

@@ -83,8 +83,8 @@ bool link::hear_one(protocol::message& what, unique_fd& fd) {
 void link::end(std::exception_ptr why) {
   if (!std::exchange(listening_, false)) return;
   auto const what = as_transfer_error(why, errc::peer_gone);
-  if (what.code() == errc::protocol_error) say_goodbye(what.what());
-  on_end_(as_errc(what.code(), errc::peer_gone), what.what());
+  if (what.code() == errc::protocol_error) say_goodbye(words_of(what));
+  on_end_(as_errc(what.code(), errc::peer_gone), words_of(what));
 }
 
 /// Whoever wrote the peer wants to know. Once: it may be nobody who listens.

@@ -82,6 +82,15 @@ inline transfer_error as_transfer_error(std::exception_ptr const& error, errc ot
   }
 }
 
+/// What an error says, without the sentence of its code where that goes along anyway.
+inline std::string words_of(transfer_error const& error) {
+  std::string text = error.what();
+  std::string const sentence = ": " + error.code().message();
+  if (error.code().category() == ropeway_category() && text.ends_with(sentence))
+    text.resize(text.size() - sentence.size());
+  return text;
+}
+
 /// The errc of an error, for the wire: what ran out, if something did; `otherwise` for all others of other
 /// categories.
 inline errc as_errc(std::error_code code, errc otherwise) noexcept {

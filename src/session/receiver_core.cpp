@@ -797,7 +797,8 @@ void receiver_core::pump() {
           // Memory or threads ran out in the middle of it: this session can't go on.
           auto const what = session::as_transfer_error(std::current_exception(), errc::out_of_memory);
           failpoint<side::receiver, "gone">();
-          machine_->gone(session::as_errc(what.code(), errc::out_of_memory), what.what(), clock::now());
+          machine_->gone(session::as_errc(what.code(), errc::out_of_memory), session::words_of(what),
+                         clock::now());
         }
       }
   }
@@ -877,8 +878,8 @@ void receiver_core::act(receive_action::map_ring& action) {
     if (error) {
       auto const what = session::as_transfer_error(error, errc::not_reachable);
       failpoint<side::receiver, "ring_refused">();
-      self->machine_->ring_refused(id, session::as_errc(what.code(), errc::not_reachable), what.what(),
-                                   clock::now());
+      self->machine_->ring_refused(id, session::as_errc(what.code(), errc::not_reachable),
+                                   session::words_of(what), clock::now());
     } else {
       self->rings_[id] = std::move(ring);
       failpoint<side::receiver, "ring_mapped">();
@@ -928,7 +929,8 @@ void receiver_core::read_next_manifest() {
         return self->read_next_manifest();
       } catch (...) {
         auto const what = session::as_transfer_error(std::current_exception(), errc::out_of_memory);
-        self->machine_->gone(session::as_errc(what.code(), errc::out_of_memory), what.what(), clock::now());
+        self->machine_->gone(session::as_errc(what.code(), errc::out_of_memory), session::words_of(what),
+                             clock::now());
         return self->pump();
       }
     }
@@ -936,8 +938,8 @@ void receiver_core::read_next_manifest() {
     if (error) {
       auto const what = session::as_transfer_error(error, errc::protocol_error);
       failpoint<side::receiver, "manifest_bad">();
-      self->machine_->manifest_bad(session::as_errc(what.code(), errc::protocol_error), what.what(),
-                                   clock::now());
+      self->machine_->manifest_bad(session::as_errc(what.code(), errc::protocol_error),
+                                   session::words_of(what), clock::now());
     } else {
       if (self->manifests_.size() == manifests_kept) self->manifests_.erase(self->manifests_.begin());
       auto sizes = manifest->bucket_sizes();
@@ -1012,7 +1014,7 @@ void receiver_core::act(receive_action::bucket& action) {
     ++load->copies_in_flight;
   } catch (...) {
     auto const what = session::as_transfer_error(std::current_exception(), errc::device_failed);
-    give_up(load, what.code(), session::as_errc(what.code(), errc::device_failed), what.what());
+    give_up(load, what.code(), session::as_errc(what.code(), errc::device_failed), session::words_of(what));
   }
 }
 

@@ -901,8 +901,8 @@ void sender_core::act(send_action::make_ring& action) {
         self->current_->error = failure(what);
       }
       failpoint<side::sender, "ring_failed">();
-      self->machine_.ring_failed(ring, session::as_errc(what.code(), errc::out_of_memory), what.what(),
-                                 clock::now());
+      self->machine_.ring_failed(ring, session::as_errc(what.code(), errc::out_of_memory),
+                                 session::words_of(what), clock::now());
     } else {
       failpoint<side::sender, "ring_ready">();
       self->machine_.ring_ready(ring, clock::now());

@@ -39,7 +39,9 @@ descriptor wait_for(strand const& on, int socket, std::uint32_t events, int pidf
   bool made = both && ::epoll_ctl(both.get(), EPOLL_CTL_ADD, socket, &event) == 0;
   event.events = EPOLLIN;
   if (made && pidfd >= 0) made = ::epoll_ctl(both.get(), EPOLL_CTL_ADD, pidfd, &event) == 0;
-  if (!made) throw transfer_error(system_code(errno), "can't watch a connection");
+  if (!made)
+    throw transfer_error(system_code(errno), "no descriptor to watch a connection; raise RLIMIT_NOFILE, or "
+                                             "fs.epoll.max_user_watches");
   descriptor watched(on, both.get());
   (void)both.release();
   return watched;

@@ -21,7 +21,9 @@ namespace ropeway::wire {
 unique_fd make_socket() {
   unique_fd socket(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
   if (!socket)
-    throw transfer_error(std::error_code(errno, std::system_category()), "can't make a Unix socket");
+    throw transfer_error(std::error_code(errno, std::system_category()),
+                         errno == EMFILE ? "can't make a Unix socket; raise RLIMIT_NOFILE"
+                                         : "can't make a Unix socket");
   enlarge_buffer(socket.get());
   return socket;
 }

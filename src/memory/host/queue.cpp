@@ -78,7 +78,8 @@ struct host_queue::shared {
 
 host_queue::host_queue() : shared_(std::make_shared<shared>()), owner_(::getpid()) {
   if (!shared_->event)
-    throw transfer_error(std::error_code(errno, std::system_category()), "eventfd for a copy queue");
+    throw transfer_error(std::error_code(errno, std::system_category()),
+                         "no descriptor for a copy queue; raise RLIMIT_NOFILE");
   // The program's signals are for the program's threads.
   sigset_t all, before;
   sigfillset(&all);
