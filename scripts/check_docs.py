@@ -12,8 +12,10 @@
 - An --option in backticks or in a shell block is one that a program or script of ours has.
 - Every option of the program stands in its man page and its completion.
 - Every ropeway::errc has its line in docs/troubleshooting.md, and every line there is of one.
+- In a table whose last column is headed "proved by", each row names tests: `tests/FILE.cpp`: "title", "title". Each
+  title stands there as a whole, as the first argument of a test or the first member of a case in a table.
 
-One line for each complaint; the last line is `N passed, N failed`, counting blocks, paths and links.
+One line for each complaint; the last line is `N passed, N failed`, counting blocks, paths, links and titles.
 """
 import pathlib
 import re
@@ -30,6 +32,7 @@ OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
 # Options of other people's programs.
 FOREIGN = {"--gpus", "--ipc", "--libs", "--reconfigure"}
 ENUMERATOR = re.compile(r"^\s*(\w+) = \d+,", re.MULTILINE)
+PROOF = re.compile(r"`(tests/[\w./-]+)`:((?:\s*\"[^\"]*\",?)+)")
 EXEMPT = re.compile(r"<!--\s*not compiled:\s*\S.*-->\s*$")
 
 
@@ -53,6 +56,24 @@ def exists(root, name):
         return any(root.glob(name))
     # `src/plan/manifest` stands for the header and its source.
     return (root / name).exists() or any(root.glob(name + ".*"))
+
+
+def titles_in(text):
+    """The titles of tests, and of cases in tables; those that were written in two parts are put together."""
+    joined = re.sub(r'"\s*\n\s*"', "", text)
+    return set(re.findall(r'[({]\s*"((?:[^"\\]|\\.)*)"', joined))
+
+
+def proofs(text):
+    """Rows of the tables whose last column is headed "proved by"."""
+    inside = False
+    for line in text.splitlines():
+        if not line.startswith("|"):
+            inside = False
+        elif line.rstrip(" |").endswith("| proved by"):
+            inside = True
+        elif inside and not set(line) <= set("|-: "):
+            yield line
 
 
 def compile_error(command, text):
@@ -142,6 +163,14 @@ def check(root, command):
             token = re.sub(r":\d+$", "", token)
             if PATH.match(token):
                 verdict(exists(root, token), f"{name}: there is no {token}")
+        for row in proofs(prose):
+            named = PROOF.findall(row)
+            if not named:
+                verdict(False, f"{name}: no test is named for: {row.split('|')[1].strip()}")
+            for file, titles in named:
+                known = titles_in((root / file).read_text(encoding="utf-8")) if (root / file).is_file() else set()
+                for title in re.findall(r'"([^"]*)"', titles):
+                    verdict(title in known, f"{name}: {file} has no test \"{title}\"")
         for target in sorted(set(LINK.findall(prose))):
             if not re.match(r"[a-z]+:|#", target):
                 verdict((document.parent / target.split("#")[0]).exists(), f"{name}: a link leads nowhere: {target}")

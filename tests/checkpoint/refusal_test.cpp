@@ -2,7 +2,10 @@
 
 #include <cerrno>
 #include <fcntl.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
+#include <unistd.h>
 
 #include "files.hpp"
 #include "sandbox.hpp"
@@ -31,6 +34,26 @@ TEST_CASE("where io_uring is refused, automatic falls back and io_uring says why
     });
     CHECK(result == 0);
   }
+}
+
+TEST_CASE("where no memory may be locked a checkpoint is read all the same") {
+  scratch const here;
+  write_pattern(here / "x.safetensors", odd);
+  int const result = in_child([&] {
+    rlimit const none{0, 0};
+    if (::setrlimit(RLIMIT_MEMLOCK, &none) != 0) return 1;
+    // Root may lock what it likes.
+    if (::geteuid() == 0 && (::chmod(here.path().c_str(), 0755) != 0 || ::setuid(65534) != 0)) return 2;
+    auto const model = checkpoint::open(here / "x.safetensors");
+    for (auto const backend : {io_backend::automatic, io_backend::pread}) {
+      checkpoint_reader reader(model, read_options().backend(backend));
+      std::vector<std::byte> bytes(3'000'001);
+      reader.read(0, 0, bytes);
+      if (!holds_pattern(bytes, 0, 0)) return 3;
+    }
+    return 0;
+  });
+  CHECK(result == 0);
 }
 
 TEST_CASE("where O_DIRECT is refused the page cache serves") {

@@ -7,6 +7,7 @@
 #include <boost/json.hpp>
 #include <csignal>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <map>
 #include <numeric>
@@ -97,6 +98,29 @@ class unwritable {
     if (mounted_) ::umount(path_.c_str());
   }
   std::string const& path() const { return path_; }
+
+ private:
+  std::string path_;
+  bool mounted_ = false;
+};
+
+/// A file system of so many bytes; nothing if mounting is not permitted here.
+class small_disk {
+ public:
+  small_disk(std::string path, char const* options) : path_(std::move(path)) {
+    ::mkdir(path_.c_str(), 0700);
+    mounted_ = ::mount("none", path_.c_str(), "tmpfs", 0, options) == 0;
+  }
+  small_disk(small_disk const&) = delete;
+  small_disk& operator=(small_disk const&) = delete;
+  ~small_disk() {
+    if (mounted_) ::umount(path_.c_str());
+  }
+  bool is_there() const { return mounted_; }
+  bool resize(char const* options) const {
+    return ::mount("none", path_.c_str(), "tmpfs", MS_REMOUNT, options) == 0;
+  }
+  std::string file(char const* name) const { return path_ + "/" + name; }
 
  private:
   std::string path_;
@@ -263,6 +287,33 @@ TEST_CASE("a directory that can't be written to is named before anything is rece
       5, {closed.path()});
   check_complaint(testing::run({"receive", "--socket", place.file("s.sock"), "--out", place.file(".")}), 5,
                   {});
+}
+
+TEST_CASE(
+    "a disk that is full is named by receive --out, which leaves nothing; with room the file is whole") {
+  scratch const place;
+  small_disk const disk(place.file("disk"), "mode=0700,size=64k");
+  if (!disk.is_there()) {
+    MESSAGE("SKIPPED: mounting is not permitted here");
+    return;
+  }
+  auto const checkpoint = place.file("model.safetensors"), socket = place.file("s.sock"),
+             out = disk.file("out.safetensors");
+  write_checkpoint(checkpoint);
+  for (bool const full : {true, false}) {
+    if (!full) REQUIRE(disk.resize("size=4m"));
+    program sender({"send", checkpoint, "--socket", socket, "--bucket", "64K"});
+    program receiver({"receive", "--socket", socket, "--out", out});
+    auto const sent = sender.wait(), received = receiver.wait();
+    CHECK_MESSAGE(sent.status == 0, sent.err);
+    if (full) {
+      check_complaint(received, 5, {"out.safetensors", "No space left on device"});
+      CHECK(std::filesystem::is_empty(place.file("disk")));
+    } else {
+      CHECK_MESSAGE(received.status == 0, received.err);
+      CHECK(contents(out) == contents(checkpoint));
+    }
+  }
 }
 
 TEST_CASE("a sender without receivers gives up at its deadline") {

@@ -484,6 +484,23 @@ TEST_CASE("manifests that are taken back pile up no descriptors and no work at t
 
 // ---- other users ----
 
+CO_TEST("a list of tensors larger than the receiver allows is not read") {
+  auto const executor = co_await asio::this_coro::executor;
+  auto options = quick_receiver();
+  options.max_manifest_bytes(100);
+  line over(executor, host_setting(1), quick_sender(lie_bucket), options);
+  co_await over.connect();
+  auto next = beside(executor, over.receiver().next_update());
+  model const whole(host_memory(), lied_about(), 1);
+  auto const views = whole.views();
+  auto const sent = co_await try_to(over.sender().send_weights(1, views));
+  CHECK(sent.error == make_error_code(errc::too_few_receivers));
+  auto const end = co_await next.join();
+  CHECK(end.error == make_error_code(errc::protocol_error));
+  CHECK_MESSAGE(end.text.find("bytes, allowed are 1 to 100") != std::string::npos, end.text);
+  co_await over.close();
+}
+
 CO_TEST("a receiver takes no sender in a directory that others can write to, unless it is told to") {
   auto const executor = co_await asio::this_coro::executor;
   scratch const directory;
