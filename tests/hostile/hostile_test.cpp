@@ -197,6 +197,59 @@ TEST_CASE("a false sender is refused with one error, writes nowhere, and the nex
   }
 }
 
+// ---- two jobs ----
+
+/// Takes part in one job, and repeats in the other what it says there.
+static std::string speak_in_both(std::string const& here, std::string const& there) {
+  auto me = liar::at(here), spy = liar::at(there);
+  auto const say = [&](protocol::message const& what) {
+    me.say(what);
+    spy.say(what);
+  };
+  say(honest_hello());
+  spy.expect<protocol::welcome>();
+  me.expect<protocol::ring>();
+  say(protocol::ring_mapped{0});
+  auto const b = me.expect<protocol::begin>();
+  say(protocol::accept{b.update});
+  for (std::uint32_t i = 0; i < b.buckets; ++i)
+    say(protocol::released{b.update, me.expect<protocol::published>().seq});
+  say(protocol::all_copied{b.update});
+  me.expect<protocol::commit>();
+  say(protocol::committed{b.update});
+  spy.hear_out();
+  me.say(protocol::goodbye{});
+  return judged(spy.last(), errc::protocol_error, "ring_mapped for ring 0, which it was not asked to map");
+}
+
+static awaitable<void> two_jobs() {
+  auto const executor = co_await asio::this_coro::executor;
+  line here(executor, host_setting(1, lie_slots), quick_sender(lie_bucket));
+  line there(executor, host_setting(1, lie_slots), quick_sender(lie_bucket));
+  co_await here.connect();
+  co_await there.connect();
+  audience first(here), second(there);
+  auto speak = [&] { return speak_in_both(here.path(), there.path()); };
+  {
+    beside_us liar(executor, std::move(speak));
+    co_await here.sender().wait_for_receivers(2, patient(milliseconds(5000)));
+    send_report const one = co_await first.hears(1);
+    CHECK(outcomes(one) == "committed committed");
+    send_report const two = co_await second.hears(1);
+    CHECK(of(two, "server").what == outcome::committed);
+    auto const wrong = co_await liar.end();
+    CHECK(wrong == "");
+  }
+  co_await second.hears(2);
+  co_await here.close();
+  co_await there.close();
+}
+
+TEST_CASE("what is said in one job counts for nothing in another") {
+  leak_check const nothing_stays;
+  run_to_end([] { return two_jobs(); });
+}
+
 // ---- crowds, floods, and those who take nothing ----
 
 static awaitable<void> crowded(scratch const& directory, baton& come, baton& there) {
