@@ -160,7 +160,7 @@ awaitable<void> lie_to_receiver(sender_lie const& what) {
     CHECK(wrong == "");
   }
   CHECK(held.guards_intact());
-  if (what.at <= sender_lie::step::sent_manifest) CHECK(held.untouched());
+  if (what.at <= sender_lie::step::asked) CHECK(held.untouched());
 
   // The receiver goes on with an honest sender.
   sender to(executor, directory.file("honest"), quick_sender(lie_bucket));

@@ -96,7 +96,8 @@ void liar::say_bytes(std::span<std::byte const> bytes, std::span<int const> fds)
     // Who was thrown out in the middle of a flood hears of it when it reads.
     if (errno == EPIPE || errno == ECONNRESET) return;
     if (errno != EAGAIN && errno != EINTR) fail("sendmsg");
-    wait_for(socket_.get(), POLLOUT);
+    wait_for(socket_.get(), hears_meanwhile_ ? POLLIN | POLLOUT : POLLOUT);
+    if (hears_meanwhile_) hear_what_is_there();
   }
 }
 

@@ -49,6 +49,8 @@ class liar {
   /// The next message; nothing at the end. Keeps its descriptor, and the last code and words of any message.
   std::optional<protocol::message> hear();
   void hear_what_is_there();
+  /// From now on it reads while it can't write: both sides would wait for each other.
+  void hear_meanwhile() { hears_meanwhile_ = true; }
   /// Reads to the end, or throws after a while.
   void hear_out() {
     while (hear()) {}
@@ -64,6 +66,7 @@ class liar {
  private:
   unique_fd socket_, fd_;
   told last_;
+  bool hears_meanwhile_ = false;
 };
 
 /// Where a false sender waits.
@@ -139,18 +142,7 @@ std::string tell(receiver_lie const& what, std::string const& path, void (*ready
 
 /// A false sender likewise.
 struct sender_lie {
-  enum class step {
-    accepted,
-    welcomed,
-    offered,
-    begun,
-    asked,
-    sent_manifest,
-    loading,
-    streaming,
-    copied,
-    committed
-  };
+  enum class step { accepted, welcomed, offered, begun, asked, loading, streaming, copied, committed };
   char const* title;
   step at;
   void (*lie)(liar&);
