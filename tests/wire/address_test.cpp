@@ -1,6 +1,7 @@
 #include <doctest/doctest.h>
 #include <fcntl.h>
 #include <grp.h>
+#include <initializer_list>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -85,11 +86,11 @@ TEST_CASE("who connects takes no socket from a directory that others can write t
   };
   wire::trust any;
   any.any_directory();
-  for (mode_t const mode : {0700, 0750, 0710, 0755, 0701}) {
+  for (mode_t const mode : std::initializer_list<mode_t>{0700, 0750, 0710, 0755, 0701}) {
     REQUIRE(::chmod(directory.file("").c_str(), mode) == 0);
     CHECK(connects() == "");
   }
-  for (mode_t const mode : {0770, 0720, 0775, 0777, 0702, 01777}) {
+  for (mode_t const mode : std::initializer_list<mode_t>{0770, 0720, 0775, 0777, 0702, 01777}) {
     REQUIRE(::chmod(directory.file("").c_str(), mode) == 0);
     CHECK(has(connects(), "and put another socket there; have the sender listen in a private directory"));
     CHECK(connects(any) == "");
