@@ -1,5 +1,6 @@
 #include "board.hpp"
 
+#include <algorithm>
 #include <cerrno>
 #include <chrono>
 #include <csignal>
@@ -76,7 +77,7 @@ void board::fire() {
   if (armed_.leaves_child) {
     pid_t const child = ::fork();
     if (child == 0) keep_descriptors(director_);
-    child_ = child;
+    child_ = std::max(child, 0); // none: the director misses it
   }
   fired_at_ = std::chrono::steady_clock::now().time_since_epoch().count();
   if (armed_.everybody)

@@ -475,7 +475,9 @@ struct director::impl {
       if (!was_killed && (one->answer() != "clean" || one->status() != 0))
         wrong(one->which().name + " at its end: " + one->answer());
     }
-    if (auto const child = shared->child(); child != 0) {
+    if (shared->fired() && what.trigger.leaves_child && shared->child() == 0)
+      wrong("the victim could not fork its child");
+    if (auto const child = shared->child(); child > 0) {
       if (::kill(child, 0) != 0) wrong("the victim's child did not live to the end");
       ::kill(child, SIGKILL);
       ::waitpid(child, nullptr, 0);
