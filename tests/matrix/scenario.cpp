@@ -63,8 +63,10 @@ struct reason {
 };
 constexpr std::array excuses{
     reason{"failed",
-           "a receiver makes a version whole in the handler that hears commit, and nothing in it can "
-           "fail; loaders fail before, by abort_update"},
+           "into plain destinations a version is made whole in the handler that hears commit, where nothing "
+           "can fail; loaders fail before, by abort_update. A shadow set that copies at the commit can: "
+           "tests/api/shadow_test.cpp"},
+    reason{"receiver: event commit_failed", "as for failed"},
 };
 
 /// The message that a failpoint is about, if it is about one.
