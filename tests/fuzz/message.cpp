@@ -2,7 +2,6 @@
 #include <vector>
 
 #include "base/codec.hpp"
-#include "plan/utf8.hpp"
 #include "protocol/codec.hpp"
 #include "protocol/text.hpp"
 #include "targets.hpp"
@@ -81,8 +80,12 @@ void check_cut(std::string const& text, std::size_t most) {
   auto const shown = one_line(text, most);
   promise(shown.size() <= most && shown.size() <= text.size() && is_one_line(shown),
           "text is cut and on one line");
-  promise(!plan::is_utf8(text) || (plan::is_utf8(shown) && shown.size() + 4 > std::min(most, text.size())),
-          "text is cut between two characters, and no shorter than need be");
+  auto const goes_on = [&](std::size_t i) { return (static_cast<unsigned char>(text[i]) & 0xc0) == 0x80; };
+  auto const end = shown.size();
+  promise(end == text.size() || text.size() > most, "what is short enough is whole");
+  promise(end == text.size() || end == 0 || !goes_on(end), "text is cut between two characters");
+  for (std::size_t i = end + 1; i <= most && i < text.size(); ++i)
+    promise(goes_on(i), "and no shorter than need be");
   for (std::size_t i = 0; i < shown.size(); ++i) {
     auto const was = static_cast<unsigned char>(text[i]);
     promise(shown[i] == (was < 0x20 || was == 0x7f ? ' ' : text[i]), "only what controls is replaced");
