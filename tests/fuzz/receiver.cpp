@@ -245,10 +245,13 @@ class game {
       p.ring = how % 4;
       p.slot = how / 4 % 4;
       p.bytes = p.bucket < sizes_.size() ? sizes_[p.bucket] : 1;
-      if (how == 239) p.bytes += 1 + from_.byte();
-      if (how == 238) p.bucket = static_cast<std::uint32_t>(from_.number());
-      if (how == 237) p.slot = static_cast<std::uint32_t>(from_.number());
-      if (how == 236) p.ring = static_cast<std::uint32_t>(from_.number());
+      switch (how / 16) { // and one thing in it that is wrong
+      case 10: p.bytes += 1 + from_.byte(); break;
+      case 11: p.bucket = static_cast<std::uint32_t>(from_.number()); break;
+      case 12: p.slot = static_cast<std::uint32_t>(from_.number()); break;
+      case 13: p.ring = static_cast<std::uint32_t>(from_.number()); break;
+      default: break;
+      }
       return p;
     }
     case 10:

@@ -1,6 +1,7 @@
 // The sender's machine among peers that say anything at any time, and a driver that keeps its side of
 // sender_machine.hpp. A model beside it holds what must not happen; in the end every update comes to its end.
 // Inputs that begin with 255 are for the ledger of slots alone.
+#include <algorithm>
 #include <deque>
 #include <map>
 #include <optional>
@@ -40,6 +41,7 @@ class game {
   struct peer {
     bool greeted = false, owes = false; ///< an `aborted`
     std::string group;
+    std::uint32_t group_size = 0;
     std::set<std::uint32_t> offered, mapped, answered;
     std::vector<hold> holds;                                ///< published and not given back
     std::uint64_t last_seq = 0, update = 0, unanswered = 0; ///< the update whose commit it has not answered
@@ -47,6 +49,7 @@ class game {
     bool begun = false, accepted = false, decided = false, all_copied = false, commit = false,
          stopped = false;
     bool committed = false;
+    time_point commit_at{}, owes_at{}; ///< since when it has not answered the commit, has not said `aborted`
   };
   struct slot_content {
     std::uint64_t seq = 0;
@@ -66,6 +69,7 @@ class game {
     auto const how = from_.byte();
     s.max_peers = 1 + how % 5;
     if (how & 0x80) s.commit = 5s; // sooner than silence
+    commit_limit_ = s.commit;
     return s;
   }
 
@@ -79,7 +83,7 @@ class game {
     case 3: return begin_update();
     case 4: return ring_made(true);
     case 5: return ring_made(false);
-    case 6: return copied();
+    case 6: return copied(true);
     case 7: return drain_done();
     case 8: return pass(std::chrono::milliseconds(from_.byte() * 90));
     case 9: return pass(std::chrono::milliseconds(from_.byte()));
@@ -175,7 +179,7 @@ class game {
     hi.name = "r";
     if (how % 8 == 5 || how % 8 == 6) {
       hi.group = peers_.at(id).group = "g";
-      hi.group_size = 2;
+      hi.group_size = peers_.at(id).group_size = 2;
     }
     if (how / 8 % 2 == 0) hi.devices.resize(1);
     if (how / 32 % 2 == 0) hi.last_sender[3] = 9, hi.last_update = how;
@@ -210,8 +214,14 @@ class game {
     if (how % 8 == 7) return; // says nothing yet, or a lie
     if (how % 8 != 4) return say_to_machine(id, good_hello(id, how));
     auto const hi = bad_hello(id, how / 8);
-    bool const may_come = how / 8 % 8 == 7;
-    if (may_come) peers_.at(id).group = hi.group;
+    // A group of three is no fault in itself.
+    bool const may_come = how / 8 % 8 == 7 && std::none_of(peers_.begin(), peers_.end(), [](auto const& p) {
+                            return p.second.greeted && p.second.group_size == 2;
+                          });
+    if (may_come) {
+      peers_.at(id).group = hi.group;
+      peers_.at(id).group_size = hi.group_size;
+    }
     say_to_machine(id, hi);
     settle();
     promise(may_come || peers_.count(id) == 0, "who does not fit is turned away");
@@ -266,10 +276,16 @@ class game {
     }
   }
 
-  void copied() {
+  /// Packs end in their order, and relays in theirs.
+  void copied(bool in_turns = false) {
     if (copies_.empty()) return;
-    auto const done = copies_.front();
-    copies_.pop_front();
+    auto at = copies_.begin();
+    if (in_turns) {
+      at = std::find_if(at, copies_.end(), [&](copy const& c) { return c.relay != copies_.front().relay; });
+      if (at == copies_.end()) at = copies_.begin();
+    }
+    auto const done = *at;
+    copies_.erase(at);
     if (done.relay) {
       promise(content(facts_.ring, done.from).seq == done.seq,
               "a slot is not filled again while it is relayed");
@@ -296,6 +312,11 @@ class game {
     machine_.tick(now_);
     auto const next = machine_.deadline();
     promise(!next || *next > now_, "what was due is done");
+    settle();
+    for (auto const& [id, p] : peers_) {
+      promise(p.unanswered == 0 || now_ < p.commit_at + commit_limit_, "an answer to commit has its limit");
+      promise(!p.owes || now_ < p.owes_at + commit_limit_, "and so has an end after an abort");
+    }
   }
 
   peer_id any_peer() {
@@ -380,7 +401,10 @@ class game {
     } else if (std::holds_alternative<failed>(m)) {
       p.unanswered = 0;
     } else if (auto const* ab = std::get_if<abort_update>(&m)) {
-      if (ab->update == p.update) p.owes = p.decided = true;
+      if (ab->update == p.update) {
+        if (!p.owes) p.owes_at = now_;
+        p.owes = p.decided = true;
+      }
       p.unanswered = 0;
     } else if (auto const* over = std::get_if<aborted>(&m)) {
       if (over->update == p.update) {
@@ -430,7 +454,17 @@ class game {
     promise(at != peers_.end(), "nothing is said to who is not there");
     std::visit([&](auto const& m) { said(at->second, m); }, a.what);
   }
-  void said(peer& p, welcome const&) { promise(!std::exchange(p.greeted, true), "welcome once"); }
+  void said(peer& p, welcome const&) {
+    promise(!std::exchange(p.greeted, true), "welcome once");
+    if (p.group.empty()) return;
+    std::uint32_t members = 0;
+    for (auto const& [id, other] : peers_) {
+      if (!other.greeted || other.group != p.group) continue;
+      promise(other.group_size == p.group_size, "members agree how many they are");
+      ++members;
+    }
+    promise(members <= p.group_size, "a group is not larger than it says");
+  }
   void said(peer& p, turned_away const&) { promise(!p.greeted, "who was greeted is not turned away"); }
   void said(peer& p, ring const& r) {
     promise(p.greeted && p.offered.insert(r.id).second, "a ring is offered once");
@@ -475,11 +509,13 @@ class game {
                 "commit to a group when all its members have all");
     p.commit = true;
     p.unanswered = update_;
+    p.commit_at = now_;
   }
   void said(peer& p, abort_update const& a) {
     promise(a.update == update_ && p.begun && !p.commit && !p.stopped,
             "an abort is for an update that it knows");
     p.owes = p.stopped = true;
+    p.owes_at = now_;
   }
   void said(peer& p, alive const& a) { promise(p.begun && a.update == update_, "alive is about the update"); }
   void said(peer&, goodbye const&) {}
@@ -573,6 +609,7 @@ class game {
   std::vector<sender_action> actions_;
   std::vector<std::byte> encoded_;
   std::uint32_t slots_;
+  duration commit_limit_{}; ///< of the machine's settings
   sender_machine machine_;
   time_point now_ = time_point{} + 1h;
   bool closed_ = false;
