@@ -27,10 +27,12 @@ std::optional<file_header> read(file_in_memory const& file) {
   }
 }
 
-void check(file_header const& header, std::uint64_t file_size) {
+void check(file_header const& header, std::span<std::uint8_t const> bytes, std::uint64_t file_size) {
   std::set<std::string_view> names;
-  std::uint64_t end = header.tensors.empty() ? file_size : header.tensors.front().offset;
-  promise(end >= 8 && end <= file_size, "data begins behind the size field");
+  std::uint64_t end = 0; // of what is accounted for
+  for (std::size_t i = 8; i-- > 0;) end = end << 8 | bytes[i];
+  end += 8;
+  promise(end >= 8 && end <= file_size, "data begins behind the header");
   for (auto const& tensor : header.tensors) {
     promise(names.insert(tensor.info.name).second, "names are unique");
     promise(tensor.offset == end, "tensors lie one behind the other");
@@ -83,7 +85,7 @@ void header(input in) {
   file.fill(bytes, size);
   auto const header = read(file);
   if (!header) return;
-  check(*header, size);
+  check(*header, bytes, size);
   write_again(file, *header);
 }
 
