@@ -3,9 +3,10 @@
 # UndefinedBehaviorSanitizer in build-fuzz, and runs each from the corpus in tests/fuzz/corpus. Prints a line a target:
 # executions, the coverage of the lines under test, findings. The last line is `N passed, N failed`.
 #
-#   tests/fuzz/run.sh [--seconds N | --runs N] [--jobs N] [--no-coverage] [TARGET...]
+#   tests/fuzz/run.sh [--seconds N | --runs N] [--seed N] [--jobs N] [--no-coverage] [TARGET...]
 #
 #   --seconds N     each target for so long (default 60); --runs N: for so many executions
+#   --seed N        the same inputs each time, with --runs (default: others each time)
 #   --jobs N        processes at once (default: one a core)
 #   TARGET          message manifest header index datagram sender receiver (default: all)
 #
@@ -22,8 +23,9 @@ merge=false
 targets=()
 while [ $# -gt 0 ]; do
   case "$1" in
-    --seconds) limit=(-max_total_time="$2"); shift ;;
-    --runs) limit=(-runs="$2"); shift ;;
+    --seconds) limit[0]=-max_total_time=$2; shift ;;
+    --runs) limit[0]=-runs=$2; shift ;;
+    --seed) limit+=(-seed="$2"); shift ;;
     --jobs) jobs=$2; shift ;;
     --no-coverage) coverage=false ;;
     --merge) merge=true ;;
