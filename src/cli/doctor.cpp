@@ -70,9 +70,9 @@ void try_ways(std::vector<finding>& all, std::vector<device> const& places) {
 
 void print(std::ostream& out, std::vector<finding> const& all) {
   for (auto const& one : all) {
-    std::string level(name(one.how));
-    level.resize(4, ' ');
-    out << level << "  " << one.about << ": " << printable(one.said) << '\n';
+    std::string mark(name(one.how));
+    mark.resize(4, ' ');
+    out << mark << "  " << one.about << ": " << printable(one.said) << '\n';
     if (!one.advice.empty()) out << "      " << printable(one.advice) << '\n';
   }
 }
