@@ -185,21 +185,24 @@ awaitable<std::string> compute(reading from, job work) {
 /// The embeddings of the indexed texts by one load, kept for the next search. Used on the pool.
 class index_rows {
  public:
-  /// One row for each text. `epoch` changes when texts are taken out.
-  std::vector<float> get(reading const& from, std::uint64_t epoch, texts const& of, tokenizer const& cut,
-                         std::size_t longest) {
-    std::scoped_lock lock(mutex_); // who comes meanwhile finds it done
+  /// Embeds at most `tokens` tokens' worth of texts that are missing. One row for each text once none is;
+  /// before that nothing. `epoch` changes when texts are taken out.
+  std::optional<std::vector<float>> advance(reading const& from, std::uint64_t epoch, texts const& of,
+                                            tokenizer const& cut, std::size_t longest, std::size_t tokens) {
+    std::scoped_lock lock(mutex_);
     auto const hidden = from.model().layout().hidden;
     std::pair const key(from.load, epoch);
-    if (key_ != key) rows_.clear(), key_ = key;
-    auto const known = rows_.size() / hidden;
-    if (known < of.size()) {
-      std::vector<std::vector<std::int32_t>> ids;
-      for (std::size_t i = known; i < of.size(); ++i) ids.push_back(cut.ids(*of[i], longest));
-      auto const more = from.model().embed(ids);
-      rows_.insert(rows_.end(), more.begin(), more.end());
+    if (key_ != key) rows_.clear(), key_ = key; // of another version: not a row of it is used
+    std::vector<std::vector<std::int32_t>> ids;
+    std::size_t taken = 0;
+    for (std::size_t i = rows_.size() / hidden; i < of.size() && (ids.empty() || taken < tokens); ++i) {
+      ids.push_back(cut.ids(*of[i], longest));
+      taken += ids.back().size();
     }
-    return {rows_.begin(), rows_.begin() + static_cast<std::ptrdiff_t>(of.size() * hidden)};
+    auto const more = from.model().embed(ids);
+    rows_.insert(rows_.end(), more.begin(), more.end());
+    if (rows_.size() < of.size() * hidden) return std::nullopt;
+    return std::vector<float>(rows_.begin(), rows_.begin() + static_cast<std::ptrdiff_t>(of.size() * hidden));
   }
 
  private:
@@ -324,7 +327,7 @@ class inference_server::state : public std::enable_shared_from_this<state> {
     said_.clear();
     connected_ = false;
     ropeway::receiver_options options;
-    options.name(settings_.name).connect_limit(settings_.connect_limit);
+    options.name(settings_.name).connect_limit(settings_.connect_limit).lease_limit(settings_.lease_limit);
     receiver_ = std::make_shared<ropeway::receiver>(loop_, options);
     following_ = true;
     stop_ = std::make_unique<asio::cancellation_signal>();
@@ -555,7 +558,14 @@ class inference_server::state : public std::enable_shared_from_this<state> {
   }
   std::vector<std::vector<std::int32_t>> ids(bert const& model, texts const& of) const {
     std::vector<std::vector<std::int32_t>> made;
-    for (auto const& text : of) made.push_back(tokenizer_.ids(*text, longest(model)));
+    std::size_t total = 0;
+    for (auto const& text : of) {
+      made.push_back(tokenizer_.ids(*text, longest(model)));
+      total += made.back().size();
+    }
+    if (total > settings_.tokens)
+      throw problem(413, std::to_string(total) + " tokens; a request may have " +
+                             std::to_string(settings_.tokens));
     return made;
   }
   static std::string begin(reading const& from) {
@@ -588,13 +598,14 @@ class inference_server::state : public std::enable_shared_from_this<state> {
     return begin(from) + ",\"labels\":[" + labels + "],\"scores\":[" + scores + "]}\n";
   }
 
+  /// Empty while texts are left to be embedded with this version.
   std::string search(reading const& from, std::string const& query, std::size_t top, texts const& among,
                      std::uint64_t epoch) {
     auto const& model = from.model();
     auto const hidden = model.layout().hidden;
-    // Rows of another version are never used: they are made anew, under this lease, by whoever searches
-    // first.
-    auto const rows = index_rows_.get(from, epoch, among, tokenizer_, longest(model));
+    auto const whole = index_rows_.advance(from, epoch, among, tokenizer_, longest(model), settings_.tokens);
+    if (!whole) return {};
+    auto const& rows = *whole;
     std::vector<std::vector<std::int32_t>> const asked{tokenizer_.ids(query, longest(model))};
     auto const wanted = model.embed(asked);
     std::vector<std::pair<float, std::size_t>> near;
@@ -634,10 +645,22 @@ class inference_server::state : public std::enable_shared_from_this<state> {
       if (number < 1) throw problem(400, "\"top\" must be a number of at least 1");
       top = static_cast<std::size_t>(number);
     }
-    job work = [this, query, top, among = indexed_, epoch = epoch_](reading const& from) {
-      return search(from, *query, top, among, epoch);
-    };
-    return infer(std::move(work));
+    return search_in_steps(query, top);
+  }
+  /// After a swap the index is embedded anew, a part at a time under a lease for each, so that no lease is
+  /// held for long. The answer comes from the lease under which the last part, and the query, were embedded.
+  awaitable<http::answer> search_in_steps(std::shared_ptr<std::string const> query, std::size_t top) {
+    texts const among = indexed_;
+    auto const epoch = epoch_;
+    auto const end = clock_type::now() + settings_.wait_limit;
+    for (;;) {
+      job work = [this, &query, top, &among, epoch](reading const& from) {
+        return search(from, *query, top, among, epoch);
+      };
+      http::answer made = co_await infer(std::move(work));
+      if (!made.body.empty()) co_return made;
+      if (clock_type::now() >= end) throw problem(503, "versions come faster than the index can be embedded");
+    }
   }
   awaitable<http::answer> on_index(json::object const& body) {
     auto const more = texts_in(body, settings_.indexed);
@@ -728,16 +751,18 @@ class inference_server::state : public std::enable_shared_from_this<state> {
     check_free();
     if (window_) throw problem(409, "an update is under way: finish_weight_update first");
     while_true const changing(changing_);
-    if (path != path_) {
+    bool const another = path != path_;
+    if (another) {
       co_await stop_following();
       if (closing_) throw problem(503, "the server is closing");
       start_following(path);
     }
+    said_.clear(); // what comes now counts
     std::function<bool()> known = [this] { return connected_ || !said_.empty(); };
     bool const in_time = co_await until(known);
     if (connected_) co_return say({{"socket", path}, {"connected", true}});
     std::string const why = in_time ? said_ : "no answer from the trainer";
-    co_await stop_following(); // nobody has come, and what was asked for has failed
+    if (another) co_await stop_following(); // what was asked for has failed
     throw problem(502, why);
   }
 

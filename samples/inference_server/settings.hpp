@@ -24,17 +24,18 @@ class server_settings {
 
   http::limits message;
   std::size_t connections = 128;
-  std::size_t waiting = 64;       ///< requests that wait for a worker, or while paused
-  std::size_t texts = 64;         ///< of one request
-  std::size_t indexed = 1000;     ///< texts of the index
-  std::size_t text_bytes = 16384; ///< of one text
-  std::size_t model_bytes =
-      1 << 30; ///< of one version; twice that, and while the tensors change four times, is held
+  std::size_t waiting = 64;          ///< requests that wait for a worker, or while paused
+  std::size_t tokens = 2048;         ///< of one request together: bounds how long it reads one version
+  std::size_t texts = 64;            ///< of one request
+  std::size_t indexed = 1000;        ///< texts of the index
+  std::size_t text_bytes = 16384;    ///< of one text
+  std::size_t model_bytes = 1 << 30; ///< of one version, of which it holds two; four while its tensors change
   std::chrono::milliseconds idle_limit{60000};    ///< of a connection between requests
   std::chrono::milliseconds request_limit{20000}; ///< for a request to arrive, and for an answer to be taken
   std::chrono::milliseconds wait_limit{60000};    ///< for a worker, or for the end of a pause
   std::chrono::milliseconds update_limit{60000};  ///< for what a control request waits for
   std::chrono::milliseconds name_limit{5000};     ///< an update that is offered waits so long to be named
+  std::chrono::milliseconds lease_limit{8000};    ///< an update waits so long for readers of the old version
   std::chrono::milliseconds connect_limit{10000}; ///< for the trainer that an init names to be there
 };
 

@@ -302,6 +302,7 @@ CO_TEST("ten swaps while clients ask: every answer is wholly of the version that
 CO_TEST("a search never mixes versions: an index that was embedded with an old one is embedded anew") {
   auto const executor = co_await asio::this_coro::executor;
   stage on(executor);
+  on.settings.tokens = 5; // one text at a time
   co_await on.follow();
   std::array const models{variant(0), variant(1)};
   co_await on.send(2, models[0]);
@@ -336,7 +337,6 @@ CO_TEST("a search never mixes versions: an index that was embedded with an old o
   CHECK(cleared.body.at("indexed").to_number<int>() == 0);
   auto const none = co_await client.post("/search", query);
   CHECK(none.body.at("matches").as_array().empty());
-  on.settings.indexed = 2;
   co_await on.close();
 }
 
@@ -638,6 +638,7 @@ CO_TEST("what a client may ask for is limited, and said in words") {
   stage on(executor);
   on.settings.texts = 2;
   on.settings.text_bytes = 20;
+  on.settings.tokens = 12;
   on.settings.indexed = 3;
   on.settings.message.body_bytes = 500;
   co_await on.follow();
@@ -647,6 +648,9 @@ CO_TEST("what a client may ask for is limited, and said in words") {
   CHECK(many.status == 413);
   auto const long_one = co_await client.post("/embed", texts("a text that is longer than twenty bytes"));
   CHECK(long_one.status == 413);
+  auto const together = co_await client.post("/embed", texts("1 2 3 4 5 6 7", "1 2 3 4 5 6 7"));
+  CHECK(together.status == 413);
+  CHECK(together.error() == "18 tokens; a request may have 12");
   std::vector<char const*> const bad_texts{
       "", "{", "[]", "{\"texts\":\"a\"}", "{\"texts\":[1]}", "{\"text\":[]}"};
   for (auto const* body : bad_texts) {
