@@ -1,14 +1,15 @@
 // Asks the inference server for embeddings over many connections while a trainer swaps its weights, and
 // checks every answer.
 //
-//   inference_load variant CHECKPOINT OTHER
-//   inference_load check PORT CONNECTIONS VERSIONS HEADS VOCABULARY CHECKPOINT OTHER
+//   inference_load variant CHECKPOINT OTHER NUMBER
+//   inference_load check PORT CONNECTIONS VERSIONS HEADS VOCABULARY CHECKPOINT...
 //
-// `variant` writes a checkpoint of the same tensors with other values. `check` expects odd versions to be
-// CHECKPOINT and even ones OTHER: each answer must have status 200, name one version, and hold what that
-// version's weights make of its texts, computed here beforehand. It asks until version VERSIONS is served,
-// then as long again without swaps, and prints the latencies of both. Status 1 if a request failed or an
-// answer was wrong. A sample of ropeway; Apache-2.0.
+// `variant` writes a checkpoint of the same tensors with other values, which NUMBER tells apart. `check`
+// expects versions 1, 2, ... to be the checkpoints in turn (take three: a server has two sets of weights, and
+// with two in turn each set would always hold the same): each answer must have status 200, name one version,
+// and hold what that version's weights make of its texts, computed here beforehand. It asks until version
+// VERSIONS is served, then as long again without swaps, and prints the latencies of both. Status 1 if a
+// request failed or an answer was wrong. A sample of ropeway; Apache-2.0.
 #include <arpa/inet.h>
 #include <netinet/tcp.h>
 #include <sys/socket.h>
@@ -68,7 +69,7 @@ bert load(std::string const& path, std::size_t heads) {
   return model;
 }
 
-void write_variant(std::string const& from, std::string const& to) {
+void write_variant(std::string const& from, std::string const& to, unsigned number) {
   auto const stored = ropeway::checkpoint::open(from);
   auto const infos = infos_of(stored);
   ropeway::checkpoint_writer into(to, infos);
@@ -78,7 +79,8 @@ void write_variant(std::string const& from, std::string const& to) {
     reader.read(i, 0, bytes);
     if (infos[i].type == ropeway::dtype::f32) {
       std::span const values(reinterpret_cast<float*>(bytes.data()), bytes.size() / sizeof(float));
-      for (std::size_t k = 0; k < values.size(); ++k) values[k] *= k % 2 == 0 ? 0.9F : 1.05F;
+      for (std::size_t k = 0; k < values.size(); ++k)
+        values[k] *= 1.0F + 0.05F * static_cast<float>(number) * (k % 2 == 0 ? -1.0F : 1.0F);
     }
     into.write(i, 0, bytes);
   }
@@ -122,36 +124,41 @@ class client {
   http::answer_reader reader_;
 };
 
-/// What both versions make of each text.
+/// What each checkpoint makes of each text.
 class expectations {
  public:
-  expectations(tokenizer const& cut, bert const& odd, bert const& even) : hidden_(odd.layout().hidden) {
-    for (auto const* model : {&even, &odd}) {
+  expectations(tokenizer const& cut, std::vector<std::string> const& checkpoints, std::size_t heads) {
+    for (auto const& path : checkpoints) {
+      bert const model = load(path, heads);
+      hidden_ = model.layout().hidden;
       std::vector<std::vector<std::int32_t>> ids;
       for (auto const& text : texts)
-        ids.push_back(cut.ids(text, std::min<std::size_t>(256, model->layout().positions)));
-      rows_.push_back(model->embed(ids));
+        ids.push_back(cut.ids(text, std::min<std::size_t>(256, model.layout().positions)));
+      rows_.push_back(model.embed(ids));
     }
-    float apart = 2;
-    for (std::size_t i = 0; i < texts.size(); ++i) {
-      float most = 0;
-      for (std::size_t k = 0; k < hidden_; ++k)
-        most = std::max(most, std::abs(rows_[0][i * hidden_ + k] - rows_[1][i * hidden_ + k]));
-      apart = std::min(apart, most);
-    }
-    if (apart < 100 * tolerance)
-      throw std::runtime_error("the two checkpoints are too alike to tell them apart");
+    for (std::size_t i = 0; i < rows_.size(); ++i)
+      for (std::size_t k = 0; k < i; ++k) check_different(rows_[i], rows_[k]);
   }
   bool right(std::uint64_t version, std::size_t text, json::array const& given) const {
-    if (given.size() != hidden_) return false;
-    float const* const row = rows_[version % 2].data() + text * hidden_;
+    if (version == 0 || given.size() != hidden_) return false;
+    float const* const row = rows_[(version - 1) % rows_.size()].data() + text * hidden_;
     for (std::size_t k = 0; k < hidden_; ++k)
       if (!(std::abs(given[k].to_number<float>() - row[k]) <= tolerance)) return false;
     return true;
   }
 
  private:
-  std::size_t hidden_;
+  /// In every text.
+  void check_different(std::vector<float> const& a, std::vector<float> const& b) const {
+    for (std::size_t i = 0; i < texts.size(); ++i) {
+      float most = 0;
+      for (std::size_t k = i * hidden_; k < (i + 1) * hidden_; ++k)
+        most = std::max(most, std::abs(a[k] - b[k]));
+      if (!(most > 100 * tolerance))
+        throw std::runtime_error("two checkpoints are too alike to tell them apart");
+    }
+  }
+  std::size_t hidden_ = 0;
   std::vector<std::vector<float>> rows_;
 };
 
@@ -246,9 +253,9 @@ outcome ask_all(std::uint16_t port, expectations const& expected, std::size_t co
 }
 
 int check(std::uint16_t port, std::size_t connections, std::uint64_t versions, std::size_t heads,
-          std::string const& vocabulary, std::string const& odd, std::string const& even) {
+          std::string const& vocabulary, std::vector<std::string> const& checkpoints) {
   tokenizer const cut(vocabulary);
-  expectations const expected(cut, load(odd, heads), load(even, heads));
+  expectations const expected(cut, checkpoints, heads);
   std::printf("ready\n"); // the trainer may begin
   std::fflush(stdout);
   client watch(port);
@@ -272,16 +279,16 @@ int check(std::uint16_t port, std::size_t connections, std::uint64_t versions, s
 
 int main(int argc, char** argv) try {
   std::vector<std::string> const words(argv + 1, argv + argc);
-  if (words.size() == 3 && words[0] == "variant") {
-    write_variant(words[1], words[2]);
+  if (words.size() == 4 && words[0] == "variant") {
+    write_variant(words[1], words[2], static_cast<unsigned>(std::stoul(words[3])));
     return 0;
   }
-  if (words.size() == 8 && words[0] == "check")
+  if (words.size() >= 7 && words[0] == "check")
     return check(static_cast<std::uint16_t>(std::stoul(words[1])), std::stoul(words[2]),
-                 std::stoull(words[3]), std::stoul(words[4]), words[5], words[6], words[7]);
+                 std::stoull(words[3]), std::stoul(words[4]), words[5], {words.begin() + 6, words.end()});
   throw std::invalid_argument(
-      "usage: inference_load variant CHECKPOINT OTHER\n"
-      "       inference_load check PORT CONNECTIONS VERSIONS HEADS VOCABULARY CHECKPOINT OTHER");
+      "usage: inference_load variant CHECKPOINT OTHER NUMBER\n"
+      "       inference_load check PORT CONNECTIONS VERSIONS HEADS VOCABULARY CHECKPOINT...");
 } catch (std::exception const& error) {
   std::cerr << "load: " << error.what() << '\n';
   return 1;

@@ -1009,7 +1009,9 @@ class inference_server::state : public std::enable_shared_from_this<state> {
   awaitable<void> drain(connection& with) {
     std::error_code ignored;
     with.socket.shutdown(tcp::socket::shutdown_send, ignored);
-    with.allow(seconds(1));
+    if (closing_) co_return;
+    with.between_requests = true; // nothing is lost if it is stopped
+    with.allow(seconds(5));
     std::array<char, 16384> unread{};
     for (std::size_t total = 0; total < (std::size_t(8) << 20);) {
       auto [error, count] = co_await with.socket.async_read_some(asio::buffer(unread), as_result);

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Swaps the weights of a serving inference server a hundred times, between two checkpoints in turn, while clients ask for
+# Swaps the weights of a serving inference server a hundred times, between three checkpoints in turn, while clients ask for
 # embeddings and check every answer. Says how long answers took with swaps and without. Builds what it needs.
 #
 #   samples/inference_server/swaps.sh                                    all-MiniLM-L6-v2, which it fetches
 #   samples/inference_server/swaps.sh CHECKPOINT VOCABULARY HEADS        another BERT
 #
-# SWAPS=100 CONNECTIONS=4 WORKERS=1 in the environment say how many of each; BUILD names a build folder that is ready.
+# SWAPS=100 CONNECTIONS=4 WORKERS=1 in the environment say how many of each, STEP_MS=0 how many milliseconds lie between
+# swaps at least; BUILD names a build folder that is ready.
 # Ends with `swaps: no failed request, no mixed answer` and status 0, or with another line and status 1.
 set -euo pipefail
 
@@ -31,7 +32,7 @@ case $# in
     { read -r checkpoint; read -r vocabulary; } <<<"$fetched"
     heads=12 ;;
   3) checkpoint=$1 vocabulary=$2 heads=$3 ;;
-  *) sed -n '2,10s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+  *) sed -n '2,11s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
 esac
 
 build=${BUILD:-}
@@ -53,7 +54,10 @@ until_line() {
   done
 }
 
-"$build/samples/inference_server/inference_load" variant "$checkpoint" "$work/other.safetensors"
+checkpoints=("$checkpoint" "$work/second.safetensors" "$work/third.safetensors")
+for other in 1 2; do
+  "$build/samples/inference_server/inference_load" variant "$checkpoint" "${checkpoints[other]}" "$other"
+done
 "$build/samples/inference_server/inference_server" --vocab "$vocabulary" --heads "$heads" --workers "$workers" --port 0 \
   --socket-dir "$work" --socket weights.sock >"$work/server.out" 2>"$work/server.err" &
 server=$!
@@ -64,12 +68,11 @@ port=$(sed -n 's/^listening on .*:\([0-9]*\)$/\1/p' "$work/server.out")
 # The first version, and then one for each swap.
 versions=$((swaps + 1))
 "$build/samples/inference_server/inference_load" check "$port" "$connections" "$versions" "$heads" "$vocabulary" \
-  "$checkpoint" "$work/other.safetensors" >"$work/load.out" 2>"$work/load.err" &
+  "${checkpoints[@]}" >"$work/load.out" 2>"$work/load.err" &
 load=$!
 children+=("$load")
 until_line "$work/load.out" ready
-"$build/samples/trainer" "$work/weights.sock" "$versions" 1 "$checkpoint" "$work/other.safetensors" \
-  >"$work/trainer.out" 2>"$work/trainer.err" &
+"$build/samples/trainer" "$work/weights.sock" "$versions" 1 "${checkpoints[@]}" >"$work/trainer.out" 2>"$work/trainer.err" &
 trainer=$!
 children+=("$trainer")
 

@@ -247,17 +247,19 @@ struct tally {
   bool over = false;
 };
 
-// Many texts a request, so that a swap in its middle would show.
-awaitable<void> keep_asking(browser client, std::array<std::vector<float>, 2> const& right, tally& of) {
+// Many long texts a request, so that swaps in its middle would show.
+char const* const long_text =
+    "the cat sat on the mat, the weather is new, the server is on the mat: the cat sat on it";
+awaitable<void> keep_asking(browser client, std::array<std::vector<float>, 3> const& right, tally& of) {
   json::array list;
-  for (int i = 0; i < 60; ++i) list.push_back(json::string("the cat sat on the mat"));
+  for (int i = 0; i < 60; ++i) list.push_back(json::string(long_text));
   std::string const body = json::serialize(json::object{{"texts", list}});
   std::uint64_t newest = 0;
   while (!of.over) {
     auto const said = co_await client.ask("POST", "/embed", body);
     ++of.answers;
     bool good = said.status == 200 && said.version() >= newest;
-    for (std::size_t i = 0; good && i < list.size(); ++i) good = same(said.row(i), right[said.version() % 2]);
+    for (std::size_t i = 0; good && i < list.size(); ++i) good = same(said.row(i), right[said.version() % 3]);
     if (!good) ++of.wrong;
     if (said.status == 200) newest = said.version(), of.newest = std::max(of.newest, newest);
   }
@@ -265,21 +267,25 @@ awaitable<void> keep_asking(browser client, std::array<std::vector<float>, 2> co
 
 } // namespace
 
-CO_TEST("ten swaps while clients ask: every answer is wholly of the version that it names") {
+CO_TEST(
+    "ten swaps while clients ask, and then twenty faster than answers: every answer is wholly of the version "
+    "that it names") {
   auto const executor = co_await asio::this_coro::executor;
   stage on(executor);
+  on.settings.tokens = 4096;
   on.settings.workers = 2;
   co_await on.follow();
-  std::array const models{variant(0), variant(1)}; // even, odd
-  std::array<std::vector<float>, 2> right;
-  for (std::size_t i = 0; i < 2; ++i) right[i] = embedding(models[i], on.cut, "the cat sat on the mat");
-  REQUIRE_FALSE(same(right[0], right[1]));
+  // Three, because there are two sets: with two in turn each set would always hold the same one.
+  std::array const models{variant(0), variant(1), variant(2)};
+  std::array<std::vector<float>, 3> right;
+  for (std::size_t i = 0; i < right.size(); ++i) right[i] = embedding(models[i], on.cut, long_text);
+  for (std::size_t i = 0; i < right.size(); ++i) REQUIRE_FALSE(same(right[i], right[(i + 1) % 3]));
   co_await on.send(1, models[1]);
   tally counted;
   std::vector<task<void>> clients;
   for (int i = 0; i < 3; ++i) clients.push_back(beside(executor, keep_asking(on.client(), right, counted)));
   for (std::uint64_t version = 2; version <= 11; ++version) {
-    auto const report = co_await on.send(version, models[version % 2]);
+    auto const report = co_await on.send(version, models[version % 3]);
     CHECK(outcome_of(report).starts_with("committed"));
     auto const had = counted.answers;
     auto watch = on.client();
@@ -288,6 +294,14 @@ CO_TEST("ten swaps while clients ask: every answer is wholly of the version that
       CHECK(said.status == 200);
     }
   }
+  // What is being read is written again soon, if nothing keeps it.
+  for (std::uint64_t version = 12; version <= 31; ++version) {
+    auto const report = co_await on.send(version, models[version % 3]);
+    CHECK(outcome_of(report).starts_with("committed"));
+  }
+  auto last = on.client();
+  auto const said = co_await last.post("/embed", texts("cat"));
+  CHECK(said.version() == 31);
   counted.over = true;
   for (auto& one : clients) {
     auto const end = co_await one.join();
@@ -295,7 +309,7 @@ CO_TEST("ten swaps while clients ask: every answer is wholly of the version that
   }
   CHECK(counted.answers >= 30);
   CHECK(counted.wrong == 0);
-  CHECK(counted.newest == 11);
+  CHECK(counted.newest >= 11);
   co_await on.close();
 }
 
@@ -678,7 +692,7 @@ CO_TEST("what a client may ask for is limited, and said in words") {
 
   // What breaks the stream ends the connection, with an answer; even when much of it is still to come.
   auto large = on.client();
-  co_await large.say("POST /embed HTTP/1.1\r\nContent-Length: 100000\r\n\r\n" + std::string(50000, 'x'));
+  co_await large.say("POST /embed HTTP/1.1\r\nContent-Length: 9000000\r\n\r\n" + std::string(7000000, 'x'));
   auto const too_large = co_await large.hear();
   CHECK(too_large.status == 413);
   auto header = on.client();
