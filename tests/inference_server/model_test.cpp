@@ -122,9 +122,9 @@ TEST_CASE("a vocabulary without the tokens that frame a text is refused") {
 }
 
 TEST_CASE("rows times rows, of any size") {
-  for (std::size_t const rows : {1, 3, 4, 9})
-    for (std::size_t const columns : {1, 2, 5})
-      for (std::size_t const depth : {1, 7, 8, 19, 64}) {
+  for (std::size_t const rows : {1U, 3U, 4U, 9U})
+    for (std::size_t const columns : {1U, 2U, 5U})
+      for (std::size_t const depth : {1U, 7U, 8U, 19U, 64U}) {
         std::vector<float> a(rows * depth), b(columns * depth), bias(columns), into(rows * columns);
         for (std::size_t i = 0; i < a.size(); ++i) a[i] = static_cast<float>(i % 13) - 6;
         for (std::size_t i = 0; i < b.size(); ++i) b[i] = static_cast<float>(i % 7) - 3;
