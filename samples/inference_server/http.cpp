@@ -69,7 +69,8 @@ bool request_reader::arrived(std::size_t bytes) {
     std::memmove(buffer_.data(), buffer_.data() + used, held_ - used);
     held_ -= used;
     if (used > 0) parser_->begun = true;
-    // A header is parsed once it is whole; until then it waits in the buffer, which the parser's limit bounds.
+    // A header is parsed once it is whole; until then it waits in the buffer, which the parser's limit
+    // bounds.
     if (error == beast::error::need_more) break;
     if (error) refused_ = refused_for(error);
   }

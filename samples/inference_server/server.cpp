@@ -2,18 +2,14 @@
 
 #include <sys/stat.h>
 
-#include <algorithm>
 #include <array>
 #include <asio/bind_cancellation_slot.hpp>
 #include <asio/cancellation_signal.hpp>
 #include <asio/io_context.hpp>
-#include <asio/ip/tcp.hpp>
 #include <asio/signal_set.hpp>
-#include <asio/steady_timer.hpp>
 #include <asio/write.hpp>
 #include <boost/json/parse.hpp>
 #include <boost/json/serialize.hpp>
-#include <charconv>
 #include <csignal>
 #include <cstdio>
 #include <ctime>
@@ -21,16 +17,14 @@
 #include <fstream>
 #include <functional>
 #include <iostream>
-#include <mutex>
-#include <numeric>
 #include <optional>
 #include <ropeway/receiver.hpp>
 #include <set>
 #include <stdexcept>
 
-#include "bert.hpp"
+#include "answers.hpp"
+#include "connection.hpp"
 #include "metrics.hpp"
-#include "tokenizer.hpp"
 
 namespace {
 
@@ -44,16 +38,6 @@ using std::chrono::milliseconds;
 using std::chrono::seconds;
 
 // ---- small things ----
-
-/// Ends a request with another answer than 200.
-class problem : public std::runtime_error {
- public:
-  problem(unsigned status, std::string const& why) : std::runtime_error(why), status_(status) {}
-  unsigned status() const noexcept { return status_; }
-
- private:
-  unsigned status_;
-};
 
 http::answer say(json::object body, unsigned status = 200) {
   http::answer made;
@@ -80,97 +64,6 @@ json::value when(std::chrono::system_clock::time_point at) {
   return json::string(all.data());
 }
 
-/// The shortest text that reads as the same float.
-void append(std::string& to, float value) {
-  std::array<char, 32> text{};
-  auto const end = std::to_chars(text.data(), text.data() + text.size(), value).ptr;
-  to.append(text.data(), end);
-}
-void append(std::string& to, std::span<float const> values) {
-  char before = '[';
-  for (auto const value : values) to += before, append(to, value), before = ',';
-  if (values.empty()) to += '[';
-  to += ']';
-}
-
-/// What coroutines on one loop wait for: something has changed, look again. One thread.
-class bell {
- public:
-  explicit bell(asio::any_io_executor loop) : loop_(std::move(loop)) {}
-  void ring() {
-    for (auto* const timer : waiting_) timer->cancel();
-  }
-  /// Until the next ring, or until then. What is waited for is looked at before, on the same thread, and
-  /// after.
-  awaitable<void> wait(clock_type::time_point until) {
-    place here(*this, until);
-    auto [ignored] = co_await here.timer.async_wait(as_result);
-    (void)ignored;
-  }
-
- private:
-  struct place {
-    place(bell& of, clock_type::time_point until) : bell_(of), timer(of.loop_, until) {
-      of.waiting_.insert(&timer);
-    }
-    ~place() { bell_.waiting_.erase(&timer); }
-    place(place const&) = delete;
-    place& operator=(place const&) = delete;
-    bell& bell_;
-    asio::steady_timer timer;
-  };
-  asio::any_io_executor loop_;
-  std::set<asio::steady_timer*> waiting_;
-};
-
-/// Sets a flag for as long as it lives.
-class while_true {
- public:
-  explicit while_true(bool& flag) : flag_(flag) { flag_ = true; }
-  ~while_true() { flag_ = false; }
-  while_true(while_true const&) = delete;
-  while_true& operator=(while_true const&) = delete;
-
- private:
-  bool& flag_;
-};
-
-// ---- the weights ----
-
-/// Both sets of a model's memory, and where updates go.
-class weights {
- public:
-  explicit weights(bert_layout const& layout)
-      : sets{bert(layout), bert(layout)}, into(places_in(sets[0]), places_in(sets[1])) {}
-
-  std::array<bert, 2> sets;
-  ropeway::shadow_destinations into;
-  /// Which load wrote each set last; no two loads of a server have the same number. Loop only.
-  std::array<std::uint64_t, 2> load{};
-  /// The one that the next update arrives in.
-  std::size_t not_live() const {
-    auto const live = into.lease();
-    return live ? 1 - live.set() : 0;
-  }
-
- private:
-  static ropeway::destinations places_in(bert& of) {
-    ropeway::destinations places;
-    for (auto const& view : of.mutable_views()) places.add(view);
-    places.allow_unplaced(); // what no embedding needs
-    return places;
-  }
-};
-
-/// One whole version that stays as it is while this lives.
-struct reading {
-  std::shared_ptr<weights> of; // before the lease, which ends first
-  ropeway::weights_lease lease;
-  std::uint64_t load = 0;
-  bert const& model() const { return of->sets[lease.set()]; }
-};
-
-using texts = std::vector<std::shared_ptr<std::string const>>;
 using job = std::function<std::string(reading const&)>;
 
 // The lease ends with it, whatever becomes of the coroutine.
@@ -182,77 +75,6 @@ awaitable<std::string> compute(reading from, job work) {
   co_return body;
 }
 
-/// The embeddings of the indexed texts by one load, kept for the next search. Used on the pool.
-class index_rows {
- public:
-  /// Embeds at most `tokens` tokens' worth of texts that are missing. One row for each text once none is;
-  /// before that nothing. `epoch` changes when texts are taken out.
-  std::optional<std::vector<float>> advance(reading const& from, std::uint64_t epoch, texts const& of,
-                                            tokenizer const& cut, std::size_t longest, std::size_t tokens) {
-    std::scoped_lock lock(mutex_);
-    auto const hidden = from.model().layout().hidden;
-    std::pair const key(from.load, epoch);
-    if (key_ != key) rows_.clear(), key_ = key; // of another version: not a row of it is used
-    std::vector<std::vector<std::int32_t>> ids;
-    std::size_t taken = 0;
-    for (std::size_t i = rows_.size() / hidden; i < of.size() && (ids.empty() || taken < tokens); ++i) {
-      ids.push_back(cut.ids(*of[i], longest));
-      taken += ids.back().size();
-    }
-    auto const more = from.model().embed(ids);
-    rows_.insert(rows_.end(), more.begin(), more.end());
-    if (rows_.size() < of.size() * hidden) return std::nullopt;
-    return std::vector<float>(rows_.begin(), rows_.begin() + static_cast<std::ptrdiff_t>(of.size() * hidden));
-  }
-
- private:
-  std::mutex mutex_;
-  std::pair<std::uint64_t, std::uint64_t> key_{};
-  std::vector<float> rows_;
-};
-
-// ---- connections ----
-
-/// A client's socket and the time that what it does may take.
-class connection : public std::enable_shared_from_this<connection> {
- public:
-  connection(tcp::socket from, tcp::endpoint const& peer)
-      : socket(std::move(from))
-      , from_here(is_loopback(peer.address()))
-      , limit_(this->socket.get_executor()) {}
-
-  /// From now on: the operation that runs when the time is over is cancelled.
-  void allow(milliseconds time) {
-    over_ = false;
-    limit_.expires_after(time);
-    limit_.async_wait([weak = weak_from_this()](std::error_code error) {
-      auto const self = weak.lock();
-      if (error || !self || self->limit_.expiry() > clock_type::now()) return;
-      self->over_ = true;
-      self->stop();
-    });
-  }
-  void allow_all() { limit_.cancel(); }
-  bool over() const { return over_; }
-  void stop() {
-    std::error_code ignored;
-    socket.cancel(ignored);
-  }
-
-  tcp::socket socket;
-  bool const from_here;
-  bool between_requests = true;
-
- private:
-  static bool is_loopback(asio::ip::address const& address) {
-    if (address.is_v6() && address.to_v6().is_v4_mapped())
-      return asio::ip::make_address_v4(asio::ip::v4_mapped, address.to_v6()).is_loopback();
-    return address.is_loopback();
-  }
-  asio::steady_timer limit_;
-  bool over_ = false;
-};
-
 } // namespace
 
 // ---- the server ----
@@ -263,7 +85,7 @@ class inference_server::state : public std::enable_shared_from_this<state> {
       : settings_(settings)
       , loop_(loop)
       , pool_(pool)
-      , tokenizer_(settings.vocabulary)
+      , answers_(settings.vocabulary, settings.longest, settings.tokens)
       , acceptor_(loop, tcp::endpoint(asio::ip::make_address(settings.address), settings.port))
       , changed_(loop) {
     if (settings.workers == 0 || settings.longest < 2 || settings.heads == 0 || settings.connections == 0)
@@ -429,9 +251,9 @@ class inference_server::state : public std::enable_shared_from_this<state> {
       throw std::invalid_argument("the model has " + std::to_string(offered.total_bytes()) +
                                   " bytes; this server takes " + std::to_string(settings_.model_bytes));
     auto const layout = bert_layout::of(offered.tensors(), settings_.heads);
-    if (layout.words < tokenizer_.size())
+    if (layout.words < answers_.words())
       throw std::invalid_argument("the model has " + std::to_string(layout.words) +
-                                  " words, the vocabulary " + std::to_string(tokenizer_.size()));
+                                  " words, the vocabulary " + std::to_string(answers_.words()));
     if (live_ && live_->sets[0].layout() == layout) return live_;
     return std::make_shared<weights>(layout);
   }
@@ -553,85 +375,15 @@ class inference_server::state : public std::enable_shared_from_this<state> {
     return std::make_shared<std::string const>(text.data(), text.size());
   }
 
-  std::size_t longest(bert const& model) const {
-    return std::min(settings_.longest, model.layout().positions);
-  }
-  std::vector<std::vector<std::int32_t>> ids(bert const& model, texts const& of) const {
-    std::vector<std::vector<std::int32_t>> made;
-    std::size_t total = 0;
-    for (auto const& text : of) {
-      made.push_back(tokenizer_.ids(*text, longest(model)));
-      total += made.back().size();
-    }
-    if (total > settings_.tokens)
-      throw problem(413, std::to_string(total) + " tokens; a request may have " +
-                             std::to_string(settings_.tokens));
-    return made;
-  }
-  static std::string begin(reading const& from) {
-    return "{\"version\":" + std::to_string(from.lease.version());
-  }
-
-  std::string embed(reading const& from, texts const& of) const {
-    auto const rows = from.model().embed(ids(from.model(), of));
-    auto const hidden = from.model().layout().hidden;
-    std::string body = begin(from) + ",\"embeddings\":[";
-    for (std::size_t i = 0; i < of.size(); ++i) {
-      if (i > 0) body += ',';
-      append(body, std::span(rows).subspan(i * hidden, hidden));
-    }
-    return body + "]}\n";
-  }
-
-  std::string classify(reading const& from, texts const& of) const {
-    auto const& layout = from.model().layout();
-    if (layout.classes == 0)
-      throw problem(409, "this version has no classifier (probe.weight and probe.bias)");
-    auto const rows = from.model().embed(ids(from.model(), of));
-    std::string labels, scores;
-    for (std::size_t i = 0; i < of.size(); ++i) {
-      auto const each = from.model().classify(std::span(rows).subspan(i * layout.hidden, layout.hidden));
-      if (i > 0) labels += ',', scores += ',';
-      labels += std::to_string(std::max_element(each.begin(), each.end()) - each.begin());
-      append(scores, each);
-    }
-    return begin(from) + ",\"labels\":[" + labels + "],\"scores\":[" + scores + "]}\n";
-  }
-
-  /// Empty while texts are left to be embedded with this version.
-  std::string search(reading const& from, std::string const& query, std::size_t top, texts const& among,
-                     std::uint64_t epoch) {
-    auto const& model = from.model();
-    auto const hidden = model.layout().hidden;
-    auto const whole = index_rows_.advance(from, epoch, among, tokenizer_, longest(model), settings_.tokens);
-    if (!whole) return {};
-    auto const& rows = *whole;
-    std::vector<std::vector<std::int32_t>> const asked{tokenizer_.ids(query, longest(model))};
-    auto const wanted = model.embed(asked);
-    std::vector<std::pair<float, std::size_t>> near;
-    for (std::size_t i = 0; i < among.size(); ++i)
-      near.emplace_back(std::inner_product(wanted.begin(), wanted.end(),
-                                           rows.begin() + static_cast<std::ptrdiff_t>(i * hidden), 0.0F),
-                        i);
-    auto const count = std::min(top, near.size());
-    std::partial_sort(near.begin(), near.begin() + static_cast<std::ptrdiff_t>(count), near.end(),
-                      [](auto const& a, auto const& b) { return a.first > b.first; });
-    std::string body = begin(from) + ",\"matches\":[";
-    for (std::size_t i = 0; i < count; ++i) {
-      body += std::string(i > 0 ? "," : "") + "{\"index\":" + std::to_string(near[i].second) + ",\"score\":";
-      append(body, near[i].first);
-      body += ",\"text\":" + json::serialize(json::string(*among[near[i].second])) + "}";
-    }
-    return body + "]}\n";
-  }
-
   awaitable<http::answer> on_embed(json::object const& body) {
-    job work = [this, of = texts_in(body, settings_.texts)](reading const& from) { return embed(from, of); };
+    job work = [this, of = texts_in(body, settings_.texts)](reading const& from) {
+      return answers_.embed(from, of);
+    };
     return infer(std::move(work));
   }
   awaitable<http::answer> on_classify(json::object const& body) {
     job work = [this, of = texts_in(body, settings_.texts)](reading const& from) {
-      return classify(from, of);
+      return answers_.classify(from, of);
     };
     return infer(std::move(work));
   }
@@ -655,7 +407,7 @@ class inference_server::state : public std::enable_shared_from_this<state> {
     auto const end = clock_type::now() + settings_.wait_limit;
     for (;;) {
       job work = [this, &query, top, &among, epoch](reading const& from) {
-        return search(from, *query, top, among, epoch);
+        return answers_.search(from, *query, top, among, epoch);
       };
       http::answer made = co_await infer(std::move(work));
       if (!made.body.empty()) co_return made;
@@ -1047,7 +799,7 @@ class inference_server::state : public std::enable_shared_from_this<state> {
   server_settings const settings_;
   asio::any_io_executor loop_;
   asio::thread_pool& pool_;
-  tokenizer const tokenizer_;
+  answers answers_;
   tcp::acceptor acceptor_;
   bell changed_;
   metrics metrics_;
@@ -1072,7 +824,6 @@ class inference_server::state : public std::enable_shared_from_this<state> {
 
   texts indexed_;
   std::uint64_t epoch_ = 0;
-  index_rows index_rows_;
 
   bool accepting_ = false;
   std::set<std::weak_ptr<connection>, std::owner_less<>> connections_;
