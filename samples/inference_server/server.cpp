@@ -1,6 +1,7 @@
 #include "server.hpp"
 
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <array>
 #include <asio/bind_cancellation_slot.hpp>
@@ -90,8 +91,7 @@ class inference_server::state : public std::enable_shared_from_this<state> {
       , changed_(loop) {
     if (settings.workers == 0 || settings.longest < 2 || settings.heads == 0 || settings.connections == 0)
       throw std::runtime_error("workers, heads and connections start at 1, tokens of a text at 2");
-    if (!settings.socket_directory.empty())
-      directory_ = std::filesystem::weakly_canonical(settings.socket_directory);
+    if (!settings.socket_directory.empty()) directory_ = private_directory(settings.socket_directory);
     if (!settings.socket.empty()) first_path_ = path_of(settings.socket);
   }
 
@@ -125,6 +125,19 @@ class inference_server::state : public std::enable_shared_from_this<state> {
   }
 
   // -- following a trainer --
+
+  /// Made if it is missing. Nobody else may put anything into it: what lies there is connected to.
+  static std::filesystem::path private_directory(std::filesystem::path const& named) {
+    ::mkdir(named.c_str(), 0700);
+    auto const path = std::filesystem::canonical(named);
+    struct stat about {};
+    if (::stat(path.c_str(), &about) != 0 || !S_ISDIR(about.st_mode))
+      throw std::runtime_error("the socket directory " + named.string() + " is no directory");
+    if (about.st_uid != ::geteuid() || (about.st_mode & 0077U) != 0)
+      throw std::runtime_error("the socket directory " + named.string() +
+                               " must belong to this user alone; chmod 0700 it, or name another");
+    return path;
+  }
 
   /// Where a name leads; throws `problem` if that is anywhere but in the directory.
   std::string path_of(std::string const& name) const {

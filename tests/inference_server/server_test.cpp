@@ -797,6 +797,18 @@ CO_TEST("it serves on when its trainer is gone, and follows the next one at the 
   co_await on.close();
 }
 
+CO_TEST("it starts only with a directory for sockets that nobody else can write to") {
+  auto const executor = co_await asio::this_coro::executor;
+  stage on(executor);
+  std::filesystem::permissions(on.settings.socket_directory, std::filesystem::perms(0750));
+  CHECK_THROWS_WITH_AS(on.open(), doctest::Contains("must belong to this user alone"), std::runtime_error);
+  on.settings.socket_directory = on.directory.file("made when missing");
+  on.open();
+  CHECK(std::filesystem::status(on.settings.socket_directory).permissions() ==
+        std::filesystem::perms::owner_all);
+  co_await on.close();
+}
+
 TEST_CASE("a token's file must be private and hold one") {
   scratch const folder;
   std::ofstream(folder.file("token")) << "secret\n";
