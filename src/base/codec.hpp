@@ -25,11 +25,13 @@
 
 namespace ropeway::codec {
 
-/// Specialise to true for a struct to which later versions append members: bytes behind the last known member
-/// are skipped instead of refused. Only the outermost struct (or the outermost variant's alternative) may be
-/// such.
+/// A struct to which later versions append members says so itself, with a member type `appended_to`: bytes
+/// behind the last known member are skipped instead of refused. Only the outermost struct (or the outermost
+/// variant's alternative) may be such.
 template <class T>
-inline constexpr bool extensible = false;
+inline constexpr bool extensible = requires {
+  typename T::appended_to;
+};
 
 /// An enum that is not described needs a specialisation with `static constexpr E last`: 0 to `last` are
 /// valid.

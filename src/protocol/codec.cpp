@@ -6,10 +6,6 @@
 #include "base/codec.hpp"
 #include "protocol/text.hpp"
 
-// hello speaks to builds of any age: they may know more fields than we do.
-template <>
-inline constexpr bool ropeway::codec::extensible<ropeway::protocol::hello> = true;
-
 namespace ropeway::protocol {
 namespace {
 

@@ -28,7 +28,8 @@ inline constexpr int max_idle_messages = 4096;
 /// First words of a receiver. Its encoding is frozen for all protocol versions: fields are only ever appended
 /// behind `name`, and a reader skips what it does not know.
 struct hello {
-  std::uint64_t magic = 0;              ///< hello_magic
+  using appended_to = void; // it speaks to builds of any age, which may know more fields than we do
+  std::uint64_t magic = 0;  ///< hello_magic
   std::uint16_t oldest = 0, newest = 0; ///< protocol versions that the receiver speaks
   std::uint64_t schema = 0;             ///< schema_hash() of the receiver's build
   bytes16 last_sender{};                ///< sender instance of the version held; zero for none

@@ -34,6 +34,7 @@ struct everything {
 BOOST_DESCRIBE_STRUCT(everything, (), (small, negative, yes, paint, height, name, points, words, id, where))
 
 struct greeting {
+  using appended_to = void;
   std::uint32_t number = 0;
 };
 BOOST_DESCRIBE_STRUCT(greeting, (), (number))
@@ -49,8 +50,6 @@ template <>
 struct ropeway::codec::enum_range<level> {
   static constexpr level last = level::high;
 };
-template <>
-inline constexpr bool ropeway::codec::extensible<greeting> = true;
 
 namespace {
 
