@@ -21,8 +21,9 @@ enum class shadow_form : std::uint8_t {
   swap,
   /// Updates arrive in the second set and are copied into the first at the commit, for readers that have
   /// addresses in them (CUDA graphs, compiled kernels). Costs one copy of the model in the first set's
-  /// memory,
-  /// during which nobody may read: `lease` gives nothing, and the copy waits for the leases that there are.
+  /// memory, during which nobody may read: `lease` gives nothing, and the copy waits for the leases that
+  /// there are. It comes after the sender's order, so that when it fails (`errc::leased`, a failed device)
+  /// other members of the receiver's group may hold the version already.
   copy_at_commit,
 };
 
