@@ -711,7 +711,7 @@ void receiver_core::let_go_of_sets(load_operation& load) {
 void receiver_core::end_load(std::shared_ptr<load_operation> const& load, failure error) {
   if (load->over) return;
   load->over = true;
-  load->waits_for_leases = false;
+  if (std::exchange(load->waits_for_leases, false)) lease_limit_.cancel();
   failpoint<side::receiver, "load_ended">();
   if (load_ == load) load_.reset();
   if (machine_ && load->session == session_) enter(session_phase::idle);

@@ -745,7 +745,7 @@ void sender_core::pump() {
         try {
           std::visit(
               [this](auto& one) {
-                session::between_failpoints<side::sender>(one, [this](auto& it) { act(it); });
+                session::between_failpoints<side::sender>(one, [this](auto& it) { this->act(it); });
               },
               action);
         } catch (...) { failed_to_act(std::current_exception()); }

@@ -167,7 +167,9 @@ CO_TEST("cancelling, or closing, while a load waits for leases ends it at once; 
   for (bool close : {false, true}) {
     INFO("close: " << close);
     auto const setting = host_setting(1);
-    line over(co_await asio::this_coro::executor, setting, quick_sender(small_bucket));
+    auto patient_one = quick_receiver();
+    patient_one.lease_limit(std::chrono::hours(1)); // which must not keep the loop running
+    line over(co_await asio::this_coro::executor, setting, quick_sender(small_bucket), patient_one);
     co_await over.connect();
     served server(shadow_form::swap);
     model source(host_memory(), layers(), 1);
