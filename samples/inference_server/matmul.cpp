@@ -1,13 +1,17 @@
 #include "matmul.hpp"
 
-#include <algorithm>
+#include <cstring>
 
 namespace {
 
-// Eight floats: one AVX register, or two of SSE. Memory need not be aligned for it.
+// Eight floats: one AVX register, or two of SSE.
 using lanes = float __attribute__((vector_size(32)));
-using loose_lanes = float __attribute__((vector_size(32), aligned(4), may_alias));
 constexpr std::size_t width = 8;
+
+/// Memory need not be aligned for it. (By reference: what returns an AVX register depends on the target.)
+[[gnu::always_inline]] inline void load(lanes& into, float const* from) {
+  std::memcpy(&into, from, sizeof into);
+}
 
 /// `N` rows of `a` times `M` rows of `b`: each element that was loaded is used N or M times.
 template <std::size_t N, std::size_t M>
@@ -18,9 +22,10 @@ template <std::size_t N, std::size_t M>
   std::size_t k = 0;
   for (; k + width <= depth; k += width) {
     lanes left[N];
-    for (std::size_t i = 0; i < N; ++i) left[i] = *reinterpret_cast<loose_lanes const*>(a + i * a_stride + k);
+    for (std::size_t i = 0; i < N; ++i) load(left[i], a + i * a_stride + k);
     for (std::size_t j = 0; j < M; ++j) {
-      lanes const right = *reinterpret_cast<loose_lanes const*>(b + j * b_stride + k);
+      lanes right;
+      load(right, b + j * b_stride + k);
       for (std::size_t i = 0; i < N; ++i) sums[i][j] += left[i] * right;
     }
   }
