@@ -42,7 +42,11 @@ class offload {
       } catch (...) { error = std::current_exception(); }
       // The job may own what is slow to destroy: let go of it here.
       { [[maybe_unused]] auto const gone = std::move(job); }
-      asio::post(back, [then = std::move(then), error, value]() mutable { then(error, std::move(*value)); });
+      // Moved, so that this thread keeps no part of what the strand may be the last to hold.
+      auto answer = [then = std::move(then), error = std::move(error), value = std::move(value)]() mutable {
+        then(std::move(error), std::move(*value));
+      };
+      asio::post(back, std::move(answer));
     };
     asio::post(pool(), std::move(work));
   }
