@@ -74,6 +74,7 @@ else
 fi
 export LD_LIBRARY_PATH=$PWD/$carry/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 export ROPEWAY_PROGRAM=$PWD/$carry/bin/ropeway # for the tests of the program
+export ROPEWAY_REFERENCE=$PWD/tests/inference_server # and of the sample
 if [ "$mode" = run ]; then
   shift
   program=$1
