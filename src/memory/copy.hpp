@@ -29,4 +29,7 @@ struct copy_op {
   std::array<std::int64_t, max_rank> from_stride{}, to_stride{};
 };
 
+/// What it writes.
+std::uint64_t bytes_of(copy_op const& op) noexcept;
+
 } // namespace ropeway::memory

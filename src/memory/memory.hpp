@@ -17,12 +17,11 @@
 
 #include "base/unique_fd.hpp"
 #include "memory/copy.hpp"
+#include "memory/segment.hpp"
 #include "ropeway/cuda.hpp"
 
 namespace ropeway::memory {
 
-/// Names a device across processes; all zero for the host.
-using device_uuid = std::array<std::uint8_t, 16>;
 /// "GPU-xxxxxxxx-xxxx-..." or "host".
 std::string to_string(device_uuid const& id);
 
@@ -50,6 +49,27 @@ struct progress {
   std::error_code error;       ///< set once, for good: the queue's device failed; nothing more will complete
 };
 
+/// A list of copies that is carried out again and again, looked at once: sorted, and kept where the device
+/// reads it. Its memory must live as long as copies of it run, and be the same each time. Immutable.
+class prepared_copies {
+ public:
+  virtual ~prepared_copies() = default;
+  /// Of all copies.
+  std::uint64_t bytes() const noexcept { return bytes_; }
+  /// The list in units of about equal work, in which it can be carried out bit by bit; 0 if it is empty.
+  std::uint64_t units() const noexcept { return units_; }
+
+ protected:
+  std::uint64_t bytes_ = 0, units_ = 0;
+};
+
+/// Which units of a prepared list, and how much of the device they may take.
+struct portion {
+  std::uint64_t first = 0;
+  std::uint64_t count = ~std::uint64_t(0); ///< as many as there are
+  std::uint32_t most_blocks = 0; ///< of a kernel at a time, which the device runs beside others; 0: no limit
+};
+
 /// Copies in order, on a thread or stream of its own. All members but the destructor may be called from one
 /// thread at a time; none blocks (a host queue has a worker thread, a CUDA queue a stream; copies that would
 /// block, from pageable memory say, go through a worker of the queue's own).
@@ -64,6 +84,9 @@ class queue {
   virtual void start_after(ready_after const& when) = 0;
   /// Queues copies. The list is taken over before this returns; the memory must live until they completed.
   virtual void copy(std::span<copy_op const> ops) = 0;
+  /// The same of a prepared list of this queue's backend, which must live until they completed. One kernel on
+  /// a device, as far as its copies are for kernels.
+  virtual void repeat(prepared_copies const& list, portion what = {});
   /// A number, greater than any before, that `poll().completed` reaches once everything queued so far is
   /// done.
   virtual std::uint64_t mark() = 0;
@@ -106,6 +129,20 @@ class backend {
   /// `memory` alive.
   virtual std::shared_ptr<void> register_host(std::shared_ptr<region> memory) = 0;
   virtual std::unique_ptr<queue> make_queue() = 0;
+
+  /// Looks at a list once. Throws as queue::copy, and `out_of_memory`. May wait for the device, so: off the
+  /// loop. Thread-safe, as are the next four.
+  virtual std::shared_ptr<prepared_copies const> prepare(std::span<copy_op const> ops);
+
+  /// Where an address lies. Cheap, and it allocates nothing: asked for every allocation in every update.
+  virtual allocation find_allocation(std::byte const* address) const noexcept;
+  /// What lets a peer map it. Throws transfer_error(not_reachable) if that can't be. Slow (1 ms): off the
+  /// loop.
+  virtual part_handle export_allocation(allocation const& what);
+  /// Prepares for a segment of so many bytes in so many parts, made on `origin`. Throws
+  /// transfer_error(not_reachable) if this kind of part can't be mapped here.
+  virtual std::unique_ptr<segment_importer> start_import(part_kind kind, std::uint64_t bytes,
+                                                         std::uint32_t parts, device_uuid const& origin);
 };
 
 /// The backends of this process, made on first use and shared. Injected into sender and receiver, so that

@@ -9,6 +9,25 @@
 namespace ropeway::memory::host {
 namespace {
 
+/// A segment of host memory has one part: what shared_memory made.
+class host_importer final : public segment_importer {
+ public:
+  explicit host_importer(std::uint64_t bytes) : bytes_(bytes) {}
+  void add(part_handle part) override {
+    if (memory_ || part.kind != part_kind::host_memory || part.bytes != bytes_)
+      throw transfer_error(errc::bad_region, "a segment of host memory is one part of its own size");
+    memory_ = host::import_region(std::move(part.fd), bytes_);
+  }
+  std::shared_ptr<region> finish() override {
+    if (!memory_) throw transfer_error(errc::bad_region, "a segment without parts");
+    return std::move(memory_);
+  }
+
+ private:
+  std::uint64_t bytes_;
+  std::shared_ptr<region> memory_;
+};
+
 class host_backend final : public backend {
  public:
   device where() const noexcept override { return device::host(); }
@@ -25,6 +44,12 @@ class host_backend final : public backend {
   bool can_reach(device_uuid const& origin) const noexcept override { return origin == device_uuid{}; }
   std::shared_ptr<void> register_host(std::shared_ptr<region>) override { return nullptr; }
   std::unique_ptr<queue> make_queue() override { return std::make_unique<host_queue>(); }
+  std::unique_ptr<segment_importer> start_import(part_kind kind, std::uint64_t bytes, std::uint32_t parts,
+                                                 device_uuid const& origin) override {
+    if (kind != part_kind::host_memory || parts != 1 || !can_reach(origin))
+      return backend::start_import(kind, bytes, parts, origin);
+    return std::make_unique<host_importer>(bytes);
+  }
 };
 
 } // namespace
