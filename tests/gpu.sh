@@ -74,7 +74,7 @@ else
 fi
 export LD_LIBRARY_PATH=$PWD/$carry/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 export ROPEWAY_PROGRAM=$PWD/$carry/bin/ropeway # for the tests of the program
-export ROPEWAY_REFERENCE=$PWD/tests/inference_server # and of the sample
+export ROPEWAY_REFERENCE=$PWD/tests/inference_server ROPEWAY_FUZZ_CORPUS=$PWD/tests/fuzz/corpus
 if [ "$mode" = run ]; then
   shift
   program=$1
