@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "ropeway/observer.hpp"
+#include "ropeway/report.hpp"
 #include "ropeway/tensor.hpp"
 
 namespace ropeway {
@@ -28,6 +29,19 @@ using std::chrono::milliseconds;
   type knob##_ = initial;                                                                                    \
                                                                                                              \
  public:
+
+/// How much of a device and its memory a live update may take from whoever uses them meanwhile, on the
+/// receiver's side of the mapped route. Without a limit it takes all there is.
+class copy_pace {
+  /// Thread blocks of the copy kernel that run at a time; 0 for no limit. Measured with serving beside it in
+  /// docs/performance.md. Means nothing in host memory.
+  ROPEWAY_KNOB(std::uint32_t, most_blocks, 0)
+  /// On average, over some milliseconds; 0 for no limit.
+  ROPEWAY_KNOB(std::uint64_t, bytes_per_second, 0)
+
+ public:
+  bool unlimited() const noexcept { return most_blocks_ == 0 && bytes_per_second_ == 0; }
+};
 
 /// How a sender works. Durations of silence count from the last word of the peer; 0 is not "for ever"
 /// anywhere.
@@ -56,6 +70,9 @@ class sender_options {
   ROPEWAY_KNOB(milliseconds, source_limit, std::chrono::minutes(10))
   /// How long `close` waits for a running send to end: its copies, and receivers that have something to say.
   ROPEWAY_KNOB(milliseconds, close_limit, std::chrono::seconds(10))
+  /// Which way updates may go. `mapped` refuses tensors that can't be mapped (`errc::not_reachable`) and
+  /// receivers that can't map them; tensors that are made on the fly have no such route.
+  ROPEWAY_KNOB(route_choice, use_route, route_choice::automatic)
   /// Users, beside our own, whose processes may connect. Makes the socket group-accessible (0660) and accepts
   /// a directory that is group-traversable (0750).
   ROPEWAY_KNOB(std::vector<uid_t>, allowed_users, {})
@@ -86,6 +103,11 @@ class receiver_options {
   ROPEWAY_KNOB(milliseconds, lease_limit, std::chrono::seconds(5))
   /// How long `close` waits for a running load to end: its copies, and buckets that were not released.
   ROPEWAY_KNOB(milliseconds, close_limit, std::chrono::seconds(10))
+  /// Which way updates may come. With `mapped`, an update that can't come so is refused; one that the
+  /// embedder takes bucket by bucket never can.
+  ROPEWAY_KNOB(route_choice, use_route, route_choice::automatic)
+  /// How fast mapped updates are copied.
+  ROPEWAY_KNOB(copy_pace, pace, {})
   /// The largest list of tensors that is read: names, shapes and where they lie, some 100 bytes each. Reading
   /// it takes a few times as much memory for a moment.
   ROPEWAY_KNOB(std::uint64_t, max_manifest_bytes, std::uint64_t(1) << 30)

@@ -24,10 +24,20 @@ std::string_view name(outcome what) noexcept;
 
 /// How the bytes reached a receiver.
 enum class route : std::uint8_t {
+  mapped, ///< it read the sender's own tensors; what could not be mapped came through the ring
   staged, ///< through a ring in device memory
   host,   ///< through a ring in shared host memory
 };
 std::string_view name(route way) noexcept;
+
+/// Which ways an update may take. A sender and a receiver each have a choice; what both allow is used.
+enum class route_choice : std::uint8_t {
+  automatic, ///< the fastest that works: mapped, else staged, else host
+  mapped,    ///< the receiver reads the sender's own tensors, or the update is refused with the reason
+  staged,    ///< through a ring in the memory of the sender's tensors: device memory, where it can be mapped
+  host,      ///< through a ring in shared host memory
+};
+std::string_view name(route_choice way) noexcept;
 
 using nanoseconds = std::chrono::nanoseconds;
 

@@ -11,6 +11,7 @@
 #include "ropeway/report.hpp"
 #include "ropeway/sender.hpp"
 #include "ropeway/shadow.hpp"
+#include "ropeway/shared_memory.hpp"
 #include "ropeway/source.hpp"
 #include "ropeway/status.hpp"
 #include "ropeway/tensor.hpp"

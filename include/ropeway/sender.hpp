@@ -12,6 +12,7 @@
 #include "ropeway/detail/operation.hpp"
 #include "ropeway/options.hpp"
 #include "ropeway/report.hpp"
+#include "ropeway/shared_memory.hpp"
 #include "ropeway/source.hpp"
 #include "ropeway/tensor.hpp"
 
@@ -261,6 +262,25 @@ class sender {
         get_executor(), std::move(start), std::forward<Token>(token));
   }
 
+  /// Lets receivers map tensors that lie in this memory. Keeps it as long as the sender lives, or until
+  /// `release_memory`. Before the send whose tensors lie there.
+  void share(shared_memory const& memory);
+
+  /// Wants back all that receivers have mapped of the trainer's memory, for trainers that free or offload
+  /// their weights: completes when every receiver has unmapped it, or has gone. What was shared is shared no
+  /// more. The next update maps anew. (The staging ring stays.)
+  /// Errors: `busy` while a send runs, `peer_silent` if a receiver has not done so within
+  /// `sender_options::commit_limit`, `not_open`. Cancellation: all types, stops this wait only.
+  awaitable<void> release_memory();
+  template <class Token>
+  auto release_memory(Token&& token) {
+    auto start = [core = core_](auto done, auto stop) {
+      begin_release(core, std::move(done), std::move(stop));
+    };
+    return detail::initiate<detail::nothing, std::error_code>(get_executor(), std::move(start),
+                                                              std::forward<Token>(token));
+  }
+
   /// Ends gracefully: a running send is given up, receivers are told goodbye, the socket is removed. No
   /// error. A send whose copies take longer than `sender_options::close_limit` ends after it. Cancellation:
   /// none.
@@ -316,6 +336,9 @@ class sender {
                          std::shared_ptr<detail::stop_request> stop);
   static void begin_receivers(core_pointer const& core,
                               std::unique_ptr<detail::completion<std::vector<connected_receiver>>> done);
+  static void begin_release(core_pointer const& core,
+                            std::unique_ptr<detail::completion<detail::nothing>> done,
+                            std::shared_ptr<detail::stop_request> stop);
   static void begin_close(core_pointer const& core,
                           std::unique_ptr<detail::completion<detail::nothing>> done);
 

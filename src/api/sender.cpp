@@ -156,6 +156,23 @@ void sender::begin_receivers(core_pointer const& core,
   core->post_receivers(std::move(done));
 }
 
+void sender::share(shared_memory const& memory) {
+  if (!memory) throw transfer_error(errc::invalid_argument, "there is no memory to share");
+  core_->post_share(memory.block_);
+}
+
+void sender::begin_release(core_pointer const& core, std::unique_ptr<completion<nothing>> done,
+                           std::shared_ptr<stop_request> stop) {
+  core->post_release(std::move(done), std::move(stop));
+}
+
+awaitable<void> sender::release_memory() {
+  auto start = [core = core_](auto done, auto stop) {
+    begin_release(core, std::move(done), std::move(stop));
+  };
+  return without_result(await<nothing>(core_->executor(), std::move(start)));
+}
+
 void sender::begin_close(core_pointer const& core, std::unique_ptr<completion<nothing>> done) {
   core->post_close(std::move(done));
 }

@@ -16,7 +16,24 @@ std::string_view name(outcome what) noexcept {
   return "unknown";
 }
 
-std::string_view name(route way) noexcept { return way == route::staged ? "staged" : "host"; }
+std::string_view name(route way) noexcept {
+  switch (way) {
+  case route::mapped: return "mapped";
+  case route::staged: return "staged";
+  case route::host: return "host";
+  }
+  return "unknown";
+}
+
+std::string_view name(route_choice way) noexcept {
+  switch (way) {
+  case route_choice::automatic: return "automatic";
+  case route_choice::mapped: return "mapped";
+  case route_choice::staged: return "staged";
+  case route_choice::host: return "host";
+  }
+  return "unknown";
+}
 
 std::size_t send_report::count(outcome what) const noexcept {
   return static_cast<std::size_t>(std::count_if(

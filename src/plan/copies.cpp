@@ -148,35 +148,90 @@ void scatter::ops_for_piece(piece const& p, std::byte const* slot_base, device s
   }
 }
 
+namespace {
+
+/// Puts the extents of a copy, whose steps are given in bytes, into `op`. Neighbouring dimensions are merged
+/// where one step outside is all of the inside, on both sides.
+void set_steps(memory::copy_op& op, std::span<std::uint64_t const> extents, strides const& from_step,
+               strides const& to_step) {
+  for (std::size_t d = 0; d < extents.size(); ++d) {
+    std::uint64_t const extent = extents[d];
+    if (extent == 1) continue;
+    bool const merges = op.rank != 0 &&
+                        op.from_stride[op.rank - 1u] == from_step[d] * static_cast<std::int64_t>(extent) &&
+                        op.to_stride[op.rank - 1u] == to_step[d] * static_cast<std::int64_t>(extent);
+    if (!merges) ++op.rank;
+    auto& merged = op.extent[op.rank - 1u];
+    merged = merges ? merged * extent : extent;
+    op.from_stride[op.rank - 1u] = from_step[d];
+    op.to_stride[op.rank - 1u] = to_step[d];
+  }
+  if (op.convert != memory::conversion::none) {
+    if (op.rank != 0) return;
+    op.rank = 1; // rank 0 copies bytes; one element to convert is a box of one
+    op.extent[0] = 1;
+    op.from_stride[0] = op.from_element;
+    op.to_stride[0] = op.to_element;
+    return;
+  }
+  bool const dense = op.rank == 0 || (op.rank == 1 && op.from_stride[0] == op.from_element &&
+                                      op.to_stride[0] == op.to_element);
+  if (!dense) return;
+  op.bytes = op.rank == 0 ? op.to_element : op.extent[0] * op.to_element;
+  op.rank = 0;
+  op.from_element = op.to_element = 1;
+}
+
+} // namespace
+
 void ops_between(mutable_tensor_view const& from, mutable_tensor_view const& to,
                  std::vector<memory::copy_op>& out) {
   std::uint64_t const bytes = byte_size(from.type(), from.dims()).value_or(0);
   if (bytes == 0) return;
   auto op = op_between(from.data(), from.where(), to.data(), to.where());
   std::uint16_t const element = element_bytes(from.type());
-  // Neighbouring dimensions are merged where one step outside is all of the inside, on both sides.
-  auto const from_strides = from.strides(), to_strides = to.strides();
-  for (std::size_t d = 0; d < from.dims().rank(); ++d) {
-    std::uint64_t const extent = from.dims()[d];
-    if (extent == 1) continue;
-    auto const from_step = static_cast<std::int64_t>(bytes_of(from_strides[d], element));
-    auto const to_step = static_cast<std::int64_t>(bytes_of(to_strides[d], element));
-    bool const merges = op.rank != 0 &&
-                        op.from_stride[op.rank - 1u] == from_step * static_cast<std::int64_t>(extent) &&
-                        op.to_stride[op.rank - 1u] == to_step * static_cast<std::int64_t>(extent);
-    if (!merges) ++op.rank;
-    auto& merged = op.extent[op.rank - 1u];
-    merged = merges ? merged * extent : extent;
-    op.from_stride[op.rank - 1u] = from_step;
-    op.to_stride[op.rank - 1u] = to_step;
-  }
-  if (op.rank == 0 || (op.rank == 1 && op.from_stride[0] == element && op.to_stride[0] == element)) {
-    op.rank = 0;
+  if (element == 0) {
     op.bytes = bytes;
   } else {
+    auto from_step = from.strides(), to_step = to.strides();
+    for (auto& step : from_step) step = static_cast<std::int64_t>(bytes_of(step, element));
+    for (auto& step : to_step) step = static_cast<std::int64_t>(bytes_of(step, element));
     op.from_element = op.to_element = element;
+    set_steps(op, from.dims().extents(), from_step, to_step);
   }
   out.push_back(op);
+}
+
+void scatter::ops_for_source(std::uint32_t tensor, tensor_view const& source,
+                             std::vector<memory::copy_op>& out) const {
+  if (!wants(tensor)) return;
+  auto const convert = conversion_between(source.type(), source.wire_type());
+  if (!convert)
+    throw transfer_error(errc::unsupported, "a tensor of " + std::string(name(source.type())) +
+                                                " can't be converted to " +
+                                                std::string(name(source.wire_type())));
+  std::uint16_t const from_element = element_bytes(source.type());
+  auto const source_strides = source.strides();
+  for (std::uint32_t t = first_target_[tensor]; t < first_target_[tensor + 1]; ++t) {
+    target const& into = targets_[t];
+    auto op = op_between(source.data(), source.where(), into.data, into.where);
+    if (into.element == 0) {
+      op.bytes = byte_size(source.type(), source.dims()).value_or(0);
+      out.push_back(op);
+      continue;
+    }
+    op.convert = *convert;
+    op.from_element = from_element;
+    op.to_element = into.element;
+    strides from_step{}, to_step{};
+    for (std::size_t d = 0; d < into.part.rank; ++d) {
+      from_step[d] = static_cast<std::int64_t>(bytes_of(source_strides[d], from_element));
+      to_step[d] = static_cast<std::int64_t>(bytes_of(into.strides[d], into.element));
+    }
+    op.from += offset_of(into.part, std::span(from_step).first(into.part.rank));
+    set_steps(op, std::span(into.part.extent).first(into.part.rank), from_step, to_step);
+    out.push_back(op);
+  }
 }
 
 } // namespace ropeway::plan

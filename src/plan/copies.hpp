@@ -2,6 +2,7 @@
 // caller's destinations (scatter). Pure; neither allocates for a piece once its scratch space and `out` have
 // grown. Part of ropeway; Apache-2.0.
 #pragma once
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
@@ -58,6 +59,11 @@ class scatter {
   void ops_for_piece(piece const& p, std::byte const* slot_base, device slot_where,
                      std::vector<memory::copy_op>& out);
 
+  /// Appends the copies that bring tensor number `tensor` from where it lies itself, converted where the
+  /// source says so, to where it is wanted. The source has the shape and wire type of the manifest.
+  void ops_for_source(std::uint32_t tensor, tensor_view const& source,
+                      std::vector<memory::copy_op>& out) const;
+
  private:
   struct target {
     std::uint32_t tensor = 0;
@@ -65,6 +71,8 @@ class scatter {
     device where;
     std::byte* data = nullptr;
     strided_part array;
+    box part; ///< as it was given, with the array's own strides: for sources that are strided otherwise
+    std::array<std::int64_t, max_rank> strides{};
   };
   void add(manifest const& sent, destination const& into);
   void find_unexpected(manifest const& sent);

@@ -110,6 +110,8 @@ void scatter::add(manifest const& sent, destination const& into) {
       return differs(kind::overlapping,
                      "has a destination whose elements overlap: stride 0 in dimension " + std::to_string(d));
   made.array = collapse(tensor.dims, part, strides);
+  made.part = part;
+  made.strides = strides;
   targets_.push_back(made);
 }
 

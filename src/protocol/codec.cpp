@@ -9,7 +9,7 @@
 namespace ropeway::protocol {
 namespace {
 
-constexpr codec::limits limits{.max_string = max_text, .max_elements = max_devices};
+constexpr codec::limits limits{.max_string = max_text, .max_elements = max_unmap};
 
 /// What is too long to be sent or to be believed; empty if nothing is.
 std::string too_long(message const& what) {
@@ -23,6 +23,9 @@ std::string too_long(message const& what) {
   }
   return std::visit(
       [&](auto const& m) -> std::string {
+        if constexpr (requires { m.segments; })
+          if (m.segments.size() > max_unmap)
+            return words(name_of(what), " names ", m.segments.size(), " segments, more than ", max_unmap);
         if constexpr (requires { m.text; })
           if (m.text.size() > max_text)
             return words("the text in ", name_of(what), " has ", m.text.size(), " bytes, more than ",
@@ -60,6 +63,8 @@ std::uint64_t schema_hash() {
   return hash;
 }
 
+bool has_fd(std::uint8_t part_kind) noexcept { return part_kind == 1 || part_kind == 2; }
+
 std::string print(message const& what) { return codec::print(what); }
 
 std::string_view name_of(message const& what) noexcept {
@@ -68,7 +73,9 @@ std::string_view name_of(message const& what) noexcept {
 }
 
 std::size_t expected_fds(message const& what) noexcept {
-  return std::holds_alternative<ring>(what) || std::holds_alternative<manifest_follows>(what) ? 1 : 0;
+  if (auto const* part = std::get_if<segment_part>(&what)) return part->code == 0 && has_fd(part->kind);
+  return std::holds_alternative<ring>(what) || std::holds_alternative<manifest_follows>(what) ||
+         std::holds_alternative<placement_follows>(what);
 }
 
 } // namespace ropeway::protocol

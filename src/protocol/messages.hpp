@@ -22,6 +22,11 @@ inline constexpr std::size_t max_devices = 64;
 /// Messages that move nothing (`alive`, and what crossed an abort) may come so many at once. Far more than
 /// the queue of a socket holds, so that a loop which was blocked for long takes no honest peer for a flood.
 inline constexpr int max_idle_messages = 4096;
+/// Parts of a segment that are sent for one need_segment: so many descriptors lie here at a time.
+inline constexpr std::uint32_t segment_batch = 32;
+/// Segments of a placement, and of one unmap message.
+inline constexpr std::size_t max_segments = 65'536;
+inline constexpr std::size_t max_unmap = 4096;
 
 // ---- receiver to sender ----
 
@@ -53,8 +58,29 @@ struct ring_refused {
 struct need_manifest {
   std::uint64_t update = 0;
 };
-struct accept {
+/// Asks for the placement that `begin` named.
+struct need_placement {
   std::uint64_t update = 0;
+};
+/// Asks for what maps a segment of the placement: up to segment_batch of its parts, from this one on.
+struct need_segment {
+  std::uint64_t update = 0;
+  std::uint64_t segment = 0;
+  std::uint32_t first_part = 0;
+};
+struct accept {
+  accept() = default;
+  /// One that reads the ring.
+  explicit accept(std::uint64_t of) : update(of) {}
+  std::uint64_t update = 0;
+  std::uint8_t mapped =
+      0; ///< 1: it reads the sender's own tensors, as far as the placement says where they lie
+  std::uint16_t code = 0; ///< why it is 0 although there is a placement; 0 if that is this side's choice
+  std::string text;
+};
+/// Segments of a sender's memory that are mapped no more.
+struct unmapped {
+  std::vector<std::uint64_t> segments;
 };
 struct refuse {
   std::uint64_t update = 0;
@@ -110,6 +136,31 @@ struct begin {
   std::uint64_t total_bytes = 0;
   std::uint32_t tensors = 0;
   std::uint32_t buckets = 0;
+  std::uint64_t placement = 0; ///< number of the placement, for receivers that map; 0 for none
+};
+/// The placement, as one sealed memfd of exactly `bytes` beside the message.
+struct placement_follows {
+  std::uint64_t update = 0;
+  std::uint64_t bytes = 0;
+};
+/// What maps one allocation of a segment; its descriptor comes beside the message where the kind has one.
+struct segment_part {
+  std::uint64_t update = 0;
+  std::uint64_t segment = 0;
+  std::uint32_t part = 0;
+  std::uint8_t kind = 0;   ///< a memory::part_kind
+  std::uint64_t bytes = 0; ///< of this allocation
+  std::array<std::uint8_t, 64> legacy{};
+  std::uint16_t code = 0; ///< not 0: it can't be exported after all
+  std::string text;
+};
+/// The tensors are ready, and stay as they are until all_copied or aborted: read those that are mapped.
+struct read_mapped {
+  std::uint64_t update = 0;
+};
+/// The sender's memory of these segments is gone, or wanted back: map them no longer.
+struct unmap {
+  std::vector<std::uint64_t> segments;
 };
 /// The manifest, as one sealed memfd of exactly `bytes` beside the message.
 struct manifest_follows {
@@ -153,7 +204,10 @@ BOOST_DESCRIBE_STRUCT(hello, (),
 BOOST_DESCRIBE_STRUCT(ring_mapped, (), (ring))
 BOOST_DESCRIBE_STRUCT(ring_refused, (), (ring, code, text))
 BOOST_DESCRIBE_STRUCT(need_manifest, (), (update))
-BOOST_DESCRIBE_STRUCT(accept, (), (update))
+BOOST_DESCRIBE_STRUCT(need_placement, (), (update))
+BOOST_DESCRIBE_STRUCT(need_segment, (), (update, segment, first_part))
+BOOST_DESCRIBE_STRUCT(accept, (), (update, mapped, code, text))
+BOOST_DESCRIBE_STRUCT(unmapped, (), (segments))
 BOOST_DESCRIBE_STRUCT(refuse, (), (update, code, text))
 BOOST_DESCRIBE_STRUCT(not_now, (), (update, retry_ms, text))
 BOOST_DESCRIBE_STRUCT(released, (), (update, seq))
@@ -163,7 +217,11 @@ BOOST_DESCRIBE_STRUCT(failed, (), (update, code, text))
 BOOST_DESCRIBE_STRUCT(welcome, (), (version, sender, bucket_bytes, silence_ms))
 BOOST_DESCRIBE_STRUCT(turned_away, (), (code, text))
 BOOST_DESCRIBE_STRUCT(ring, (), (id, on_device, origin, slot_bytes, slots))
-BOOST_DESCRIBE_STRUCT(begin, (), (update, version, layout, total_bytes, tensors, buckets))
+BOOST_DESCRIBE_STRUCT(begin, (), (update, version, layout, total_bytes, tensors, buckets, placement))
+BOOST_DESCRIBE_STRUCT(placement_follows, (), (update, bytes))
+BOOST_DESCRIBE_STRUCT(segment_part, (), (update, segment, part, kind, bytes, legacy, code, text))
+BOOST_DESCRIBE_STRUCT(read_mapped, (), (update))
+BOOST_DESCRIBE_STRUCT(unmap, (), (segments))
 BOOST_DESCRIBE_STRUCT(manifest_follows, (), (update, bytes))
 BOOST_DESCRIBE_STRUCT(published, (), (update, seq, bucket, ring, slot, bytes))
 BOOST_DESCRIBE_STRUCT(commit, (), (update))
@@ -173,8 +231,10 @@ BOOST_DESCRIBE_STRUCT(alive, (), (update))
 BOOST_DESCRIBE_STRUCT(goodbye, (), (code, text))
 
 /// One message. The alternative's index is its tag on the wire: append only, `hello` stays first.
-using message = std::variant<hello, welcome, turned_away, ring, ring_mapped, ring_refused, begin,
-                             need_manifest, manifest_follows, accept, refuse, not_now, published, released,
-                             all_copied, commit, committed, failed, abort_update, aborted, alive, goodbye>;
+using message =
+    std::variant<hello, welcome, turned_away, ring, ring_mapped, ring_refused, begin, need_manifest,
+                 manifest_follows, accept, refuse, not_now, published, released, all_copied, commit,
+                 committed, failed, abort_update, aborted, alive, goodbye, need_placement, placement_follows,
+                 need_segment, segment_part, read_mapped, unmap, unmapped>;
 
 } // namespace ropeway::protocol

@@ -50,9 +50,18 @@ void receiver_machine::impl::finish_update() {
 }
 
 void receiver_machine::impl::check_all_copied() {
-  if (!in_place || loaded_buckets != current.buckets) return;
+  if (!in_place || loaded_buckets != expected_buckets || (mapped && !read)) return;
   say(all_copied{current.update});
   go(stage::all_copied);
+}
+
+void receiver_machine::impl::make_offer() {
+  go(stage::offered);
+  actions.emplace_back(receive_action::offer{current});
+}
+
+void receiver_machine::impl::skip_buckets() {
+  while (mapped && next_bucket < current.buckets && !needed_buckets[next_bucket]) ++next_bucket;
 }
 
 void receiver_machine::impl::end(errc code, std::string const& text) {
@@ -79,7 +88,8 @@ duration receiver_machine::impl::alive_interval() const {
 }
 
 bool receiver_machine::impl::waits_for_sender() const noexcept {
-  return at == stage::asking || at == stage::loading || at == stage::all_copied;
+  return at == stage::asking || at == stage::asking_placement ||
+         (at == stage::offered && next_part != end_part) || at == stage::loading || at == stage::all_copied;
 }
 
 std::optional<time_point> receiver_machine::impl::due() const {
@@ -166,8 +176,61 @@ void receiver_machine::manifest_known(std::vector<std::uint64_t> bucket_bytes, t
       return m.violated(words("update ", m.current.update, " has a bucket of ", bytes, " bytes, allowed are ",
                               m.terms.bucket_bytes));
   m.bucket_bytes = std::move(bucket_bytes);
-  m.go(impl::stage::offered);
-  m.actions.emplace_back(receive_action::offer{m.current});
+  if (m.current.placement == 0 || !m.settings.maps) return m.make_offer();
+  m.go(impl::stage::looking_up_placement);
+  m.actions.emplace_back(receive_action::look_up_placement{m.current});
+}
+
+void receiver_machine::placement_known(std::vector<bool> needed_buckets, time_point now) {
+  impl& m = *impl_;
+  move_clock(m.now, now);
+  if (m.at != impl::stage::looking_up_placement && m.at != impl::stage::reading_placement) return;
+  m.needed_buckets = std::move(needed_buckets);
+  m.needed_buckets.resize(m.current.buckets, true);
+  m.placed = true;
+  m.make_offer();
+}
+
+void receiver_machine::placement_unknown(time_point now) {
+  impl& m = *impl_;
+  move_clock(m.now, now);
+  if (m.at != impl::stage::looking_up_placement) return;
+  m.go(impl::stage::asking_placement);
+  m.say(need_placement{m.current.update});
+}
+
+void receiver_machine::placement_bad(errc code, std::string text, time_point now) {
+  impl& m = *impl_;
+  move_clock(m.now, now);
+  if (m.at != impl::stage::reading_placement) return;
+  m.end_with_goodbye(code, one_line(text));
+}
+
+void receiver_machine::need_segment(std::uint64_t segment, std::uint32_t first_part, std::uint32_t parts,
+                                    time_point now) {
+  impl& m = *impl_;
+  move_clock(m.now, now);
+  if (m.at != impl::stage::offered || !m.placed || first_part >= parts) return;
+  m.asked_segment = segment;
+  m.next_part = first_part;
+  m.end_part = first_part + std::min(segment_batch, parts - first_part);
+  m.waiting_since = m.now;
+  m.say(protocol::need_segment{m.current.update, segment, first_part});
+}
+
+void receiver_machine::unmapped(std::vector<std::uint64_t> segments, time_point now) {
+  impl& m = *impl_;
+  move_clock(m.now, now);
+  if (m.life != impl::session::open) return;
+  m.say(protocol::unmapped{std::move(segments)});
+}
+
+void receiver_machine::mapped_read(time_point now) {
+  impl& m = *impl_;
+  move_clock(m.now, now);
+  if (m.at != impl::stage::loading || !m.told_to_read) return;
+  m.read = true;
+  m.check_all_copied();
 }
 
 void receiver_machine::manifest_unknown(time_point now) {
@@ -185,14 +248,27 @@ void receiver_machine::manifest_bad(errc code, std::string text, time_point now)
   m.end_with_goodbye(code, one_line(text));
 }
 
-void receiver_machine::accept_update(time_point now, bool by_hand) {
+void receiver_machine::accept_update(time_point now, acceptance how) {
   impl& m = *impl_;
   move_clock(m.now, now);
   if (m.at != impl::stage::offered) return;
   m.idle = {};
-  m.say(accept{m.current.update});
+  m.mapped = how.mapped && m.placed;
+  m.asked_segment = 0;
+  m.next_part = m.end_part = 0;
+  if (m.mapped) {
+    auto const& needed = m.needed_buckets;
+    m.expected_buckets = static_cast<std::uint32_t>(std::count(needed.begin(), needed.end(), true));
+    m.skip_buckets();
+  }
+  accept answer;
+  answer.update = m.current.update;
+  answer.mapped = m.mapped;
+  answer.code = static_cast<std::uint16_t>(how.code);
+  answer.text = one_line(how.text);
+  m.say(std::move(answer));
   m.go(impl::stage::loading);
-  m.in_place = !by_hand;
+  m.in_place = !how.by_hand;
   m.check_all_copied();
 }
 

@@ -1,7 +1,8 @@
 // The receiver's half of the protocol as a plain class: events in, actions out. No I/O, no clock, no device,
 // no Asio. One machine is one session. Part of ropeway; Apache-2.0.
 //
-//   idle -> announced -> (needs the manifest) -> offered -> loading -> all copied -> committing -> idle
+//   idle -> announced -> (needs the manifest) -> (needs the placement) -> offered -> loading -> all copied ->
+//   committing -> idle
 //
 // The rules that it keeps:
 //  - Nothing from the peer is believed: update ids, bucket order (0, 1, 2, ... without gap), seq (growing),
@@ -13,6 +14,9 @@
 //  buckets
 //    of the manifest were loaded (and, where the embedder takes buckets itself, it has said that all is in
 //    place).
+//  - A receiver that maps the sender's tensors asks for the placement, and before it accepts for segments
+//  that
+//    it has not mapped; it reads when it is told to, once, and all_copied comes after that, too.
 //  - An abort from either side ends the update: the driver drains its copies, then `aborted` is said.
 //  - While the embedder or the copies work on an update, `alive` is said often enough for the sender's
 //  silence limit.
@@ -41,6 +45,7 @@ struct receiver_settings {
   std::uint64_t max_bucket_bytes = std::uint64_t(1) << 40;
   std::uint64_t max_manifest_bytes = std::uint64_t(1) << 30;
   std::uint32_t max_slots = 64;
+  bool maps = false; ///< it may read the sender's own tensors
 };
 
 /// What the driver must do, in this order.
@@ -66,6 +71,30 @@ struct read_manifest {
 /// Look whether the manifest of this layout is known; answer manifest_known or manifest_unknown.
 struct look_up_manifest {
   begin what;
+};
+/// Look whether this placement of the sender is known; answer placement_known or placement_unknown.
+struct look_up_placement {
+  begin what;
+};
+/// Read, check and keep the placement (its fd came with the message); answer placement_known or
+/// placement_bad.
+struct read_placement {
+  begin what;
+  std::uint64_t bytes = 0;
+};
+/// Map this part of the segment that was asked for (its fd came with the message, if it has one). `last`: of
+/// those that were asked for; then ask for more, or answer the offer.
+struct take_part {
+  segment_part what;
+  bool last = false;
+};
+/// Read the mapped tensors; answer mapped_read when that was seen complete.
+struct read_mapped {
+  std::uint64_t update = 0;
+};
+/// Map these no more; say unmapped() when that is done.
+struct unmap {
+  std::vector<std::uint64_t> segments;
 };
 /// An update stands before the embedder's door: answer accept_update, refuse_update or not_now_update.
 struct offer {
@@ -95,10 +124,11 @@ struct closed {
   std::string text;
 };
 } // namespace receive_action
-using receiver_action = std::variant<receive_action::say, receive_action::greeted, receive_action::map_ring,
-                                     receive_action::read_manifest, receive_action::look_up_manifest,
-                                     receive_action::offer, receive_action::bucket, receive_action::commit,
-                                     receive_action::abort, receive_action::closed>;
+using receiver_action = std::variant<
+    receive_action::say, receive_action::greeted, receive_action::map_ring, receive_action::read_manifest,
+    receive_action::look_up_manifest, receive_action::look_up_placement, receive_action::read_placement,
+    receive_action::take_part, receive_action::read_mapped, receive_action::unmap, receive_action::offer,
+    receive_action::bucket, receive_action::commit, receive_action::abort, receive_action::closed>;
 
 class receiver_machine {
  public:
@@ -120,9 +150,29 @@ class receiver_machine {
   void manifest_unknown(time_point now);
   void manifest_bad(errc code, std::string text,
                     time_point now); ///< drops the session (errc::protocol_error)
+  /// `needed_buckets`: which buckets are published to a receiver that maps.
+  void placement_known(std::vector<bool> needed_buckets, time_point now);
+  void placement_unknown(time_point now);
+  void placement_bad(errc code, std::string text, time_point now); ///< drops the session
+  /// Asks for parts of a segment of the placement, of which it has `parts`; while the update is offered.
+  void need_segment(std::uint64_t segment, std::uint32_t first_part, std::uint32_t parts, time_point now);
+  void unmapped(std::vector<std::uint64_t> segments, time_point now);
+  void mapped_read(time_point now);
+  /// How the update will be loaded.
+  struct acceptance {
+    bool by_hand = false; ///< all_copied waits for in_place(): the embedder takes the buckets itself
+    bool mapped = false;  ///< only where placement_known was said
+    errc code = errc::ok; ///< why not
+    std::string text;
+  };
   /// With `by_hand`, all_copied waits for in_place() too: an embedder that takes buckets says itself when it
   /// is done.
-  void accept_update(time_point now, bool by_hand = false);
+  void accept_update(time_point now, acceptance how);
+  void accept_update(time_point now, bool by_hand = false) {
+    acceptance how;
+    how.by_hand = by_hand;
+    accept_update(now, std::move(how));
+  }
   void in_place(time_point now);
   void refuse_update(errc code, std::string text, time_point now);
   void not_now_update(std::chrono::milliseconds retry, std::string text, time_point now);

@@ -16,6 +16,10 @@ void sender_machine::impl::settle() {
   if (running)
     for (auto& p : running->participants) advance(p);
   pump();
+  if (running) {
+    tell_to_read();
+    if (running->facts.placement != 0) free_source();
+  }
   check_finished();
   for (auto& [id, p] : peers) {
     if (!is_due(id, p))
@@ -86,6 +90,24 @@ void sender_machine::relayed(std::uint64_t seq, time_point now) {
   move_clock(impl_->now, now);
   impl_->relayed(seq);
   impl_->settle();
+}
+
+void sender_machine::source_ready(time_point now) {
+  move_clock(impl_->now, now);
+  if (impl_->running && impl_->running->source_asked) impl_->running->source_ready = true;
+  impl_->settle();
+}
+
+void sender_machine::retire_segments(std::vector<std::uint64_t> const& ids, time_point now) {
+  move_clock(impl_->now, now);
+  impl_->retire_segments(ids);
+  impl_->settle();
+}
+
+std::size_t sender_machine::unmapping() const {
+  auto const& all = impl_->peers;
+  return static_cast<std::size_t>(
+      std::count_if(all.begin(), all.end(), [](auto const& p) { return !p.second.unmapping.empty(); }));
 }
 
 void sender_machine::give_up(errc code, std::string text, time_point now) {

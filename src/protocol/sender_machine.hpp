@@ -14,6 +14,9 @@
 //  - A receiver gets `commit` when it has said all_copied; a member of a group only when all members have; if
 //  one
 //    member of a group fails, is missing or refuses, every member gets abort_update (errc::group_incomplete).
+//  - A receiver that maps the sender's own tensors is told read_mapped when it has accepted, its group has
+//  decided, and the tensors are ready; from then until all_copied, `aborted` or its end the source is not
+//  free, and the update not over. It is published only the buckets that hold what is not mapped.
 //  - After an abort a receiver's slots stay taken until it says `aborted`, `released` or dies; it is left out
 //  of (and
 //    holds up) later updates until then. A peer that is due and silent for longer than `silence` is dropped.
@@ -69,6 +72,18 @@ struct update_facts {
   std::uint32_t tensors = 0;
   std::vector<std::uint64_t> bucket_bytes; ///< used bytes of each bucket; may be empty (no tensors)
   std::uint32_t ring = host_ring; ///< the ring that buckets are packed into: 0 host, 1 + n CUDA device n
+  bool through_host = false;      ///< everybody takes it from the host ring
+
+  /// For receivers that map the sender's memory; all empty without a placement.
+  std::uint64_t placement = 0; ///< its number
+  bool only_mapped = false;    ///< who can't map is refused
+  std::string note;            ///< why not everything is mapped; goes with the results
+  struct segment {
+    std::uint64_t id = 0;
+    std::uint32_t parts = 0;
+  };
+  std::vector<segment> segments;
+  std::vector<bool> needed; ///< by bucket: receivers that map need it, too
 };
 
 struct peer_result {
@@ -77,7 +92,8 @@ struct peer_result {
   outcome what = outcome::skipped;
   std::uint16_t code = 0; ///< an errc
   std::string text;
-  std::uint32_t ring = host_ring; ///< the route that its bytes took
+  std::uint32_t ring = host_ring; ///< the ring that its bytes took
+  bool mapped = false;            ///< it read the sender's tensors; the ring gave what is not mapped
   time_point decided{};           ///< when this was known
 };
 
@@ -100,6 +116,16 @@ struct make_ring {
 struct pack {
   std::uint64_t seq = 0;
   std::uint32_t bucket = 0, slot = 0;
+  bool unmapped_only = false; ///< everybody who reads it maps: only tensors that are nowhere are wanted
+};
+/// Wait until the tensors are ready to be read, as far as the driver knows; answer source_ready. At most
+/// once an update.
+struct await_source {};
+/// Send segment_part messages for these parts of a segment, in order.
+struct send_parts {
+  peer_id to = 0;
+  std::uint64_t update = 0, segment = 0;
+  std::uint32_t first = 0, count = 0;
 };
 /// Copy slot `from` of the update's ring to host slot `to`; answer relayed(seq) when seen complete.
 struct relay {
@@ -129,7 +155,8 @@ struct finished {
 } // namespace send_action
 using sender_action =
     std::variant<send_action::say, send_action::make_ring, send_action::pack, send_action::relay,
-                 send_action::drop, send_action::source_free, send_action::drain, send_action::finished>;
+                 send_action::await_source, send_action::send_parts, send_action::drop,
+                 send_action::source_free, send_action::drain, send_action::finished>;
 
 class sender_machine {
  public:
@@ -150,6 +177,10 @@ class sender_machine {
   void ring_failed(std::uint32_t ring, errc code, std::string text, time_point now);
   void packed(std::uint64_t seq, time_point now);
   void relayed(std::uint64_t seq, time_point now);
+  void source_ready(time_point now);
+  /// These segments' memory is gone, or wanted back; not of a running update's placement. Everybody who asked
+  /// for them is told.
+  void retire_segments(std::vector<std::uint64_t> const& ids, time_point now);
   /// The sender's own side failed or was cancelled (errc::source_failed, device_failed, or any code): abort
   /// it.
   void give_up(errc code, std::string text, time_point now);
@@ -169,6 +200,8 @@ class sender_machine {
   /// When tick() must be called next; nothing if nobody is waited for.
   std::optional<time_point> deadline() const;
 
+  /// Receivers that have not yet confirmed that they unmapped what was retired.
+  std::size_t unmapping() const;
   bool updating() const;
   std::size_t greeted() const; ///< peers that finished their handshake and are still there
   struct peer_state {

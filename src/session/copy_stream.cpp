@@ -47,6 +47,12 @@ void copy_stream::copy(std::span<memory::copy_op const> ops) {
   queue_->copy(ops);
 }
 
+void copy_stream::repeat(memory::prepared_copies const& list, memory::portion what) {
+  std::scoped_lock lock(mutex_);
+  if (shut_) throw transfer_error(errc::not_open, "the session is closed");
+  queue_->repeat(list, what);
+}
+
 void copy_stream::then(copied what) {
   std::uint64_t ticket;
   {

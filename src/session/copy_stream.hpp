@@ -28,7 +28,8 @@ struct copied {
   std::shared_ptr<void const> from, to;
   std::uint64_t seq = 0, bytes = 0;
   /// A bucket of ours, one whose views an embedder has read, or copies that a commit waits for.
-  enum class kind : std::uint8_t { bucket, view, commit } what = kind::bucket;
+  /// Or the mapped tensors, or nothing but the moment when the source is ready.
+  enum class kind : std::uint8_t { bucket, view, commit, mapped, source } what = kind::bucket;
 };
 
 /// Owned by a session's core; used on its strand, but for shut().
@@ -47,6 +48,7 @@ class copy_stream : public std::enable_shared_from_this<copy_stream> {
   void start_after(ready_after const& when);
   /// Throws transfer_error(errc::not_open) after shut().
   void copy(std::span<memory::copy_op const> ops);
+  void repeat(memory::prepared_copies const& list, memory::portion what);
   /// Reports `what` once everything queued so far was seen to finish, with an error if the device failed.
   void then(copied what);
   /// The device has failed: nothing more will be copied here. Another stream may work. Asks the queue: a

@@ -1,26 +1,60 @@
 // What a `destinations` object is: places, what they hold, and how the last layouts map onto them.
 // Part of ropeway; Apache-2.0.
 #pragma once
+#include <array>
 #include <chrono>
 #include <cstdint>
 #include <memory>
 #include <mutex>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "memory/memory.hpp"
 #include "plan/copies.hpp"
 #include "plan/destination.hpp"
 #include "plan/manifest.hpp"
+#include "plan/placement.hpp"
 #include "ropeway/status.hpp"
 
 namespace ropeway::detail {
+
+/// How the destinations of one plan are loaded from the sender's own memory, resolved once for a placement.
+/// Immutable; copies that run hold it.
+class mapped_copies {
+ public:
+  std::array<std::uint8_t, 16> sender{}; ///< the instance whose placement it is
+  std::uint64_t placement = 0;
+  std::shared_ptr<memory::prepared_copies const> list;
+  std::vector<std::uint64_t> segments;                   ///< that they read
+  std::vector<std::shared_ptr<memory::region>> mappings; ///< of these
+};
+
+/// Where a plan keeps them, until the session that mapped the memory lets go of it.
+class mapped_copies_place {
+ public:
+  explicit mapped_copies_place(std::shared_ptr<mapped_copies const> of) : of_(std::move(of)) {}
+  std::shared_ptr<mapped_copies const> get() const {
+    std::scoped_lock lock(mutex_);
+    return of_;
+  }
+  std::shared_ptr<mapped_copies const> take() {
+    std::scoped_lock lock(mutex_);
+    return std::exchange(of_, nullptr);
+  }
+
+ private:
+  mutable std::mutex mutex_;
+  std::shared_ptr<mapped_copies const> of_;
+};
 
 /// Resolved once for each layout: which destinations take part, and the copies for each bucket.
 class destination_plan {
  public:
   plan::scatter scatter;
-  std::vector<std::uint32_t> covered; ///< the destinations that an update of this layout writes
+  std::vector<std::uint32_t> covered;          ///< the destinations that an update of this layout writes
+  std::shared_ptr<mapped_copies_place> mapped; ///< of the newest placement; may be null
 };
 
 /// A version on its way in, and whose it is.

@@ -14,7 +14,9 @@ namespace {
 using namespace protocol;
 using session::failpoint;
 using session::side;
-constexpr std::size_t manifests_kept = 4;
+constexpr std::size_t manifests_kept = 4, placements_kept = 4;
+/// A paced update is copied in steps that take about so long.
+constexpr std::chrono::milliseconds pace_step(2);
 
 receiver_options checked(receiver_options options) {
   auto const refuse = [](char const* what) { throw transfer_error(errc::invalid_argument, what); };
@@ -49,6 +51,14 @@ std::shared_ptr<plan::manifest const> read_from(memory::backend& host, unique_fd
   return manifest;
 }
 
+/// The same of a placement.
+std::shared_ptr<plan::placement const> read_placement_from(memory::backend& host, unique_fd fd,
+                                                           std::uint64_t bytes, plan::manifest const& of) {
+  auto const region = host.import_region(std::move(fd), bytes, {});
+  std::vector<std::byte> const copy(region->data(), region->data() + bytes);
+  return std::make_shared<plan::placement const>(plan::placement::decode(copy, of));
+}
+
 } // namespace
 
 void held_bucket::release(ready_after when) {
@@ -64,6 +74,7 @@ receiver_core::receiver_core(asio::any_io_executor executor, receiver_options op
     , strand_(wire::make_strand(executor))
     , close_limit_(strand_)
     , deadline_(strand_)
+    , pace_(strand_)
     , lease_limit_(strand_) {}
 
 receiver_core::~receiver_core() {
@@ -138,6 +149,8 @@ void receiver_core::post_connect(std::string path, std::unique_ptr<completion<no
           try {
             if (error) std::rethrow_exception(error);
             alive->devices_ = std::move(result.devices);
+            if (alive->options_.use_route() == route_choice::host) alive->devices_.clear();
+            alive->backend_ = result.backend;
             alive->need_stream(*result.backend);
           } catch (...) {
             return alive->connect_failed(
@@ -259,8 +272,7 @@ void receiver_core::post_load(std::shared_ptr<load_operation> load, load_target 
     }
     self->give_up_on_stop(load, *stop, [](load_operation const&) { return true; });
     if (!self->free_of_leases(load, false)) return;
-    self->accept(*load, load_operation::way::into);
-    self->pump();
+    self->accept_into(load);
   });
 }
 
@@ -306,8 +318,7 @@ void receiver_core::leases_ended(std::shared_ptr<load_operation> const& load, bo
   if (!std::exchange(load->waits_for_leases, false) || load->over) return;
   lease_limit_.cancel();
   if (at_commit) return copy_over(load);
-  accept(*load, load_operation::way::into);
-  pump();
+  accept_into(load);
 }
 
 void receiver_core::put_off(std::shared_ptr<load_operation> const& load, failure why) {
@@ -326,6 +337,11 @@ void receiver_core::post_bucket(std::shared_ptr<load_operation> load,
     if (load->how == load_operation::way::into || load->on_bucket || load->on_loaded)
       return (*shared)->complete(failure(errc::busy, "this update is being loaded already"), {});
     load->on_bucket = std::move(*shared);
+    if (!load->accepted && self->options_.use_route() == route_choice::mapped)
+      return self->turn_down(load,
+                             transfer_error(errc::not_reachable,
+                                            "this receiver allows the mapped route only, which gives no "
+                                            "buckets: load into destinations"));
     if (!load->accepted) self->accept(*load, load_operation::way::by_bucket);
     self->give_up_on_stop(load, *stop, [](load_operation const& one) { return one.on_bucket != nullptr; });
     self->give_bucket(*load);
@@ -358,7 +374,7 @@ void receiver_core::post_commit(std::shared_ptr<load_operation> load,
 void receiver_core::post_refuse(std::shared_ptr<load_operation> load, std::string why) {
   asio::post(strand_, [self = shared_from_this(), load, why = std::move(why)] {
     if (load->over || load->aborting || self->load_ != load || !self->machine_) return;
-    if (load->accepted)
+    if (load->accepted || load->how != load_operation::way::undecided)
       return self->give_up(load, make_error_code(errc::loader_failed), errc::loader_failed, why);
     load->over = true;
     load->error = failure(errc::not_open, "this update was refused");
@@ -372,7 +388,9 @@ void receiver_core::post_refuse(std::shared_ptr<load_operation> load, std::strin
 
 void receiver_core::post_not_now(std::shared_ptr<load_operation> load, milliseconds retry, std::string why) {
   asio::post(strand_, [self = shared_from_this(), load, retry, why = std::move(why)] {
-    if (load->over || load->accepted || load->aborting || self->load_ != load || !self->machine_) return;
+    if (load->over || load->how != load_operation::way::undecided || load->aborting || self->load_ != load ||
+        !self->machine_)
+      return;
     load->over = true;
     load->error = failure(errc::not_open, "this update was put off");
     self->load_.reset();
@@ -494,6 +512,8 @@ void receiver_core::connected(wire::connection connection) {
     status_.sender = arriving_.from;
   }
   settings.max_manifest_bytes = options_.max_manifest_bytes();
+  settings.maps =
+      options_.use_route() == route_choice::automatic || options_.use_route() == route_choice::mapped;
   machine_.emplace(std::move(settings));
   failpoint<side::receiver, "connected">();
   machine_->connected(clock::now());
@@ -537,12 +557,23 @@ void receiver_core::drop_session() {
   link_.reset();
   machine_.reset();
   incoming_fd_.reset();
-  unread_manifest_.reset();
+  unread_.reset();
+  drop_mapping();
+  pace_.cancel();
   deadline_.cancel();
   armed_.reset();
   unclaimed_.reset();
   for (auto& [number, ring] : rings_) offload_.dispose(std::move(ring)); // unmapping can take long
   rings_.clear();
+  // What was made for the mapped tensors goes with the mappings; copies that still run hold both.
+  std::vector<std::uint64_t> all;
+  for (auto const& [id, segment] : segments_) all.push_back(id);
+  for (auto& copies : take_copies_of(all)) offload_.dispose(std::move(copies));
+  for (auto& [id, segment] : std::exchange(segments_, {})) offload_.dispose(std::move(segment));
+  mapped_copies_.clear();
+  unmappable_ = 0;
+  placements_.clear();
+  to_unmap_.clear();
 }
 
 // ---- one update ----
@@ -554,7 +585,7 @@ failure receiver_core::not_usable(load_operation const& load) const {
   return {};
 }
 
-void receiver_core::accept(load_operation& load, load_operation::way how) {
+void receiver_core::accept(load_operation& load, load_operation::way how, failure why_not_mapped) {
   load.how = how;
   load.accepted = true;
   enter(session_phase::loading);
@@ -562,7 +593,14 @@ void receiver_core::accept(load_operation& load, load_operation::way how) {
   if (options_.watched_by())
     options_.watched_by()->update_began(load.what.version, load.what.total_bytes, load.what.buckets);
   failpoint<side::receiver, "accept_update">();
-  machine_->accept_update(clock::now(), how == load_operation::way::by_bucket);
+  receiver_machine::acceptance answer;
+  answer.by_hand = how == load_operation::way::by_bucket;
+  answer.mapped = load.mapped != nullptr;
+  if (why_not_mapped) {
+    answer.code = session::as_errc(why_not_mapped.code(), errc::not_reachable);
+    answer.text = why_not_mapped.text();
+  }
+  machine_->accept_update(clock::now(), std::move(answer));
 }
 
 /// Answers a waiting next_bucket if that is possible now.
@@ -605,6 +643,12 @@ void receiver_core::copied(session::copied& what, std::error_code error) {
     if (error) return fail_commit(load, failure(error, "the receiver's device failed: " + error.message()));
     return commit(load);
   }
+  if (what.what == session::copied::kind::mapped && !error && !load->aborting && !load->over) {
+    if (load->copies_in_flight != 0) --load->copies_in_flight;
+    return read_on(load);
+  }
+  if (what.what == session::copied::kind::mapped && load->session != session_)
+    offload_.dispose(std::exchange(what.from, nullptr)); // perhaps the last to hold a mapping
   if (what.what == session::copied::kind::view) {
     --load->held;
   } else if (load->copies_in_flight != 0) { // abandon() has drained the stream, and forgotten them
@@ -720,13 +764,17 @@ void receiver_core::end_load(std::shared_ptr<load_operation> const& load, failur
   if (options_.watched_by() && load->accepted)
     options_.watched_by()->update_ended(load->what.version, !error);
   load->arrived.clear();
+  if (mapping_ && mapping_->load == load) drop_mapping();
+  pace_.cancel();
   load_report report;
   report.version = load->what.version;
   report.bytes = load->what.total_bytes;
   report.tensors = load->what.tensors;
   report.buckets = load->what.buckets;
   report.total = clock::now() - load->accepted_at;
-  report.way = load->ring == 0 ? route::host : route::staged;
+  report.way = load->mapped ? route::mapped : load->ring == 0 ? route::host : route::staged;
+  load->mapped.reset(); // the embedder may keep the update
+  if (load->copies_in_flight == 0) unmap_later();
   if (load->on_bucket) std::exchange(load->on_bucket, nullptr)->complete(load->error, {});
   if (load->on_loaded) std::exchange(load->on_loaded, nullptr)->complete(load->error, report);
 }
@@ -906,51 +954,92 @@ void receiver_core::act(receive_action::look_up_manifest& action) {
 
 void receiver_core::act(receive_action::read_manifest& action) {
   wanted_update_ = action.what.update;
-  unread_manifest_.emplace(unread_manifest{action.what, action.bytes, std::move(incoming_fd_)});
-  if (!reading_manifest_) read_next_manifest();
+  unread_.emplace(unread_list{action.what, action.bytes, std::move(incoming_fd_), nullptr});
+  if (!reading_) read_next();
 }
 
-/// One at a time, and only the newest waits: a sender that takes back what it has just announced, again and
-/// again, must not pile up descriptors here.
-void receiver_core::read_next_manifest() {
-  auto const fd = std::make_shared<unique_fd>(std::move(unread_manifest_->fd));
-  auto read = [memory = memory_, fd, what = unread_manifest_->what, bytes = unread_manifest_->bytes] {
-    auto const host = memory->get(device::host());
-    return read_from(*host, std::move(*fd), bytes, what);
+void receiver_core::act(receive_action::look_up_placement& action) {
+  auto const found = std::find_if(placements_.begin(), placements_.end(), [&](auto const& known) {
+    return known.id == action.what.placement && known.layout == action.what.layout;
+  });
+  if (found == placements_.end()) {
+    failpoint<side::receiver, "placement_unknown">();
+    return machine_->placement_unknown(clock::now());
+  }
+  std::rotate(found, found + 1, placements_.end());
+  failpoint<side::receiver, "placement_known">();
+  machine_->placement_known(placements_.back().what->needed_buckets(*manifests_.back()), clock::now());
+}
+
+void receiver_core::act(receive_action::read_placement& action) {
+  wanted_update_ = action.what.update;
+  unread_.emplace(unread_list{action.what, action.bytes, std::move(incoming_fd_), manifests_.back()});
+  if (!reading_) read_next();
+}
+
+/// Lists are read one at a time, and only the newest waits: a sender that takes back what it has just
+/// announced, again and again, must not pile up descriptors here.
+void receiver_core::read_next() {
+  struct list {
+    std::shared_ptr<plan::manifest const> manifest;
+    std::shared_ptr<plan::placement const> placement;
   };
-  unread_manifest_.reset();
-  auto then = [weak = weak_from_this(), session = session_, wanted = wanted_update_](
-                  std::exception_ptr error, std::shared_ptr<plan::manifest const> manifest) {
+  auto const fd = std::make_shared<unique_fd>(std::move(unread_->fd));
+  auto const what = unread_->what;
+  bool const is_manifest = unread_->placement_of == nullptr;
+  auto read = [memory = memory_, fd, what, bytes = unread_->bytes, of = unread_->placement_of] {
+    auto const host = memory->get(device::host());
+    list result;
+    if (of)
+      result.placement = read_placement_from(*host, std::move(*fd), bytes, *of);
+    else
+      result.manifest = read_from(*host, std::move(*fd), bytes, what);
+    return result;
+  };
+  unread_.reset();
+  auto then = [weak = weak_from_this(), session = session_, what, is_manifest](std::exception_ptr error,
+                                                                               list result) {
     auto const self = weak.lock();
     if (!self) return;
-    self->reading_manifest_ = false;
-    if (self->unread_manifest_) { // of a later update, so nobody wants this one any more
+    self->reading_ = false;
+    if (self->unread_) { // of a later update, so nobody wants this one any more
       try {
-        return self->read_next_manifest();
+        return self->read_next();
       } catch (...) {
-        auto const what = session::as_transfer_error(std::current_exception(), errc::out_of_memory);
-        self->machine_->gone(session::as_errc(what.code(), errc::out_of_memory), session::words_of(what),
+        auto const why = session::as_transfer_error(std::current_exception(), errc::out_of_memory);
+        self->machine_->gone(session::as_errc(why.code(), errc::out_of_memory), session::words_of(why),
                              clock::now());
         return self->pump();
       }
     }
-    if (self->session_ != session || !self->machine_ || self->wanted_update_ != wanted) return;
+    if (self->session_ != session || !self->machine_ || self->wanted_update_ != what.update) return;
     if (error) {
-      auto const what = session::as_transfer_error(error, errc::protocol_error);
-      failpoint<side::receiver, "manifest_bad">();
-      self->machine_->manifest_bad(session::as_errc(what.code(), errc::protocol_error),
-                                   session::words_of(what), clock::now());
-    } else {
+      auto const why = session::as_transfer_error(error, errc::protocol_error);
+      auto const code = session::as_errc(why.code(), errc::protocol_error);
+      if (is_manifest) {
+        failpoint<side::receiver, "manifest_bad">();
+        self->machine_->manifest_bad(code, session::words_of(why), clock::now());
+      } else {
+        failpoint<side::receiver, "placement_bad">();
+        self->machine_->placement_bad(code, session::words_of(why), clock::now());
+      }
+    } else if (is_manifest) {
       if (self->manifests_.size() == manifests_kept) self->manifests_.erase(self->manifests_.begin());
-      auto sizes = manifest->bucket_sizes();
-      self->manifests_.push_back(std::move(manifest));
+      auto sizes = result.manifest->bucket_sizes();
+      self->manifests_.push_back(std::move(result.manifest));
       failpoint<side::receiver, "manifest_known">();
       self->machine_->manifest_known(std::move(sizes), clock::now());
+    } else {
+      if (self->placements_.size() == placements_kept) self->placements_.erase(self->placements_.begin());
+      auto needed = result.placement->needed_buckets(*self->manifests_.back());
+      self->placements_.push_back({what.placement, what.layout, std::move(result.placement)});
+      failpoint<side::receiver, "placement_known">();
+      self->machine_->placement_known(std::move(needed), clock::now());
     }
     self->pump();
   };
   offload_.run(strand_, std::move(read), std::move(then));
-  reading_manifest_ = true;
+  reading_ = true;
 }
 
 void receiver_core::act(receive_action::offer& action) {
@@ -960,6 +1049,9 @@ void receiver_core::act(receive_action::offer& action) {
   load->sender = sender_;
   load->what = action.what;
   load->manifest = manifests_.back(); // the one that was just known
+  if (load->what.placement != 0 && !placements_.empty() && placements_.back().id == load->what.placement &&
+      placements_.back().layout == load->what.layout)
+    load->placement = placements_.back().what;
   load_ = load;
   enter(session_phase::offered);
   update offered{load};
@@ -1003,7 +1095,8 @@ void receiver_core::act(receive_action::bucket& action) {
     ops_.clear();
     if (!load->wrote) begin_writing(*load);
     for (plan::piece const& piece : pieces)
-      load->part->scatter.ops_for_piece(piece, base, memory->where(), ops_);
+      if (!load->mapped || !load->placement->tensors[piece.tensor].mapped())
+        load->part->scatter.ops_for_piece(piece, base, memory->where(), ops_);
     stream().copy(ops_);
     session::copied what;
     what.whose = load;
@@ -1040,6 +1133,284 @@ void receiver_core::act(receive_action::commit&) {
   }
 }
 
+// ---- the sender's own tensors ----
+
+void receiver_core::accept_into(std::shared_ptr<load_operation> const& load) {
+  if (!load->placement) {
+    if (options_.use_route() == route_choice::mapped && load->what.total_bytes != 0)
+      return turn_down(load, transfer_error(errc::not_reachable,
+                                            "this receiver allows the mapped route only, and the sender's "
+                                            "tensors can't be mapped"));
+    accept(*load, load_operation::way::into);
+    return pump();
+  }
+  if (unmappable_ == load->what.placement) return accept_unmapped(load, unmappable_why_);
+  auto known = load->part->mapped ? load->part->mapped->get() : nullptr;
+  if (known && known->placement == load->what.placement && known->sender == load->sender) {
+    load->mapped = std::move(known);
+    accept(*load, load_operation::way::into);
+    return pump();
+  }
+  mapping_.emplace();
+  mapping_->load = load;
+  map_next_segment();
+}
+
+/// Whether a segment of the load's placement is mapped, or not needed here.
+bool receiver_core::is_mapped(load_operation const& load, std::size_t segment) const {
+  auto const& placement = *load.placement;
+  if (segments_.contains(placement.segments[segment].id)) return true;
+  for (std::uint32_t i = 0; i < placement.tensors.size(); ++i)
+    if (placement.tensors[i].segment == segment && load.part->scatter.wants(i)) return false;
+  return true;
+}
+
+/// Asks for what is missing; when nothing is, the copies are prepared.
+void receiver_core::map_next_segment() {
+  auto const load = mapping_->load;
+  auto const& segments = load->placement->segments;
+  if (mapping_->next_part == 0)
+    while (mapping_->segment < segments.size() && is_mapped(*load, mapping_->segment)) ++mapping_->segment;
+  if (mapping_->segment == segments.size()) {
+    drop_mapping();
+    return prepare_copies(load);
+  }
+  auto const& wanted = segments[mapping_->segment];
+  failpoint<side::receiver, "need_segment">();
+  machine_->need_segment(wanted.id, mapping_->next_part, wanted.parts, clock::now());
+  pump();
+}
+
+void receiver_core::act(receive_action::take_part& action) {
+  if (!mapping_) return;
+  auto const load = mapping_->load;
+  auto& part = action.what;
+  if (part.code != 0) {
+    drop_mapping();
+    return accept_unmapped(load, failure(static_cast<errc>(part.code), part.text));
+  }
+  memory::part_handle handle;
+  handle.kind = static_cast<memory::part_kind>(part.kind);
+  handle.bytes = part.bytes;
+  handle.legacy = part.legacy;
+  handle.fd = std::move(incoming_fd_);
+  mapping_->parts.push_back(std::move(handle));
+  if (!action.last) return;
+  auto const& segment = load->placement->segments[mapping_->segment];
+  auto const parts = std::make_shared<std::vector<memory::part_handle>>(std::exchange(mapping_->parts, {}));
+  mapping_->next_part += static_cast<std::uint32_t>(parts->size());
+  bool const whole = mapping_->next_part == segment.parts;
+  struct mapped_so_far {
+    std::shared_ptr<memory::segment_importer> importer;
+    std::shared_ptr<memory::region> region; // once it is whole
+  };
+  auto map = [backend = backend_, importer = mapping_->importer, parts, segment, whole]() mutable {
+    mapped_so_far result;
+    auto const kind = static_cast<memory::part_kind>(segment.kind);
+    if (!importer) importer = backend->start_import(kind, segment.bytes, segment.parts, segment.origin);
+    for (auto& one : *parts) importer->add(std::move(one));
+    if (whole) result.region = importer->finish();
+    result.importer = std::move(importer);
+    return result;
+  };
+  auto then = [weak = weak_from_this(), load, whole](std::exception_ptr error, mapped_so_far result) {
+    auto const self = weak.lock();
+    if (!self) return;
+    bool const wanted = self->mapping_ && self->mapping_->load == load;
+    if (!wanted || error) {
+      self->offload_.dispose(std::move(result.importer));
+      self->offload_.dispose(std::move(result.region));
+      if (!wanted) return;
+      self->drop_mapping();
+      return self->accept_unmapped(load, failure(session::as_transfer_error(error, errc::not_reachable)));
+    }
+    if (whole) return self->segment_mapped(load, std::move(result.region));
+    self->mapping_->importer = std::move(result.importer);
+    self->map_next_segment();
+  };
+  offload_.run(strand_, std::move(map), std::move(then));
+}
+
+void receiver_core::segment_mapped(std::shared_ptr<load_operation> const& load,
+                                   std::shared_ptr<memory::region> region) {
+  segments_[load->placement->segments[mapping_->segment].id] = std::move(region);
+  mapping_->importer.reset();
+  mapping_->next_part = 0;
+  ++mapping_->segment;
+  map_next_segment();
+}
+
+/// Everything is mapped: resolves where each byte goes, once for this placement.
+void receiver_core::prepare_copies(std::shared_ptr<load_operation> const& load) {
+  auto const& placement = *load->placement;
+  auto const made = std::make_shared<mapped_copies>();
+  made->sender = load->sender;
+  made->placement = load->what.placement;
+  try {
+    auto ops = std::make_shared<std::vector<memory::copy_op>>();
+    for (std::uint32_t i = 0; i < placement.tensors.size(); ++i) {
+      if (!placement.tensors[i].mapped() || !load->part->scatter.wants(i)) continue;
+      auto const& segment = *segments_.at(placement.segments[placement.tensors[i].segment].id);
+      load->part->scatter.ops_for_source(
+          i, placement.view(i, *load->manifest, segment.data(), segment.where()), *ops);
+    }
+    for (auto const& segment : placement.segments)
+      if (auto const at = segments_.find(segment.id); at != segments_.end()) {
+        made->segments.push_back(segment.id);
+        made->mappings.push_back(at->second);
+      }
+    auto prepare = [backend = backend_, ops] { return backend->prepare(*ops); };
+    auto then = [weak = weak_from_this(), load, made](std::exception_ptr error,
+                                                      std::shared_ptr<memory::prepared_copies const> copies) {
+      auto const self = weak.lock();
+      if (!self) return;
+      made->list = std::move(copies);
+      if (error)
+        return self->accept_unmapped(load, failure(session::as_transfer_error(error, errc::device_failed)));
+      if (self->load_ != load || load->over || load->aborting) return self->offload_.dispose(made);
+      auto place = std::make_shared<mapped_copies_place>(made);
+      if (auto const before = std::exchange(load->part->mapped, place))
+        self->offload_.dispose(before->take());
+      std::erase_if(self->mapped_copies_, [](auto const& weak_place) { return weak_place.expired(); });
+      self->mapped_copies_.push_back(place);
+      load->mapped = made;
+      self->accept(*load, load_operation::way::into);
+      self->pump();
+    };
+    offload_.run(strand_, std::move(prepare), std::move(then));
+  } catch (...) {
+    accept_unmapped(load, failure(session::as_transfer_error(std::current_exception(), errc::not_reachable)));
+  }
+}
+
+/// The tensors can't be mapped: the update comes through a ring, if that is allowed.
+void receiver_core::accept_unmapped(std::shared_ptr<load_operation> const& load, failure why) {
+  if (load_ != load || load->over || load->aborting || !machine_ || load->session != session_) return;
+  load->mapped.reset();
+  unmappable_ = load->what.placement; // not tried again in this session
+  unmappable_why_ = why;
+  if (options_.use_route() == route_choice::mapped)
+    return turn_down(load,
+                     transfer_error(why.code(), "this receiver allows the mapped route only: " + why.text()));
+  accept(*load, load_operation::way::into, std::move(why));
+  pump();
+}
+
+void receiver_core::act(receive_action::read_mapped&) {
+  auto const load = load_;
+  if (!load || load->aborting || !load->mapped) return;
+  try {
+    ops_.clear();
+    if (!load->wrote) begin_writing(*load);
+    if (!ops_.empty()) stream().copy(ops_);
+    load->next_unit = 0;
+    load->reading_since = clock::now();
+    read_on(load);
+  } catch (...) {
+    auto const what = session::as_transfer_error(std::current_exception(), errc::device_failed);
+    give_up(load, what.code(), session::as_errc(what.code(), errc::device_failed), session::words_of(what));
+  }
+}
+
+/// Queues the next part of a mapped load, as much of it as its pace allows; or says that all was read.
+void receiver_core::read_on(std::shared_ptr<load_operation> const& load) {
+  auto const& copies = *load->mapped->list;
+  if (load->next_unit >= copies.units() && load->next_unit != 0) {
+    load->bytes_loaded += copies.bytes();
+    if (load->session != session_ || !machine_) return;
+    if (options_.watched_by())
+      options_.watched_by()->bucket_moved(load->what.version, load->what.buckets, load->bytes_loaded);
+    failpoint<side::receiver, "mapped_read">();
+    machine_->mapped_read(clock::now());
+    return pump();
+  }
+  memory::portion step;
+  step.first = load->next_unit;
+  step.most_blocks = options_.pace().most_blocks();
+  if (auto const rate = options_.pace().bytes_per_second(); rate != 0 && copies.bytes() != 0) {
+    using seconds = std::chrono::duration<double>;
+    double const units_per_second =
+        static_cast<double>(copies.units()) / static_cast<double>(copies.bytes()) * static_cast<double>(rate);
+    auto const due = load->reading_since + std::chrono::duration_cast<clock::duration>(
+                                               seconds(static_cast<double>(step.first) / units_per_second));
+    if (due > clock::now()) {
+      pace_.expires_at(due);
+      pace_.async_wait([weak = weak_from_this(), load](std::error_code error) {
+        auto const self = weak.lock();
+        if (self && !error && self->load_ == load && !load->aborting && !load->over) self->read_on(load);
+      });
+      return;
+    }
+    step.count =
+        std::max<std::uint64_t>(1, static_cast<std::uint64_t>(units_per_second * seconds(pace_step).count()));
+  }
+  load->next_unit = step.count >= copies.units() - step.first ? copies.units() : step.first + step.count;
+  if (copies.units() == 0) load->next_unit = 1;
+  try {
+    stream().repeat(copies, step);
+    session::copied what;
+    what.whose = load;
+    what.from = load->mapped;
+    what.what = session::copied::kind::mapped;
+    stream().then(std::move(what));
+    ++load->copies_in_flight;
+  } catch (...) {
+    auto const what = session::as_transfer_error(std::current_exception(), errc::device_failed);
+    give_up(load, what.code(), session::as_errc(what.code(), errc::device_failed), session::words_of(what));
+  }
+}
+
+void receiver_core::act(receive_action::unmap& action) {
+  to_unmap_.insert(to_unmap_.end(), action.segments.begin(), action.segments.end());
+  if (!load_ || !load_->mapped || load_->copies_in_flight == 0) unmap_later();
+}
+
+/// Unmaps what the sender wants back, off the loop, and says so.
+void receiver_core::unmap_later() {
+  if (to_unmap_.empty() || !machine_) return;
+  auto const ids = std::exchange(to_unmap_, {});
+  auto const gone = std::make_shared<std::vector<std::shared_ptr<void const>>>();
+  for (auto& copies : take_copies_of(ids)) gone->push_back(std::move(copies));
+  for (auto const id : ids) {
+    auto const at = segments_.find(id);
+    if (at == segments_.end()) continue;
+    gone->push_back(std::move(at->second));
+    segments_.erase(at);
+  }
+  auto unmap = [gone] {
+    gone->clear();
+    return true;
+  };
+  auto then = [weak = weak_from_this(), session = session_, ids](std::exception_ptr, bool) {
+    auto const self = weak.lock();
+    if (!self || self->session_ != session || !self->machine_) return;
+    failpoint<side::receiver, "unmapped">();
+    self->machine_->unmapped(ids, clock::now());
+    self->pump();
+  };
+  offload_.run(strand_, std::move(unmap), std::move(then));
+}
+
+std::vector<std::shared_ptr<mapped_copies const>>
+receiver_core::take_copies_of(std::vector<std::uint64_t> const& segments) {
+  std::vector<std::shared_ptr<mapped_copies const>> taken;
+  for (auto const& weak : mapped_copies_) {
+    auto const place = weak.lock();
+    auto const copies = place ? place->get() : nullptr;
+    if (copies && std::any_of(copies->segments.begin(), copies->segments.end(), [&](std::uint64_t segment) {
+          return std::find(segments.begin(), segments.end(), segment) != segments.end();
+        }))
+      taken.push_back(place->take());
+  }
+  return taken;
+}
+
+void receiver_core::drop_mapping() {
+  if (!mapping_) return;
+  offload_.dispose(std::move(mapping_->importer));
+  mapping_.reset();
+}
+
 /// Before the first copy of a load. Appends to `ops_` what a shadow set needs beside the buckets.
 void receiver_core::begin_writing(load_operation& load) {
   stream().start_after(load.when);
@@ -1053,7 +1424,8 @@ void receiver_core::begin_writing(load_operation& load) {
 
 void receiver_core::act(receive_action::abort& action) {
   wanted_update_ = 0;
-  unread_manifest_.reset();
+  unread_.reset();
+  drop_mapping();
   auto const load = load_;
   if (!load) { // nobody has seen it yet, or it was just given back
     failpoint<side::receiver, "drained">();

@@ -62,6 +62,7 @@ class load_operation : public std::enable_shared_from_this<load_operation> {
   protocol::bytes16 sender{};
   protocol::begin what;
   std::shared_ptr<plan::manifest const> manifest;
+  std::shared_ptr<plan::placement const> placement; ///< null: nothing is mapped
 
   // From here on: the strand's.
   enum class way { undecided, into, by_bucket } how = way::undecided;
@@ -71,6 +72,9 @@ class load_operation : public std::enable_shared_from_this<load_operation> {
   std::shared_ptr<destination_set> into;
   std::shared_ptr<shadow_set> shadow; // of which `into` is one
   destination_plan* part = nullptr;
+  std::shared_ptr<mapped_copies const> mapped; ///< the sender's own tensors are read
+  std::uint64_t next_unit = 0;                 ///< of its copies, at the pace that was set
+  std::chrono::steady_clock::time_point reading_since{};
   ready_after when;
   bool wrote = false;
   std::chrono::steady_clock::time_point accepted_at{};
@@ -138,7 +142,22 @@ class receiver_core : public std::enable_shared_from_this<receiver_core> {
                std::string text);
   void give_up_on_stop(std::shared_ptr<load_operation> const& load, stop_request& stop,
                        bool (*still_waits)(load_operation const&));
-  void accept(load_operation& load, load_operation::way how);
+  void accept(load_operation& load, load_operation::way how, failure why_not_mapped = {});
+
+  // Reading the sender's own tensors.
+  /// Accepts a load into destinations, once what it reads is mapped.
+  void accept_into(std::shared_ptr<load_operation> const& load);
+  bool is_mapped(load_operation const& load, std::size_t segment) const;
+  void map_next_segment();
+  void segment_mapped(std::shared_ptr<load_operation> const& load, std::shared_ptr<memory::region> region);
+  void prepare_copies(std::shared_ptr<load_operation> const& load);
+  void accept_unmapped(std::shared_ptr<load_operation> const& load, failure why);
+  void read_on(std::shared_ptr<load_operation> const& load);
+  void unmap_later();
+  void drop_mapping();
+  /// Those of all plans that read one of these segments, taken from the plans.
+  std::vector<std::shared_ptr<mapped_copies const>>
+  take_copies_of(std::vector<std::uint64_t> const& segments);
   void give_bucket(load_operation& load);
   void loaded(std::shared_ptr<load_operation> const& load, std::uint64_t seq, std::uint64_t bytes);
   void copied(session::copied& what, std::error_code error);
@@ -172,7 +191,12 @@ class receiver_core : public std::enable_shared_from_this<receiver_core> {
   void act(protocol::receive_action::greeted& action);
   void act(protocol::receive_action::map_ring& action);
   void act(protocol::receive_action::read_manifest& action);
-  void read_next_manifest();
+  void act(protocol::receive_action::look_up_placement& action);
+  void act(protocol::receive_action::read_placement& action);
+  void act(protocol::receive_action::take_part& action);
+  void act(protocol::receive_action::read_mapped& action);
+  void act(protocol::receive_action::unmap& action);
+  void read_next();
   void act(protocol::receive_action::look_up_manifest& action);
   void act(protocol::receive_action::offer& action);
   void act(protocol::receive_action::bucket& action);
@@ -190,14 +214,36 @@ class receiver_core : public std::enable_shared_from_this<receiver_core> {
   std::uint64_t session_ = 0;       // counts; answers of slow jobs for an older one are dropped
   unique_fd incoming_fd_;           // came with the message that is being acted on
   std::uint64_t wanted_update_ = 0; // whose manifest is looked for; an answer for another one comes too late
-  struct unread_manifest {
+  struct unread_list {
     protocol::begin what;
     std::uint64_t bytes = 0;
     unique_fd fd;
+    std::shared_ptr<plan::manifest const> placement_of; // null: it is a manifest itself
   };
-  std::optional<unread_manifest> unread_manifest_; // waits while another one is read
-  bool reading_manifest_ = false;                  // also one of a session that is over
+  std::optional<unread_list> unread_; // waits while another one is read
+  bool reading_ = false;              // also one of a session that is over
   std::map<std::uint32_t, std::shared_ptr<mapped_ring>> rings_;
+  std::map<std::uint64_t, std::shared_ptr<memory::region>> segments_; // of the sender's, that are mapped
+  struct known_placement {
+    std::uint64_t id = 0;
+    plan::layout_hash layout{};
+    std::shared_ptr<plan::placement const> what;
+  };
+  std::vector<known_placement> placements_; // the newest last; a handful
+  /// The mapping that the offered load waits for.
+  struct mapping_job {
+    std::shared_ptr<load_operation> load;
+    std::size_t segment = 0; // index
+    std::uint32_t next_part = 0;
+    std::shared_ptr<memory::segment_importer> importer;
+    std::vector<memory::part_handle> parts; // of the batch that arrives
+  };
+  std::optional<mapping_job> mapping_;
+  std::vector<std::weak_ptr<mapped_copies_place>> mapped_copies_; // that may read mapped segments
+  std::uint64_t unmappable_ = 0;                                  // a placement that could not be mapped
+  failure unmappable_why_;
+  std::vector<std::uint64_t> to_unmap_;      // while copies run
+  std::shared_ptr<memory::backend> backend_; // where copies run
   std::shared_ptr<load_operation> load_;
   std::optional<update> unclaimed_; // offered while nobody waited
   bool closing_ = false, graceful_end_ = false;
@@ -218,6 +264,7 @@ class receiver_core : public std::enable_shared_from_this<receiver_core> {
   std::shared_ptr<attempt> attempt_; // until it is connected or has failed
   wire::timer close_limit_;
   wire::timer deadline_;
+  wire::timer pace_;        // until the next part of a mapped update is copied
   wire::timer lease_limit_; // on readers that hold what a load must write
   std::optional<clock::time_point> armed_;
   std::unique_ptr<completion<nothing>> on_connected_;

@@ -9,6 +9,7 @@
 #include <asio/post.hpp>
 #include <cstring>
 
+#include "protocol/text.hpp"
 #include "session/failpoint.hpp"
 #include "session/initiating.hpp"
 
@@ -79,6 +80,7 @@ sender_core::sender_core(asio::any_io_executor executor, std::string path, sende
     , strand_(wire::make_strand(executor))
     , listener_(strand_, std::move(path), trust_of(options_))
     , machine_(settings_of(options_, instance_))
+    , exports_(memory_)
     , packs_changed_(strand_)
     , deadline_(strand_)
     , close_limit_(strand_) {}
@@ -200,6 +202,48 @@ void sender_core::post_receivers(std::unique_ptr<completion<std::vector<connecte
   });
 }
 
+void sender_core::post_share(std::shared_ptr<memory::shared_block const> block) {
+  asio::post(strand_, [self = shared_from_this(), block = std::move(block)]() mutable {
+    self->exports_.share(std::move(block));
+  });
+}
+
+void sender_core::post_release(std::unique_ptr<completion<nothing>> done,
+                               std::shared_ptr<stop_request> stop) {
+  auto const shared = share(std::move(done));
+  asio::post(strand_, [self = shared_from_this(), shared, stop] {
+    if (self->closing_) return (*shared)->complete(failure(errc::not_open, "the sender is closed"), {});
+    if (self->current_)
+      return (*shared)->complete(
+          failure(errc::busy, "a send runs: its receivers read the memory that would be released"), {});
+    self->machine_.retire_segments(self->exports_.release(), clock::now());
+    auto const key = shared->get();
+    auto const end = [weak = self->weak_from_this(), key](failure error) {
+      auto const alive = weak.lock();
+      if (!alive) return;
+      auto& waiting = alive->release_waiters_;
+      auto const found =
+          std::find_if(waiting.begin(), waiting.end(), [&](auto& w) { return w.done.get() == key; });
+      if (found == waiting.end()) return;
+      auto const ended = std::move(found->done);
+      waiting.erase(found);
+      ended->complete(std::move(error), {});
+    };
+    auto timer = std::make_unique<wire::timer>(self->strand_, self->options_.commit_limit());
+    timer->async_wait([end](std::error_code error) {
+      if (!error) end(failure(errc::peer_silent, "a receiver has not unmapped the sender's memory in time"));
+    });
+    self->release_waiters_.push_back({std::move(*shared), std::move(timer)});
+    stop->attach([self, end] { asio::post(self->strand_, [end] { end(failure(aborted_by_caller())); }); });
+    self->pump();
+  });
+}
+
+void sender_core::wake_released() {
+  if (machine_.unmapping() != 0) return;
+  for (auto& waiter : std::exchange(release_waiters_, {})) waiter.done->complete({}, {});
+}
+
 void sender_core::post_close(std::unique_ptr<completion<nothing>> done) {
   auto const shared = share(std::move(done));
   asio::post(strand_, [self = shared_from_this(), shared] {
@@ -240,6 +284,10 @@ void sender_core::teardown() {
   stop_packer();
   for (auto& waiter : std::exchange(waiters_, {}))
     waiter.done->complete(failure(errc::not_open, "the sender was closed"), 0);
+  for (auto& waiter : std::exchange(release_waiters_, {}))
+    waiter.done->complete(failure(errc::not_open, "the sender was closed"), {});
+  for (auto& [ordinal, gate] : gates_) gate->finish();
+  gates_.clear();
   for (auto& [number, ring] : rings_) {
     if (ring.pack) ring.pack->finish();
     if (ring.relay) ring.relay->finish();
@@ -298,6 +346,7 @@ void sender_core::dissolve() noexcept {
   // All of these may own the sender, so that each can destroy us; our caller still holds us.
   auto const operation = std::exchange(current_, nullptr);
   auto const waiters = std::exchange(waiters_, {});
+  auto const releasing = std::exchange(release_waiters_, {});
   auto const closing = std::exchange(on_closed_, {});
   if (!operation) return;
   auto const started = std::move(operation->on_started);
@@ -373,6 +422,16 @@ void sender_core::begin(std::shared_ptr<send_operation> const& operation) {
   facts.tensors = report.tensors;
   facts.bucket_bytes = set->layout->bucket_sizes;
   facts.ring = ring;
+  facts.through_host = options_.use_route() == route_choice::host;
+  facts.only_mapped = options_.use_route() == route_choice::mapped;
+  place_tensors(*operation, facts);
+  if (facts.only_mapped && (facts.placement == 0 || !facts.note.empty()) && manifest.total_bytes() != 0) {
+    current_.reset();
+    std::string const why =
+        set->on_the_fly() ? "tensors that are made on the fly can't be mapped" : facts.note;
+    return fail_begin(operation,
+                      failure(errc::not_reachable, "the sender allows the mapped route only: " + why));
+  }
   operation->gather.emplace(manifest);
   if (set->on_the_fly()) {
     operation->packer_runs = true;
@@ -389,6 +448,22 @@ void sender_core::begin(std::shared_ptr<send_operation> const& operation) {
   failpoint<side::sender, "begin_update">();
   machine_.begin_update(std::move(facts), clock::now());
   pump();
+}
+
+void sender_core::place_tensors(send_operation& operation, update_facts& facts) {
+  auto const& set = *operation.set;
+  bool const allowed =
+      options_.use_route() == route_choice::automatic || options_.use_route() == route_choice::mapped;
+  if (!allowed || set.on_the_fly() || facts.total_bytes == 0) return;
+  std::vector<std::uint64_t> retired;
+  auto placement = exports_.place(set.layout, set.views, retired);
+  if (!retired.empty()) machine_.retire_segments(retired, clock::now());
+  facts.note = placement->not_mapped;
+  if (placement->segments.empty()) return;
+  facts.placement = placement->id;
+  facts.segments = placement->segments;
+  facts.needed = placement->needed;
+  operation.placement = std::move(placement);
 }
 
 void sender_core::give_up(std::error_code code, errc on_wire, std::string text) {
@@ -476,8 +551,10 @@ void sender_core::pack_views(send_action::pack const& job) {
   auto const at = place_for(*current_, job);
   device const where = device_of(ring_of(set.where));
   ops_.clear();
+  auto const* const mapped = job.unmapped_only ? &current_->placement->what : nullptr;
   for (plan::piece const& piece : set.layout->manifest.pieces_of(job.bucket))
-    current_->gather->ops_for_piece(piece, set.views[piece.tensor], at.slot, where, ops_);
+    if (!mapped || !mapped->tensors[piece.tensor].mapped())
+      current_->gather->ops_for_piece(piece, set.views[piece.tensor], at.slot, where, ops_);
   queue_pack(current_, job, at, {});
 }
 
@@ -499,7 +576,11 @@ void sender_core::copied(bool relayed, session::copied& what, std::error_code er
   auto const operation = current_;
   if (!operation || operation != what.whose) return;
   --copies_in_flight_;
-  if (error) {
+  if (what.what == session::copied::kind::source && !error) {
+    failpoint<side::sender, "source_ready">();
+    machine_.source_ready(clock::now());
+    pump();
+  } else if (error) {
     give_up(error, errc::device_failed,
             std::string("the sender's device failed while ") + (relayed ? "relaying" : "packing") + ": " +
                 error.message());
@@ -518,12 +599,11 @@ void sender_core::copied(bool relayed, session::copied& what, std::error_code er
   settle();
 }
 
-std::shared_ptr<copy_stream> sender_core::make_stream(ring_memory const& of, device where, bool relays) {
+std::shared_ptr<copy_stream> sender_core::make_stream(memory::backend& of, device where, bool relays) {
   auto done = [weak = weak_from_this(), relays](session::copied& what, std::error_code error) {
     if (auto const self = weak.lock()) self->copied(relays, what, error);
   };
-  return std::make_shared<copy_stream>(strand_, of.backend->make_queue(), std::move(done),
-                                       session::poll_time(where));
+  return std::make_shared<copy_stream>(strand_, of.make_queue(), std::move(done), session::poll_time(where));
 }
 
 void sender_core::replace_failed_streams() {
@@ -531,10 +611,11 @@ void sender_core::replace_failed_streams() {
     std::scoped_lock lock(shared_mutex_);
     std::erase_if(all_streams_, [](auto const& stream) { return stream->failed(); });
   }
+  std::erase_if(gates_, [](auto const& gate) { return gate.second->failed(); });
   for (auto& [number, ring] : rings_) {
     if (ring.relay && ring.relay->failed()) ring.relay.reset(); // made when it is needed
     if (!ring.pack->failed()) continue;
-    auto made = make_stream(ring, device_of(number), false);
+    auto made = make_stream(*ring.backend, device_of(number), false);
     std::scoped_lock lock(shared_mutex_);
     if (abandoned_) return;
     all_streams_.push_back(made);
@@ -753,6 +834,7 @@ void sender_core::pump() {
   }
   arm_deadline();
   if (!waiters_.empty()) wake_waiters();
+  if (!release_waiters_.empty()) wake_released();
   if (options_.watched_by()) tell_observer_of_peers();
 }
 
@@ -821,6 +903,12 @@ void sender_core::act(send_action::say& action) {
     follows->bytes = layout->carrier_bytes;
     return link.say(action.what, layout->carrier.handle.get(), layout);
   }
+  if (auto* const follows = std::get_if<placement_follows>(&action.what)) {
+    auto const placement = current_ ? current_->placement : nullptr;
+    if (!placement || !carry(*placement)) return;
+    follows->bytes = placement->carrier_bytes;
+    return link.say(action.what, placement->carrier.handle.get(), placement);
+  }
   link.say(action.what);
 }
 
@@ -841,6 +929,20 @@ bool sender_core::carry(session::layout& layout) {
     layout.carrier = memory_->get(device::host())->make_region(bytes.size());
     layout.carrier_bytes = bytes.size();
     std::memcpy(layout.carrier.memory->data(), bytes.data(), bytes.size());
+    return true;
+  } catch (...) {
+    give_up_later(session::as_transfer_error(std::current_exception(), errc::out_of_memory));
+    return false;
+  }
+}
+
+bool sender_core::carry(session::exported_placement& placement) {
+  if (placement.carrier.memory) return true;
+  try {
+    auto const bytes = placement.what.encode();
+    placement.carrier = memory_->get(device::host())->make_region(bytes.size());
+    placement.carrier_bytes = bytes.size();
+    std::memcpy(placement.carrier.memory->data(), bytes.data(), bytes.size());
     return true;
   } catch (...) {
     give_up_later(session::as_transfer_error(std::current_exception(), errc::out_of_memory));
@@ -887,7 +989,7 @@ void sender_core::act(send_action::make_ring& action) {
         entry.backend = result.backend;
         entry.shared = std::move(result.shared);
         entry.registrations.push_back(std::move(result.registration));
-        entry.pack = self->make_stream(entry, device_of(ring), false);
+        entry.pack = self->make_stream(*entry.backend, device_of(ring), false);
         std::scoped_lock lock(self->shared_mutex_);
         if (self->abandoned_) return;
         self->all_streams_.push_back(entry.pack);
@@ -935,7 +1037,7 @@ void sender_core::act(send_action::relay& action) {
   auto& from = rings_.at(ring);
   try {
     if (!from.relay) {
-      auto relay = make_stream(from, device_of(ring), true);
+      auto relay = make_stream(*from.backend, device_of(ring), true);
       std::scoped_lock lock(shared_mutex_);
       if (abandoned_) return;
       all_streams_.push_back(relay);
@@ -957,6 +1059,83 @@ void sender_core::act(send_action::relay& action) {
   } catch (std::exception const&) {
     give_up_later(session::as_transfer_error(std::current_exception(), errc::device_failed));
   }
+}
+
+void sender_core::act(send_action::await_source&) {
+  auto const operation = current_;
+  if (!operation) return;
+  if (operation->when.type() == ready_after::kind::nothing) {
+    // Not from here: the machine is in the middle of its actions.
+    return asio::post(strand_, [self = shared_from_this(), operation] {
+      if (self->current_ != operation) return;
+      failpoint<side::sender, "source_ready">();
+      self->machine_.source_ready(clock::now());
+      self->pump();
+      self->settle();
+    });
+  }
+  try {
+    device const where = operation->when.where();
+    auto& gate = gates_[where.ordinal()];
+    if (!gate) {
+      auto made = make_stream(*memory_->get(where), where, false);
+      std::scoped_lock lock(shared_mutex_);
+      if (abandoned_) return;
+      all_streams_.push_back(made);
+      gate = std::move(made);
+    }
+    gate->start_after(operation->when);
+    session::copied what;
+    what.whose = operation;
+    what.what = session::copied::kind::source;
+    gate->then(std::move(what));
+    ++copies_in_flight_;
+  } catch (...) { give_up_later(session::as_transfer_error(std::current_exception(), errc::device_failed)); }
+}
+
+void sender_core::act(send_action::send_parts& action) {
+  // Exporting takes a millisecond each for some kinds of memory.
+  auto make = [sources = exports_.parts(action.segment, action.first, action.count)] {
+    std::vector<memory::part_handle> made;
+    for (auto const& source : sources) made.push_back(source.make());
+    return made;
+  };
+  auto then = [weak = weak_from_this(), order = action](std::exception_ptr error,
+                                                        std::vector<memory::part_handle> made) {
+    auto const self = weak.lock();
+    if (!self || self->closed_) return;
+    segment_part part;
+    part.update = order.update;
+    part.segment = order.segment;
+    part.part = order.first;
+    for (auto& one : made) {
+      part.kind = static_cast<std::uint8_t>(one.kind);
+      part.bytes = one.bytes;
+      part.legacy = one.legacy;
+      self->say_part(order.to, part, std::make_shared<unique_fd const>(std::move(one.fd)));
+      ++part.part;
+    }
+    if (!error && made.size() == order.count) return;
+    auto const what = error ? session::as_transfer_error(error, errc::not_reachable)
+                            : transfer_error(errc::not_reachable, "the segment is gone");
+    part.kind = 0;
+    part.bytes = 0;
+    part.code = static_cast<std::uint16_t>(session::as_errc(what.code(), errc::not_reachable));
+    part.text = one_line(session::words_of(what));
+    self->say_part(order.to, part, nullptr);
+  };
+  offload_.run(strand_, std::move(make), std::move(then));
+}
+
+void sender_core::say_part(protocol::peer_id to, segment_part what, std::shared_ptr<unique_fd const> fd) {
+  // Whoever gave the update up meanwhile ignores it.
+  auto const found = peers_.find(to);
+  if (found == peers_.end()) return;
+  message said = std::move(what);
+  if (fd && *fd)
+    found->second.link->say(said, fd->get(), fd);
+  else
+    found->second.link->say(said);
 }
 
 void sender_core::act(send_action::drop& action) {
@@ -998,7 +1177,7 @@ void sender_core::act(send_action::finished& action) {
     one.what = result.what;
     if (result.what != outcome::committed) one.error = make_error_code(static_cast<errc>(result.code));
     one.text = result.text;
-    one.way = result.ring == host_ring ? route::host : route::staged;
+    one.way = result.mapped ? route::mapped : result.ring == host_ring ? route::host : route::staged;
     one.after = result.decided - operation->called;
     operation->report.receivers.push_back(std::move(one));
   }

@@ -17,6 +17,7 @@
 #include "protocol/sender_machine.hpp"
 #include "ropeway/sender.hpp"
 #include "session/copy_stream.hpp"
+#include "session/exports.hpp"
 #include "session/link.hpp"
 #include "session/notifier.hpp"
 #include "session/offload.hpp"
@@ -43,11 +44,12 @@ class send_operation {
   std::vector<std::unique_ptr<completion<nothing>>> on_source_free;
   std::unique_ptr<completion<send_report>> on_done;
   std::optional<plan::gather> gather;
-  bool ordered = false;     // packing was told to start after `when`
-  bool stopping = false;    // given up: nothing more is packed
-  bool packer_runs = false; // of a source
-  bool finished = false;    // the machine said so
-  bool over = false;        // every completion was or can be given
+  std::shared_ptr<session::exported_placement> placement; // null: nothing is mapped
+  bool ordered = false;                                   // packing was told to start after `when`
+  bool stopping = false;                                  // given up: nothing more is packed
+  bool packer_runs = false;                               // of a source
+  bool finished = false;                                  // the machine said so
+  bool over = false;                                      // every completion was or can be given
   bool source_is_free = false;
   std::error_code because; // why this side gave up, if not for an errc
   failure error;
@@ -78,6 +80,8 @@ class sender_core : public std::enable_shared_from_this<sender_core> {
   void post_wait(std::size_t count, milliseconds limit, std::unique_ptr<completion<std::size_t>> done,
                  std::shared_ptr<stop_request> stop);
   void post_receivers(std::unique_ptr<completion<std::vector<connected_receiver>>> done);
+  void post_share(std::shared_ptr<memory::shared_block const> block);
+  void post_release(std::unique_ptr<completion<nothing>> done, std::shared_ptr<stop_request> stop);
   void post_close(std::unique_ptr<completion<nothing>> done);
   /// From the owner's destructor: no copy reads the caller's memory any more when this returns (but see
   /// memory::queue::drain_limit), and nobody can connect.
@@ -118,6 +122,11 @@ class sender_core : public std::enable_shared_from_this<sender_core> {
   static awaitable<void> pack_by_writer(std::shared_ptr<sender_core> self, operation_pointer operation,
                                         protocol::send_action::pack job);
 
+  struct release_waiter {
+    std::unique_ptr<completion<nothing>> done;
+    std::unique_ptr<wire::timer> limit;
+  };
+
   void peer_ended(protocol::peer_id id, errc code, std::string const& words);
   void begin(std::shared_ptr<send_operation> const& operation);
   /// Where a bucket is packed; lives as long as somebody packs there.
@@ -131,12 +140,17 @@ class sender_core : public std::enable_shared_from_this<sender_core> {
   void queue_pack(std::shared_ptr<send_operation> const& operation, protocol::send_action::pack const& job,
                   place const& at, std::shared_ptr<void const> owners);
   void copied(bool relayed, session::copied& what, std::error_code error);
-  std::shared_ptr<copy_stream> make_stream(ring_memory const& of, device where, bool relays);
+  std::shared_ptr<copy_stream> make_stream(memory::backend& of, device where, bool relays);
+  /// Where the tensors lie, if they may be mapped; tells what is not there any more.
+  void place_tensors(send_operation& operation, protocol::update_facts& facts);
+  void say_part(protocol::peer_id to, protocol::segment_part what, std::shared_ptr<unique_fd const> fd);
+  void wake_released();
   /// A device that has failed once may work again.
   void replace_failed_streams();
   void give_up(std::error_code code, errc on_wire, std::string text);
   void give_up_later(transfer_error what);
   bool carry(session::layout& layout);
+  bool carry(session::exported_placement& placement);
   void packer_ended(std::shared_ptr<send_operation> const& operation, std::exception_ptr error);
   void settle();
   void finish(std::shared_ptr<send_operation> const& operation);
@@ -157,6 +171,8 @@ class sender_core : public std::enable_shared_from_this<sender_core> {
   void act(protocol::send_action::make_ring& action);
   void act(protocol::send_action::pack& action);
   void act(protocol::send_action::relay& action);
+  void act(protocol::send_action::await_source& action);
+  void act(protocol::send_action::send_parts& action);
   void act(protocol::send_action::drop& action);
   void act(protocol::send_action::source_free& action);
   void act(protocol::send_action::drain& action);
@@ -182,6 +198,8 @@ class sender_core : public std::enable_shared_from_this<sender_core> {
   std::map<protocol::peer_id, peer> peers_;
   protocol::peer_id next_peer_ = 1;
   std::map<std::uint32_t, ring_memory> rings_;
+  session::exports exports_;
+  std::map<int, std::shared_ptr<copy_stream>> gates_; // by device: what waits for the caller's streams
   std::shared_ptr<send_operation> current_;
   std::vector<protocol::sender_action> actions_;
   std::vector<protocol::send_action::pack> packs_; // for the packer of a source
@@ -194,6 +212,7 @@ class sender_core : public std::enable_shared_from_this<sender_core> {
   wire::timer deadline_;
   std::optional<clock::time_point> armed_;
   std::vector<count_waiter> waiters_;
+  std::vector<release_waiter> release_waiters_;
   std::vector<std::unique_ptr<completion<nothing>>> on_closed_;
   wire::timer close_limit_;
   bool pumping_ = false, closing_ = false, closed_ = false;

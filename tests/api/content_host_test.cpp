@@ -9,6 +9,15 @@ using namespace ropeway::testing;
   TEST_CASE("host: " sentence) { run_at_every_depth(function, host_setting(1).how); }
 ROPEWAY_CONTENT_SUITE(ROPEWAY_HOST_TEST)
 
+#define ROPEWAY_MAPPED_TEST(function, sentence)                                                              \
+  TEST_CASE("mapped: " sentence) { run_at_every_depth(function, mapped_setting(1).how); }
+ROPEWAY_CONTENT_SUITE(ROPEWAY_MAPPED_TEST)
+
+TEST_CASE("mapped, three receivers: tensors larger than the bucket, shards and strides") {
+  for (auto what : {larger_than_the_bucket, strided_and_large, shards_of_large, from_a_source, mismatches})
+    run_at_every_depth(what, mapped_setting(3).how);
+}
+
 TEST_CASE("host, three receivers: tensors larger than the bucket, shards and strides") {
   for (auto what : {larger_than_the_bucket, strided_and_large, shards_of_large, from_a_source, mismatches})
     run_at_every_depth(what, host_setting(3).how);

@@ -68,6 +68,9 @@ awaitable<void> crosses(setting const& how, model& source, std::vector<tensor_vi
   auto into = into_all(held);
   send_report const first = co_await deliver(over, 1, views, into);
   check_report(first, 1, specs, bucket_bytes, how);
+  if (how.how.way && first.bytes != 0)
+    for (auto const& one : first.receivers)
+      CHECK_MESSAGE(one.way == *how.how.way, name(one.way), ": ", one.text);
   auto const wanted = source.images(views);
   for (std::size_t i = 0; i < held.size(); ++i) {
     CHECK(difference(wanted, held[i]) == "");

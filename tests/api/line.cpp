@@ -15,6 +15,14 @@ setting host_setting(std::size_t receivers, std::uint32_t slots) {
   return {std::move(how), slots};
 }
 
+setting mapped_setting(std::size_t receivers, std::uint32_t slots) {
+  setting mapped = host_setting(receivers, slots);
+  mapped.how.name = "shared host to host";
+  mapped.how.from = shared_host_memory();
+  mapped.how.way = route::mapped;
+  return mapped;
+}
+
 sender_options quick_sender(std::uint64_t bucket_bytes) {
   sender_options options;
   options.bucket_bytes(bucket_bytes).decide_limit(patient(milliseconds(5000)));
@@ -32,8 +40,10 @@ receiver_options quick_receiver(std::string name) {
 line::line(any_io_executor executor, setting const& how, sender_options options, receiver_options server)
     : how_(how), executor_(std::move(executor)) {
   options.slots(how_.slots);
+  if (how_.how.choice != route_choice::automatic) options.use_route(how_.how.choice);
   auto devices = how_.how.devices ? how_.how.devices : memory::system_backends();
   sender_.emplace(detail::make_sender(executor_, path(), std::move(options), std::move(devices)));
+  for (auto const& block : how_.how.from->shared()) sender_->share(block);
   for (std::size_t i = 0; i < how_.how.into.size(); ++i) {
     receiver_options mine = server;
     if (how_.how.into.size() > 1) mine.name(server.name() + "-" + std::to_string(i));

@@ -29,6 +29,9 @@ struct pairing {
   std::shared_ptr<memory_kind> from;
   std::shared_ptr<memory::backends> devices;
   std::vector<lane> into;
+  /// Of the sender; and the way that updates into destinations must then take, if that is known.
+  route_choice choice = route_choice::automatic;
+  std::optional<route> way = {};
 };
 
 /// A pairing, and how deep the ring is.
@@ -38,6 +41,8 @@ struct setting {
 };
 /// Host to `receivers` on the host.
 setting host_setting(std::size_t receivers = 1, std::uint32_t slots = 2);
+/// The same, with the sender's tensors in memory that the receivers map.
+setting mapped_setting(std::size_t receivers = 1, std::uint32_t slots = 2);
 
 inline constexpr std::uint64_t kib = 1024, mib = 1024 * kib;
 

@@ -203,6 +203,8 @@ class world {
   void act(send_action::make_ring& a);
   void act(send_action::pack& a);
   void act(send_action::relay& a);
+  void act(send_action::await_source&) { throw broken("no placement was announced"); }
+  void act(send_action::send_parts&) { throw broken("no placement was announced"); }
   void act(send_action::drop& a);
   void act(send_action::source_free& a);
   void act(send_action::drain& a);
@@ -220,6 +222,11 @@ class world {
   void act(std::size_t i, receive_action::map_ring& a);
   void act(std::size_t i, receive_action::read_manifest& a);
   void act(std::size_t i, receive_action::look_up_manifest& a);
+  void act(std::size_t, receive_action::look_up_placement&) { throw broken("nobody maps"); }
+  void act(std::size_t, receive_action::read_placement&) { throw broken("nobody maps"); }
+  void act(std::size_t, receive_action::take_part&) { throw broken("nobody maps"); }
+  void act(std::size_t, receive_action::read_mapped&) { throw broken("nobody maps"); }
+  void act(std::size_t, receive_action::unmap&) { throw broken("nobody maps"); }
   void act(std::size_t i, receive_action::offer& a);
   void act(std::size_t i, receive_action::bucket& a);
   void act(std::size_t i, receive_action::commit& a);

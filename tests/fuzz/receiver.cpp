@@ -360,6 +360,11 @@ class game {
     promise(a.what.update == update_ && a.bytes > 0 && a.bytes <= 5000, "a manifest is not too large");
     question_ = question::manifest;
   }
+  void act(receive_action::look_up_placement&) { promise(false, "this receiver does not map"); }
+  void act(receive_action::read_placement&) { promise(false, "this receiver does not map"); }
+  void act(receive_action::take_part&) { promise(false, "this receiver does not map"); }
+  void act(receive_action::read_mapped&) { promise(false, "this receiver does not map"); }
+  void act(receive_action::unmap&) {}
   void act(receive_action::offer& a) {
     promise(a.what.update == update_ && sizes_.size() == current_.buckets, "an offer has its manifest");
     for (auto const bytes : sizes_) promise(bytes <= bucket_limit_, "buckets are as small as promised");

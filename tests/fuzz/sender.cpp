@@ -546,6 +546,8 @@ class game {
     fill(host_ring, a.to, a.seq);
     copies_.push_back({true, a.seq, a.from, a.to});
   }
+  void act(send_action::await_source&) { promise(false, "no placement was announced"); }
+  void act(send_action::send_parts&) { promise(false, "no placement was announced"); }
   void act(send_action::drop& a) {
     promise(one_line(a.text), "a drop has one line");
     if (joining_ == a.peer && !peers_.count(a.peer)) {

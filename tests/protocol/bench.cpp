@@ -22,7 +22,14 @@ std::string show(sender_action const& what) {
       overloaded{
           [](send_action::say const& a) { return to(a.to, a.what); },
           [](make_ring const& a) { return words("make ring ", a.ring); },
-          [](pack const& a) { return words("pack seq ", a.seq, " bucket ", a.bucket, " slot ", a.slot); },
+          [](pack const& a) {
+            return words("pack seq ", a.seq, " bucket ", a.bucket, " slot ", a.slot,
+                         a.unmapped_only ? " unmapped only" : "");
+          },
+          [](await_source const&) { return std::string("await source"); },
+          [](send_parts const& a) {
+            return words("send parts ", a.first, "+", a.count, " of segment ", a.segment, " to ", a.to);
+          },
           [](relay const& a) {
             return words("relay seq ", a.seq, " from ", a.from, " to ", a.to, " bytes ", a.bytes);
           },
@@ -32,8 +39,8 @@ std::string show(sender_action const& what) {
           [](finished const& a) {
             std::string line = "finished " + reason(a.code, a.text);
             for (auto const& r : a.results)
-              line +=
-                  words("[", r.peer, " ", name(r.what), " (", r.code, ") ", r.text, " ring ", r.ring, "]");
+              line += words("[", r.peer, " ", name(r.what), " (", r.code, ") ", r.text,
+                            r.mapped ? " mapped" : "", " ring ", r.ring, "]");
             return line;
           },
       },
@@ -51,6 +58,16 @@ std::string show(receiver_action const& what) {
             return words("read manifest of ", a.what.update, " bytes ", a.bytes);
           },
           [](look_up_manifest const& a) { return words("look up manifest of ", a.what.update); },
+          [](look_up_placement const& a) { return words("look up placement ", a.what.placement); },
+          [](read_placement const& a) {
+            return words("read placement ", a.what.placement, " bytes ", a.bytes);
+          },
+          [](take_part const& a) {
+            return words("take part ", a.what.part, " of segment ", a.what.segment,
+                         a.last ? ", the last" : "");
+          },
+          [](receive_action::read_mapped const& a) { return words("read mapped ", a.update); },
+          [](receive_action::unmap const& a) { return words("unmap ", a.segments.size()); },
           [](offer const& a) { return words("offer ", a.what.update); },
           [](bucket const& a) {
             return words("bucket ", a.bucket, " of ", a.update, " seq ", a.seq, " ring ", a.ring, " slot ",

@@ -36,7 +36,7 @@ std::vector<message> one_of_each() {
           ring{1, 1, id, 1 << 20, 2},
           ring_mapped{1},
           ring_refused{1, 43, "no peer access"},
-          begin{3, 4, id, 5, 6, 7},
+          begin{3, 4, id, 5, 6, 7, 8},
           need_manifest{3},
           manifest_follows{3, 4096},
           accept{3},
@@ -51,7 +51,14 @@ std::vector<message> one_of_each() {
           abort_update{3, 6, "source"},
           aborted{3},
           alive{3},
-          goodbye{0, "bye"}};
+          goodbye{0, "bye"},
+          need_placement{3},
+          placement_follows{3, 4096},
+          need_segment{3, 11, 32},
+          segment_part{3, 11, 32, 2, 1 << 20, {7}, 0, {}},
+          read_mapped{3},
+          unmap{{11, 12}},
+          unmapped{{11}}};
 }
 
 std::vector<std::byte> bytes_of(message const& m) {
@@ -78,14 +85,27 @@ TEST_CASE("every message comes back as it was") {
 TEST_CASE("encode writes one datagram and nothing of what was there before") {
   std::vector<std::byte> out(1000);
   encode(accept{3}, out);
-  CHECK(out.size() == 1 + 8);
+  CHECK(out.size() == 1 + 8 + 1 + 2 + 4);
 }
 
 TEST_CASE("exactly the messages that carry memory expect a descriptor") {
   for (auto const& m : one_of_each()) {
-    bool const carries = std::holds_alternative<ring>(m) || std::holds_alternative<manifest_follows>(m);
+    bool const carries = std::holds_alternative<ring>(m) || std::holds_alternative<manifest_follows>(m) ||
+                         std::holds_alternative<placement_follows>(m) ||
+                         std::holds_alternative<segment_part>(m);
     CHECK(expected_fds(m) == (carries ? 1 : 0));
   }
+}
+
+TEST_CASE("a part has a descriptor if its kind has one, and if it was exported at all") {
+  segment_part part{3, 11, 32, 0, 1 << 20, {7}, 0, {}};
+  for (int const kind : {0, 1, 2, 3, 4, 255}) {
+    part.kind = static_cast<std::uint8_t>(kind);
+    CHECK(expected_fds(part) == (kind == 1 || kind == 2 ? 1 : 0));
+  }
+  part.kind = 2;
+  part.code = 43;
+  CHECK(expected_fds(part) == 0);
 }
 
 TEST_CASE("a datagram cut short anywhere is refused, and says so in one line") {

@@ -32,8 +32,8 @@ class liar {
       v = static_cast<T>(number());
     else if constexpr (std::is_same_v<T, std::string>)
       v = std::string(random_() % 4, 'x') + (random_() % 8 == 0 ? "\n" : "");
-    else if constexpr (std::is_same_v<T, bytes16>)
-      v[random_() % 16] = static_cast<std::uint8_t>(random_() % 2);
+    else if constexpr (requires { v.fill(0); })
+      v[random_() % v.size()] = static_cast<std::uint8_t>(random_() % 2);
     else
       v.resize(random_() % 4);
   }

@@ -28,6 +28,31 @@ class heap final : public memory_kind {
   }
 };
 
+/// One block that is handed out from the front, and begun anew when everything was given back.
+class shared_heap final : public memory_kind {
+ public:
+  device where() const override { return device::host(); }
+  std::shared_ptr<std::byte> allocate(std::uint64_t bytes) override {
+    if (in_use_.use_count() == 1) used_ = 0;
+    if (bytes > block_.size() - used_) throw std::runtime_error("the shared memory of the test is too small");
+    std::byte* const at = block_.data() + used_;
+    used_ += (bytes + 63) / 64 * 64;
+    return {in_use_, at};
+  }
+  void write(std::byte* to, std::span<std::byte const> from) override {
+    if (!from.empty()) std::memcpy(to, from.data(), from.size());
+  }
+  void read(std::span<std::byte> to, std::byte const* from) override {
+    if (!to.empty()) std::memcpy(to.data(), from, to.size());
+  }
+  std::vector<shared_memory> shared() const override { return {block_}; }
+
+ private:
+  shared_memory block_ = shared_memory::make(std::uint64_t(64) << 20);
+  std::shared_ptr<int> in_use_ = std::make_shared<int>();
+  std::uint64_t used_ = 0;
+};
+
 class backend_memory final : public memory_kind {
  public:
   explicit backend_memory(std::shared_ptr<memory::backend> backend)
@@ -100,6 +125,7 @@ std::string compare(image const& wanted, std::span<std::byte const> got) {
 
 } // namespace
 
+std::shared_ptr<memory_kind> shared_host_memory() { return std::make_shared<shared_heap>(); }
 std::shared_ptr<memory_kind> host_memory() { return std::make_shared<heap>(); }
 std::shared_ptr<memory_kind> device_memory(std::shared_ptr<memory::backend> backend) {
   return std::make_shared<backend_memory>(std::move(backend));

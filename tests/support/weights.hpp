@@ -12,6 +12,7 @@
 
 #include "memory/memory.hpp"
 #include "ropeway/destinations.hpp"
+#include "ropeway/shared_memory.hpp"
 #include "ropeway/tensor.hpp"
 
 namespace ropeway::testing {
@@ -25,9 +26,13 @@ class memory_kind {
   /// Both return when the bytes are there.
   virtual void write(std::byte* to, std::span<std::byte const> from) = 0;
   virtual void read(std::span<std::byte> to, std::byte const* from) = 0;
+  /// What a sender is to share, so that tensors in this memory are mapped.
+  virtual std::vector<shared_memory> shared() const { return {}; }
 };
 /// Plain heap memory, so that the address sanitizer guards its edges.
 std::shared_ptr<memory_kind> host_memory();
+/// Host memory that receivers can map; small.
+std::shared_ptr<memory_kind> shared_host_memory();
 /// Memory of a device, through the library's own backend.
 std::shared_ptr<memory_kind> device_memory(std::shared_ptr<memory::backend> backend);
 

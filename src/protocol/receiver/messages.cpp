@@ -89,7 +89,12 @@ void receiver_machine::impl::on(begin const& m) {
   last_update = m.update;
   said_aborted = gave_up = false;
   bucket_bytes.clear();
+  needed_buckets.clear();
+  placed = mapped = told_to_read = read = false;
+  asked_segment = 0;
+  next_part = end_part = 0;
   next_bucket = loaded_buckets = 0;
+  expected_buckets = m.buckets;
   held.clear();
   go(stage::looking_up);
   actions.emplace_back(receive_action::look_up_manifest{m});
@@ -106,6 +111,44 @@ void receiver_machine::impl::on(manifest_follows const& m) {
   actions.emplace_back(receive_action::read_manifest{current, m.bytes});
 }
 
+void receiver_machine::impl::on(placement_follows const& m) {
+  if (!is_current(m.update, m)) return;
+  if (at != stage::asking_placement)
+    return violated(words("the sender sent a placement for update ", m.update, " that was not asked for"));
+  if (m.bytes == 0 || m.bytes > settings.max_manifest_bytes)
+    return violated(words("the placement of update ", m.update, " has ", m.bytes, " bytes, allowed are 1 to ",
+                          settings.max_manifest_bytes));
+  go(stage::reading_placement);
+  actions.emplace_back(receive_action::read_placement{current, m.bytes});
+}
+
+void receiver_machine::impl::on(segment_part const& m) {
+  if (!is_current(m.update, m)) return;
+  if (at != stage::offered || m.segment != asked_segment || m.part != next_part || next_part == end_part)
+    return violated(words("the sender sent part ", m.part, " of segment ", m.segment, " for update ",
+                          m.update, ", which was not asked for"));
+  ++next_part;
+  if (m.code != 0) end_part = next_part; // what comes after it is not sent
+  actions.emplace_back(receive_action::take_part{m, next_part == end_part});
+}
+
+void receiver_machine::impl::on(read_mapped const& m) {
+  if (!is_current(m.update, m)) return;
+  if (at != stage::loading || !mapped || told_to_read)
+    return violated(
+        words("the sender said read_mapped for update ", m.update, " twice, or without being asked to"));
+  idle = {};
+  told_to_read = true;
+  actions.emplace_back(receive_action::read_mapped{m.update});
+}
+
+void receiver_machine::impl::on(unmap const& m) {
+  if (m.segments.empty()) return violated("the sender said unmap for no segment");
+  heard_idly(m);
+  if (life != session::open) return;
+  actions.emplace_back(receive_action::unmap{m.segments});
+}
+
 void receiver_machine::impl::on(published const& m) {
   if (!is_current(m.update, m)) return;
   auto const wrong = [&](auto const&... why) {
@@ -114,7 +157,7 @@ void receiver_machine::impl::on(published const& m) {
   if (at != stage::loading && at != stage::all_copied && at != stage::committing)
     return wrong("the update is not accepted yet");
   if (next_bucket == current.buckets)
-    return wrong("all ", current.buckets, " buckets were published already");
+    return wrong("all ", expected_buckets, " buckets were published already");
   if (m.bucket != next_bucket) return wrong("bucket ", next_bucket, " is next");
   if (m.seq <= last_seq) return wrong("seq does not grow beyond ", last_seq);
   auto const where = rings.find(m.ring);
@@ -129,6 +172,7 @@ void receiver_machine::impl::on(published const& m) {
     return wrong(m.bytes, " bytes, but ", bucket_bytes[m.bucket], " by the manifest");
   idle = {};
   ++next_bucket;
+  skip_buckets();
   last_seq = m.seq;
   held.push_back({m.seq, m.ring, m.slot});
   actions.emplace_back(receive_action::bucket{m.update, m.seq, m.bucket, m.ring, m.slot, m.bytes});

@@ -19,7 +19,10 @@ struct receiver_machine::impl {
     looking_up, ///< the driver looks whether it knows the layout
     asking,     ///< need_manifest was said
     reading,    ///< the driver reads the manifest
-    offered,    ///< the embedder decides
+    looking_up_placement,
+    asking_placement,
+    reading_placement,
+    offered, ///< the embedder decides; segments are mapped
     loading,
     all_copied, ///< waits for commit or abort
     committing,
@@ -46,7 +49,12 @@ struct receiver_machine::impl {
   stage at = stage::idle;
   begin current;
   std::vector<std::uint64_t> bucket_bytes;
-  std::uint32_t next_bucket = 0, loaded_buckets = 0;
+  std::vector<bool> needed_buckets;        ///< of one that maps
+  bool placed = false, mapped = false;     ///< the placement is known; it reads the sender's tensors
+  bool told_to_read = false, read = false; ///< the mapped tensors
+  std::uint64_t asked_segment = 0;         ///< and its parts [next_part, end_part)
+  std::uint32_t next_part = 0, end_part = 0;
+  std::uint32_t next_bucket = 0, loaded_buckets = 0, expected_buckets = 0;
   bool in_place = true; ///< the embedder has nothing more to do before all_copied
   std::uint64_t last_seq = 0;
   std::vector<held_slot> held; ///< published, not yet released; a few
@@ -76,6 +84,10 @@ struct receiver_machine::impl {
   void on(ring const& m);
   void on(begin const& m);
   void on(manifest_follows const& m);
+  void on(placement_follows const& m);
+  void on(segment_part const& m);
+  void on(read_mapped const& m);
+  void on(unmap const& m);
   void on(published const& m);
   void on(commit const& m);
   void on(abort_update const& m);
@@ -95,6 +107,9 @@ struct receiver_machine::impl {
   void give_up(errc code, std::string const& text);
   void finish_update();
   void check_all_copied();
+  void make_offer();
+  /// Over buckets that it is not published.
+  void skip_buckets();
   void end(errc code, std::string const& text);
   void end_with_goodbye(errc code, std::string const& text);
   void violated(std::string const& text) { end_with_goodbye(errc::protocol_error, text); }

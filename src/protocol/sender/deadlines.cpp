@@ -17,11 +17,14 @@ bool sender_machine::impl::is_due(peer_id id, peer const& p) {
   if (!part) return false;
   switch (part->at) {
   case stage::deciding: {
+    if (part->may_map && !part->accepted) return true;
     auto const ring = p.rings.find(part->result.ring);
     // With its accept said, and its ring still being made here, it is our turn.
     return !part->accepted || (ring != p.rings.end() && ring->second.what == offered_ring::answer::awaited);
   }
-  case stage::loading: return part->released < part->published || part->released == running->buckets();
+  case stage::loading:
+    if (part->result.mapped && part->was_told) return true;
+    return part->released < part->published || (!part->result.mapped && part->released == running->buckets());
   case stage::committing: return true;
   default: return false;
   }

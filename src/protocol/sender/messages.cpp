@@ -1,4 +1,6 @@
 // What peers say. Everything that the protocol does not allow here and now drops the peer.
+#include <algorithm>
+
 #include "protocol/codec.hpp"
 #include "protocol/sender/state.hpp"
 
@@ -62,12 +64,64 @@ void sender_machine::impl::on(peer_id id, peer& p, need_manifest const& m) {
   say(id, manifest_follows{m.update, 0});
 }
 
+void sender_machine::impl::on(peer_id id, peer& p, need_placement const& m) {
+  participant* part = current(id, p, m.update, m);
+  if (!part) return;
+  if (part->at != stage::deciding || !part->may_map || part->accepted || part->asked_placement)
+    return violated(id, words("need_placement for update ", m.update,
+                              " twice, after its accept, or without a placement"));
+  part->asked_placement = true;
+  say(id, placement_follows{m.update, 0});
+}
+
+void sender_machine::impl::on(peer_id id, peer& p, need_segment const& m) {
+  participant* part = current(id, p, m.update, m);
+  if (!part) return;
+  if (part->at != stage::deciding || !part->may_map || part->accepted)
+    return violated(id, words("need_segment for update ", m.update,
+                              ", which it has accepted already or "
+                              "which has no placement"));
+  auto const& all = running->facts.segments;
+  auto const found = std::find_if(all.begin(), all.end(), [&](auto const& s) { return s.id == m.segment; });
+  if (found == all.end() || m.first_part >= found->parts)
+    return violated(id, words("need_segment for part ", m.first_part, " of segment ", m.segment,
+                              ", which update ", m.update, " does not have"));
+  bool const next = m.segment == part->asked_segment && m.first_part == part->asked_part + segment_batch;
+  // It may ask again, but not without end.
+  heard_idly = !p.segments.insert(m.segment).second && !next;
+  part->asked_segment = m.segment;
+  part->asked_part = m.first_part;
+  part->since = now; // mapping is work, as long as it goes on
+  actions.emplace_back(send_action::send_parts{id, m.update, m.segment, m.first_part,
+                                               std::min(segment_batch, found->parts - m.first_part)});
+}
+
+void sender_machine::impl::on(peer_id id, peer& p, unmapped const& m) {
+  for (auto const segment : m.segments)
+    if (p.unmapping.erase(segment) == 0)
+      return violated(id, words("unmapped for segment ", segment, ", which it was not told to unmap"));
+  if (m.segments.empty()) violated(id, words("unmapped for no segment"));
+}
+
 void sender_machine::impl::on(peer_id id, peer& p, accept const& m) {
   participant* part = current(id, p, m.update, m);
   if (!part) return;
   if (part->at != stage::deciding || part->accepted)
     return violated(id, words("accept for update ", m.update, ", which it has accepted already"));
+  if (m.mapped > 1 || (m.mapped == 1 && !part->may_map))
+    return violated(id, words("accept for update ", m.update, " as mapped, which it can't be"));
   part->accepted = true;
+  if (!part->may_map) return;
+  part->result.mapped = m.mapped == 1;
+  p.maps_not = m.mapped == 0;
+  if (m.mapped == 1) return;
+  if (!part->route_reason.empty()) part->route_reason += "; ";
+  part->route_reason += m.code == 0
+                            ? "it takes the update through the ring by its own choice"
+                            : "through the ring, because it can't map the tensors: " + one_line(m.text);
+  if (running->facts.only_mapped)
+    stop(*part, outcome::refused, m.code == 0 ? errc::not_reachable : static_cast<errc>(m.code),
+         "the sender allows the mapped route only: " + part->route_reason);
 }
 
 void sender_machine::impl::on(peer_id id, peer& p, refuse const& m) {
@@ -108,10 +162,13 @@ void sender_machine::impl::on(peer_id id, peer& p, released const& m) {
 void sender_machine::impl::on(peer_id id, peer& p, all_copied const& m) {
   participant* part = current(id, p, m.update, m);
   if (!part) return;
-  if (part->at != stage::loading || part->released != running->buckets())
+  if (part->at != stage::loading || part->released != expected(*part) ||
+      (part->result.mapped && !part->was_told))
     return violated(id, words("all_copied for update ", m.update, " after it released ", part->released,
-                              " of ", running->buckets(), " buckets"));
+                              " of ", expected(*part), " buckets",
+                              part->result.mapped && !part->was_told ? ", before it was told to read" : ""));
   part->at = stage::all_copied;
+  part->reads = false;
   commit_if_ready(*part);
 }
 
@@ -159,6 +216,7 @@ void sender_machine::impl::on(peer_id id, peer& p, aborted const& m) {
     return violated(id, words("aborted for update ", m.update, ", which nobody has aborted"));
   p.owes = debt::none;
   for (auto& [number, ring] : rings) ring.ledger.release_all(id);
+  stopped_reading(id);
 }
 
 void sender_machine::impl::on(peer_id id, peer&, alive const& m) {

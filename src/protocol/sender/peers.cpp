@@ -136,6 +136,7 @@ void sender_machine::impl::violated(peer_id id, std::string const& text) {
 void sender_machine::impl::forget(peer_id id, errc code, std::string const& text) {
   for (auto& [number, ring] : rings) ring.ledger.release_all(id);
   participant* p = taking_part(id);
+  stopped_reading(id);
   peers.erase(id);
   if (!p) return;
   if (p->at == stage::committing)

@@ -2,6 +2,7 @@
 // files of this folder, one concern each. Part of ropeway; Apache-2.0.
 #pragma once
 #include <map>
+#include <set>
 
 #include "plan/slot_ledger.hpp"
 #include "protocol/pace.hpp"
@@ -35,6 +36,9 @@ struct sender_machine::impl {
     bool holds_version = false;
     std::string last_error;
     std::map<std::uint32_t, offered_ring> rings;
+    std::set<std::uint64_t> segments;  ///< that it asked for, and may have mapped
+    std::set<std::uint64_t> unmapping; ///< that it was told to unmap
+    bool maps_not = false;             ///< it did not map when it last could
     debt owes = debt::none;
     std::uint64_t owes_for = 0, owes_version = 0; ///< of that update
     time_point owes_since{};
@@ -65,7 +69,12 @@ struct sender_machine::impl {
   struct participant {
     stage at = stage::owing;
     std::string group;
-    bool accepted = false, asked_manifest = false;
+    bool accepted = false, asked_manifest = false, asked_placement = false;
+    bool may_map = false;            ///< until it has accepted: it may read the sender's tensors
+    bool reads = false;              ///< it was told to, and has not said that it is done
+    std::uint64_t asked_segment = 0; ///< the last that it asked for, and from which part on
+    std::uint32_t asked_part = 0;
+    bool was_told = false;                     ///< to read
     std::uint32_t published = 0, released = 0; ///< counts of buckets
     time_point since{};                        ///< when this stage's limit began to run
     std::string route_reason;                  ///< why it does not read the update's own ring
@@ -76,6 +85,7 @@ struct sender_machine::impl {
     std::uint64_t seq = 0;
     std::uint32_t bucket = 0, slot = 0, host_slot = 0;
     bool packed = false, published = false;
+    bool unmapped_only = false; ///< has only what is not mapped
     /// Towards the host ring, for receivers that read it while the update's own ring is another.
     enum class relay : std::uint8_t { none, wanted, running, done, published } relaying = relay::none;
     bool finished() const noexcept {
@@ -88,8 +98,10 @@ struct sender_machine::impl {
     update_facts facts;
     std::vector<participant> participants;
     std::map<std::string, bool> group_committing;
-    std::vector<load> loads; ///< in seq order; no more than there are slots
-    std::uint32_t next_bucket = 0, packed = 0;
+    std::vector<load> loads;                   ///< in seq order; no more than there are slots
+    std::uint32_t next_bucket = 0, packed = 0; ///< packed: or needed by nobody
+    std::uint32_t needed = 0;                  ///< buckets that a receiver which maps needs
+    bool source_asked = false, source_ready = false;
     std::uint32_t copies = 0; ///< packs and relays that the driver was asked for and has not answered
     bool source_free = false, drain_said = false, drained = false;
     errc code = errc::ok;
@@ -133,6 +145,9 @@ struct sender_machine::impl {
   void on(peer_id id, peer& p, ring_mapped const& m);
   void on(peer_id id, peer& p, ring_refused const& m);
   void on(peer_id id, peer& p, need_manifest const& m);
+  void on(peer_id id, peer& p, need_placement const& m);
+  void on(peer_id id, peer& p, need_segment const& m);
+  void on(peer_id id, peer& p, unmapped const& m);
   void on(peer_id id, peer& p, accept const& m);
   void on(peer_id id, peer& p, refuse const& m);
   void on(peer_id id, peer& p, not_now const& m);
@@ -161,6 +176,15 @@ struct sender_machine::impl {
   void settle_outcome(participant& p, outcome what, std::uint16_t code, std::string const& text);
   void tell_abort(participant& p, errc code, std::string const& text);
   void fail_group(std::string const& group, std::string const& text);
+  /// Buckets that the participant is published.
+  std::uint32_t expected(participant const& p) const noexcept;
+  bool group_decided(std::string const& group) const;
+  void tell_to_read();
+  /// Nobody reads the trainer's tensors any more, nor will.
+  bool source_is_free() const;
+  void free_source();
+  void stopped_reading(peer_id id);
+  void retire_segments(std::vector<std::uint64_t> const& ids);
   void commit_if_ready(participant& p);
   void say_commit(participant& p);
   void give_up(errc code, std::string const& text);
@@ -170,6 +194,7 @@ struct sender_machine::impl {
   /// The ring, asked of the driver if it is not there; nothing until it is ready.
   ring_record* need_ring(std::uint32_t ring);
   void pump();
+  void skip_unwanted();
   void pack_ahead(ring_record& main);
   void publish_and_relay(ring_record& main);
   bool start_relay(load& l, ring_record& main);
@@ -179,8 +204,12 @@ struct sender_machine::impl {
   void ring_ready(std::uint32_t ring);
   void ring_failed(std::uint32_t ring, errc code, std::string const& text);
   void abandon_loads();
+  /// Whether somebody reads this bucket, as far as that is known.
+  enum class readers : std::uint8_t { none, mapping, all, unknown };
+  readers who_wants(std::uint32_t bucket) const;
   bool everyone_decided() const;
-  bool anyone_reads(std::uint32_t ring) const;
+  bool is_published(participant const& p, std::uint32_t bucket) const noexcept;
+  bool anyone_reads(std::uint32_t ring, std::uint32_t bucket) const;
 
   // ---- deadlines.cpp ----
   struct timer {

@@ -22,10 +22,30 @@ void sender_machine::impl::ring_failed(std::uint32_t ring, errc code, std::strin
   if (at == rings.end() || at->second.ready) return;
   rings.erase(at); // the next update asks again
   if (!running) return;
-  if (ring == running->facts.ring) return give_up(code, text);
-  for (auto& p : running->participants)
-    if (p.at <= stage::deciding && p.result.ring == ring)
-      stop(p, outcome::skipped, code, "the sender can't make the ring that it needs: " + text);
+  bool const main = ring == running->facts.ring;
+  if (main && running->facts.placement == 0) return give_up(code, text);
+  for (auto& p : running->participants) {
+    if (p.at == stage::over || (!main && (p.at > stage::deciding || p.result.ring != ring))) continue;
+    // Who reads the sender's tensors, or may do so, needs no ring.
+    bool const undecided = p.may_map && !p.accepted && !peers.at(p.result.peer).maps_not;
+    if (undecided || (p.accepted && expected(p) == 0)) continue;
+    stop(p, outcome::skipped, code, "the sender can't make the ring that it needs: " + text);
+  }
+}
+
+sender_machine::impl::readers sender_machine::impl::who_wants(std::uint32_t bucket) const {
+  update const& u = *running;
+  if (u.facts.placement == 0) return readers::all;
+  bool undecided = false, maps = false;
+  for (auto const& p : u.participants) {
+    if (p.at == stage::over) continue;
+    bool const decided = !p.may_map || p.accepted;
+    if (decided && !p.result.mapped) return readers::all;
+    if (!decided && peers.at(p.result.peer).maps_not) return readers::all; // as it did before
+    (decided ? maps : undecided) = true;
+  }
+  if (undecided) return readers::unknown;
+  return maps && u.facts.needed[bucket] ? readers::mapping : readers::none;
 }
 
 bool sender_machine::impl::everyone_decided() const {
@@ -33,25 +53,44 @@ bool sender_machine::impl::everyone_decided() const {
   return std::none_of(all.begin(), all.end(), [](auto const& p) { return p.at <= stage::deciding; });
 }
 
-bool sender_machine::impl::anyone_reads(std::uint32_t ring) const {
+bool sender_machine::impl::is_published(participant const& p, std::uint32_t bucket) const noexcept {
+  return !p.result.mapped || running->facts.needed[bucket];
+}
+
+bool sender_machine::impl::anyone_reads(std::uint32_t ring, std::uint32_t bucket) const {
   auto const& all = running->participants;
-  return std::any_of(all.begin(), all.end(),
-                     [&](auto const& p) { return p.at == stage::loading && p.result.ring == ring; });
+  return std::any_of(all.begin(), all.end(), [&](auto const& p) {
+    return p.at == stage::loading && p.result.ring == ring && is_published(p, bucket);
+  });
 }
 
 void sender_machine::impl::pump() {
   if (!running || running->drain_said || running->buckets() == 0) return;
   auto const& all = running->participants;
   if (std::all_of(all.begin(), all.end(), [](auto const& p) { return p.at == stage::over; })) return;
+  skip_unwanted();
+  bool const more =
+      running->next_bucket < running->buckets() && who_wants(running->next_bucket) != readers::unknown;
+  if (!more && running->loads.empty()) return; // no ring is made for nothing
   ring_record* main = need_ring(running->facts.ring);
   if (!main) return;
   publish_and_relay(*main);
   pack_ahead(*main);
 }
 
+void sender_machine::impl::skip_unwanted() {
+  update& u = *running;
+  while (u.next_bucket < u.buckets() && who_wants(u.next_bucket) == readers::none) {
+    ++u.next_bucket;
+    ++u.packed;
+  }
+}
+
 void sender_machine::impl::pack_ahead(ring_record& main) {
   update& u = *running;
-  while (u.next_bucket < u.buckets()) {
+  for (; u.next_bucket < u.buckets(); skip_unwanted()) {
+    auto const by = who_wants(u.next_bucket);
+    if (by == readers::unknown) return;
     auto const slot = main.ledger.start_filling(next_seq);
     if (!slot) return;
     main.ledger.hold(*slot, own_hold);
@@ -59,8 +98,9 @@ void sender_machine::impl::pack_ahead(ring_record& main) {
     l.seq = next_seq++;
     l.bucket = u.next_bucket++;
     l.slot = *slot;
+    l.unmapped_only = by == readers::mapping;
     ++u.copies;
-    actions.emplace_back(send_action::pack{l.seq, l.bucket, l.slot});
+    actions.emplace_back(send_action::pack{l.seq, l.bucket, l.slot, l.unmapped_only});
   }
 }
 
@@ -74,7 +114,7 @@ void sender_machine::impl::publish_and_relay(ring_record& main) {
     if (!l.published) {
       publish(l, u.facts.ring, l.slot);
       l.published = true;
-      if (relays && anyone_reads(host_ring)) {
+      if (relays && anyone_reads(host_ring, l.bucket)) {
         l.relaying = load::relay::wanted;
         main.ledger.hold(l.slot, relay_hold);
       }
@@ -92,7 +132,7 @@ void sender_machine::impl::publish_and_relay(ring_record& main) {
 }
 
 bool sender_machine::impl::start_relay(load& l, ring_record& main) {
-  if (!anyone_reads(host_ring)) { // they have gone since
+  if (!anyone_reads(host_ring, l.bucket)) { // they have gone since
     main.ledger.release(l.slot, relay_hold);
     l.relaying = load::relay::none;
     return true;
@@ -111,7 +151,7 @@ bool sender_machine::impl::start_relay(load& l, ring_record& main) {
 void sender_machine::impl::publish(load const& l, std::uint32_t ring, std::uint32_t slot) {
   auto& ledger = rings.at(ring).ledger;
   for (auto& p : running->participants) {
-    if (p.at != stage::loading || p.result.ring != ring) continue;
+    if (p.at != stage::loading || p.result.ring != ring || !is_published(p, l.bucket)) continue;
     ledger.hold(slot, p.result.peer);
     ++p.published;
     protocol::published m;
@@ -133,10 +173,8 @@ void sender_machine::impl::packed(std::uint64_t seq) {
     l.packed = true;
     --u.copies;
     rings.at(u.facts.ring).ledger.filled(l.slot);
-    if (++u.packed == u.buckets() && !u.source_free) {
-      actions.emplace_back(send_action::source_free{});
-      u.source_free = true;
-    }
+    ++u.packed;
+    free_source();
     return;
   }
 }

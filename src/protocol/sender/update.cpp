@@ -1,5 +1,6 @@
 // Who takes part in an update, and what becomes of them.
 #include <algorithm>
+#include <utility>
 
 #include "protocol/sender/state.hpp"
 
@@ -12,9 +13,12 @@ std::uint64_t sender_machine::impl::begin_update(update_facts facts) {
     throw transfer_error(errc::busy, words("update ", running->id, " is still running; wait for its end"));
   if (facts.bucket_bytes.size() >= UINT32_MAX)
     throw transfer_error(errc::overflow, "an update of more than 4294967294 buckets; use larger buckets");
+  if (facts.placement != 0 && facts.needed.size() != facts.bucket_bytes.size())
+    throw transfer_error(errc::invalid_argument, "a placement goes with a list of needed buckets");
   update& u = running.emplace();
   u.id = next_update++;
   u.facts = std::move(facts);
+  u.needed = static_cast<std::uint32_t>(std::count(u.facts.needed.begin(), u.facts.needed.end(), true));
   for (auto const& [id, who] : peers) {
     if (!who.greeted) continue;
     participant& p = u.participants.emplace_back();
@@ -22,7 +26,9 @@ std::uint64_t sender_machine::impl::begin_update(update_facts facts) {
     p.since = now;
     p.result.peer = id;
     p.result.name = who.name;
-    p.result.ring = who.maps_cuda ? u.facts.ring : host_ring;
+    p.result.ring = who.maps_cuda && !u.facts.through_host ? u.facts.ring : host_ring;
+    p.may_map = u.facts.placement != 0;
+    p.route_reason = u.facts.note;
   }
   skip_incomplete_groups();
   return u.id;
@@ -32,11 +38,11 @@ void sender_machine::impl::skip_incomplete_groups() {
   for (auto& p : running->participants) {
     if (p.group.empty()) continue;
     auto const connected = members(p.group);
-    auto const wanted = peers.at(p.result.peer).group_size;
-    if (connected < wanted)
+    auto const group_size = peers.at(p.result.peer).group_size;
+    if (connected < group_size)
       settle_outcome(
           p, outcome::skipped, static_cast<std::uint16_t>(errc::group_incomplete),
-          words(connected, " of ", wanted, " members of group ", one_line(p.group), " are connected"));
+          words(connected, " of ", group_size, " members of group ", one_line(p.group), " are connected"));
   }
 }
 
@@ -48,7 +54,10 @@ void sender_machine::impl::advance(participant& p) {
     p.at = stage::preparing;
     p.since = now;
   }
-  bool mapped = running->buckets() == 0; // nothing to read, nothing to map
+  // Who may map needs no ring until it has said that it does not.
+  if (p.may_map && p.at == stage::preparing) say_begin(p);
+  if (p.may_map && !p.accepted) return;
+  bool mapped = expected(p) == 0; // nothing to read there, nothing to map
   while (!mapped) {
     auto const number = p.result.ring;
     auto const offered = who.rings.find(number);
@@ -72,7 +81,8 @@ void sender_machine::impl::advance(participant& p) {
     if (number == host_ring)
       return stop(p, outcome::refused, static_cast<errc>(code),
                   "it can't map the sender's host ring: " + text);
-    p.route_reason = words("through host memory, because it can't map ring ", number, ": ", text);
+    if (!p.route_reason.empty()) p.route_reason += "; ";
+    p.route_reason += words("through host memory, because it can't map ring ", number, ": ", text);
     p.result.ring = host_ring;
   }
   if (p.at == stage::preparing) say_begin(p);
@@ -87,6 +97,7 @@ void sender_machine::impl::say_begin(participant& p) {
   b.total_bytes = running->facts.total_bytes;
   b.tensors = running->facts.tensors;
   b.buckets = running->buckets();
+  b.placement = running->facts.placement;
   say(p.result.peer, b);
   p.at = stage::deciding;
   p.since = now;
@@ -154,6 +165,67 @@ void sender_machine::impl::say_commit(participant& p) {
   p.since = now;
 }
 
+std::uint32_t sender_machine::impl::expected(participant const& p) const noexcept {
+  return p.result.mapped ? running->needed : running->buckets();
+}
+
+bool sender_machine::impl::group_decided(std::string const& group) const {
+  auto const& all = running->participants;
+  return std::none_of(all.begin(), all.end(),
+                      [&](auto const& m) { return m.group == group && m.at <= stage::deciding; });
+}
+
+void sender_machine::impl::tell_to_read() {
+  update& u = *running;
+  if (u.drain_said) return;
+  for (auto& p : u.participants) {
+    if (p.at != stage::loading || !p.result.mapped || p.was_told) continue;
+    if (!u.source_asked) actions.emplace_back(send_action::await_source{});
+    u.source_asked = true;
+    if (!u.source_ready) return;
+    if (!p.group.empty() && !group_decided(p.group)) continue;
+    p.was_told = p.reads = true;
+    say(p.result.peer, read_mapped{u.id});
+  }
+}
+
+bool sender_machine::impl::source_is_free() const {
+  update const& u = *running;
+  if (u.packed != u.buckets()) return false;
+  return std::none_of(u.participants.begin(), u.participants.end(), [&](auto const& p) {
+    // Who has not decided yet may still map; who was told to read and aborted may still read.
+    return p.reads || (p.at <= stage::deciding && p.may_map) || (p.at == stage::loading && p.result.mapped);
+  });
+}
+
+void sender_machine::impl::free_source() {
+  if (running->source_free || !source_is_free()) return;
+  actions.emplace_back(send_action::source_free{});
+  running->source_free = true;
+}
+
+void sender_machine::impl::stopped_reading(peer_id id) {
+  if (!running) return;
+  for (auto& p : running->participants)
+    if (p.result.peer == id) p.reads = false;
+}
+
+void sender_machine::impl::retire_segments(std::vector<std::uint64_t> const& ids) {
+  for (auto& [id, p] : peers) {
+    unmap order;
+    auto const tell = [&, to = id] {
+      if (!order.segments.empty()) say(to, std::exchange(order, {}));
+    };
+    for (auto const segment : ids) {
+      if (p.segments.erase(segment) == 0) continue;
+      p.unmapping.insert(segment);
+      order.segments.push_back(segment);
+      if (order.segments.size() == max_unmap) tell();
+    }
+    tell();
+  }
+}
+
 void sender_machine::impl::commit_if_ready(participant& p) {
   if (p.group.empty()) return say_commit(p);
   auto& all = running->participants;
@@ -203,6 +275,9 @@ void sender_machine::impl::check_finished() {
     u.drain_said = true;
   }
   if (u.drain_said && !u.drained) return;
+  // The trainer may change its tensors when this is over: not while somebody copies them.
+  if (std::any_of(u.participants.begin(), u.participants.end(), [](auto const& p) { return p.reads; }))
+    return;
   abandon_loads();
   if (!u.source_free) actions.emplace_back(send_action::source_free{});
   send_action::finished end;
