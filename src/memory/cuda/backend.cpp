@@ -2,8 +2,10 @@
 #include "memory/cuda/cuda.hpp"
 #include "memory/cuda/driver.hpp"
 #include "memory/cuda/gpu.hpp"
+#include "memory/cuda/prepared.hpp"
 #include "memory/cuda/queue.hpp"
 #include "memory/cuda/region.hpp"
+#include "memory/cuda/segments.hpp"
 
 namespace ropeway::memory::cuda {
 namespace {
@@ -25,6 +27,19 @@ class cuda_backend final : public backend {
     return cuda::register_host(gpu_, std::move(memory));
   }
   std::unique_ptr<queue> make_queue() override { return cuda::make_queue(gpu_); }
+  std::shared_ptr<prepared_copies const> prepare(std::span<copy_op const> ops) override {
+    return std::make_shared<prepared>(gpu_, ops);
+  }
+  allocation find_allocation(std::byte const* address) const noexcept override {
+    return cuda::find_allocation(*gpu_, address);
+  }
+  part_handle export_allocation(allocation const& what) override {
+    return cuda::export_allocation(*gpu_, what);
+  }
+  std::unique_ptr<segment_importer> start_import(part_kind kind, std::uint64_t bytes, std::uint32_t parts,
+                                                 device_uuid const& origin) override {
+    return cuda::start_import(gpu_, kind, bytes, parts, origin);
+  }
 
  private:
   std::shared_ptr<gpu> gpu_;

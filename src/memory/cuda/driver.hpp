@@ -20,12 +20,14 @@
   X(cuModuleLoadData) X(cuModuleUnload) X(cuModuleGetFunction) X(cuFuncGetAttribute) X(cuLaunchKernel)       \
   X(cuStreamCreateWithPriority) X(cuStreamDestroy) X(cuStreamQuery) X(cuStreamWaitEvent) X(cuStreamGetCtx)   \
   X(cuStreamIsCapturing) X(cuStreamAddCallback)                                                              \
-  X(cuEventCreate) X(cuEventDestroy) X(cuEventRecord) X(cuEventSynchronize) X(cuEventQuery)                                  \
-  X(cuMemcpyAsync) X(cuPointerGetAttributes) X(cuMemGetInfo) X(cuMemHostAlloc) X(cuMemFreeHost)              \
+  X(cuEventCreate) X(cuEventDestroy) X(cuEventRecord) X(cuEventSynchronize) X(cuEventQuery)                  \
+  X(cuMemcpyAsync) X(cuMemcpyHtoDAsync) X(cuPointerGetAttributes) X(cuMemGetAddressRange) X(cuMemGetInfo)    \
+  X(cuMemAlloc) X(cuMemFree) X(cuMemHostAlloc) X(cuMemFreeHost)                                              \
   X(cuMemHostRegister) X(cuMemHostUnregister)                                                                \
   X(cuMemGetAllocationGranularity) X(cuMemCreate) X(cuMemRelease)                                            \
   X(cuMemAddressReserve) X(cuMemAddressFree) X(cuMemMap) X(cuMemUnmap) X(cuMemSetAccess)                     \
-  X(cuMemExportToShareableHandle) X(cuMemImportFromShareableHandle)
+  X(cuMemExportToShareableHandle) X(cuMemImportFromShareableHandle) X(cuMemRetainAllocationHandle)           \
+  X(cuIpcGetMemHandle) X(cuIpcOpenMemHandle) X(cuIpcCloseMemHandle)
 // clang-format on
 
 namespace ropeway::memory::cuda {

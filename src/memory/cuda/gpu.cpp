@@ -77,15 +77,22 @@ void gpu::load_kernels() {
           "the copy kernels don't run on this device; build for its architecture (see "
           "src/memory/cuda/meson.build)",
           errc::no_device);
-  constexpr std::array names{"ropeway_copy_pieces_small", "ropeway_copy_pieces_large",
-                             "ropeway_copy_boxes_small", "ropeway_copy_boxes_large"};
+  constexpr std::array names{"ropeway_copy_pieces_small",    "ropeway_copy_pieces_large",
+                             "ropeway_copy_boxes_small",     "ropeway_copy_boxes_large",
+                             "ropeway_copy_prepared_pieces", "ropeway_copy_prepared_pieces_8",
+                             "ropeway_copy_prepared_boxes"};
+  static_assert(names.size() == copy_lists::kernels);
   for (std::size_t i = 0; i < names.size(); ++i) {
     if (d.cuModuleGetFunction(&kernels_[i], module_, names[i]) != CUDA_SUCCESS) kernels_[i] = nullptr;
     // Loads the code now: lazy loading would stop the device in the middle of the first update.
     int registers = 0;
     if (kernels_[i]) (void)d.cuFuncGetAttribute(&registers, CU_FUNC_ATTRIBUTE_NUM_REGS, kernels_[i]);
   }
-  if (kernels_[0] && kernels_[2]) return;
+  // All but those with large parameters, which old compilers can't make.
+  using which = copy_lists::kernel;
+  if (kernel(which::small_pieces) && kernel(which::small_boxes) && kernel(which::prepared_pieces) &&
+      kernel(which::prepared_pieces_8) && kernel(which::prepared_boxes))
+    return;
   (void)d.cuModuleUnload(module_);
   throw transfer_error(errc::no_device, "the copy kernels are missing in this build");
 }
@@ -107,6 +114,18 @@ bool gpu::is_peer_memory(std::uintptr_t address) const noexcept {
   std::lock_guard lock(mutex_);
   return std::any_of(peer_memory_.begin(), peer_memory_.end(),
                      [&](range const& r) { return r.begin <= address && address < r.end; });
+}
+
+bool gpu::add_handle(legacy_handle const& handle) {
+  std::lock_guard lock(mutex_);
+  if (std::find(handles_.begin(), handles_.end(), handle) != handles_.end()) return false;
+  handles_.push_back(handle);
+  return true;
+}
+
+void gpu::remove_handle(legacy_handle const& handle) noexcept {
+  std::lock_guard lock(mutex_);
+  std::erase(handles_, handle);
 }
 
 std::vector<device_uuid> list_devices(driver const& table) {

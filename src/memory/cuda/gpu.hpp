@@ -43,6 +43,13 @@ class gpu {
   bool has_peer_memory() const noexcept { return peer_ranges_.load(std::memory_order_acquire) != 0; }
   bool is_peer_memory(std::uintptr_t address) const noexcept;
 
+  /// Legacy handles that are open. The driver gives who opens one of the same bytes the old mapping, although
+  /// the memory may have been freed and made anew since.
+  using legacy_handle = std::array<std::uint8_t, 64>;
+  /// Takes the handle over; false if it is open already.
+  bool add_handle(legacy_handle const& handle);
+  void remove_handle(legacy_handle const& handle) noexcept;
+
  private:
   void load_kernels();
   struct range {
@@ -54,11 +61,12 @@ class gpu {
   CUcontext context_ = nullptr;
   unsigned long long context_id_ = 0;
   CUmodule module_ = nullptr;
-  std::array<CUfunction, 4> kernels_{};
+  std::array<CUfunction, copy_lists::kernels> kernels_{};
   device_uuid uuid_{};
   std::uint32_t multiprocessors_ = 1;
   mutable std::mutex mutex_;
   std::vector<range> peer_memory_;
+  std::vector<legacy_handle> handles_;
   std::atomic<std::size_t> peer_ranges_{0};
 };
 

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "memory/cuda/handles.hpp"
+#include "memory/cuda/prepared.hpp"
 
 namespace ropeway::memory::cuda {
 
@@ -11,22 +12,22 @@ namespace ropeway::memory::cuda {
 /// more.
 class jobs {
  public:
-  enum class kind : std::uint8_t { copy, wait, mark };
+  enum class kind : std::uint8_t { copy, repeat, wait, mark };
   struct job {
     kind what = kind::mark;
     std::vector<copy_op> ops;
+    prepared::part some; ///< of a list that lives until this is done
     CUevent event = nullptr;
     std::uint64_t ticket = 0;
   };
 
-  void add(kind what, std::span<copy_op const> ops = {}, CUevent event = nullptr, std::uint64_t ticket = 0) {
+  job& add(kind what, std::span<copy_op const> ops = {}) {
     if (count_ == all_.size()) all_.emplace_back();
     job& next = all_[count_];
     next.what = what;
     next.ops.assign(ops.begin(), ops.end());
-    next.event = event;
-    next.ticket = ticket;
     ++count_;
+    return next;
   }
   std::span<job> get() noexcept { return {all_.data(), count_}; }
   bool empty() const noexcept { return count_ == 0; }

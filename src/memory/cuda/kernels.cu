@@ -1,6 +1,7 @@
-// The fused copies: one launch moves a whole list. Blocks take chunks in turn and find by binary search to
-// which entry of the list a chunk belongs; the list itself comes as a kernel parameter, so nothing is
-// uploaded. Part of ropeway; Apache-2.0.
+// The fused copies: one launch moves a whole list, and blocks take chunks of it in turn. A list that is
+// copied once comes as a kernel parameter, so nothing is uploaded, and blocks find by binary search to which
+// entry a chunk belongs; one that was prepared lies in device memory, chunk by chunk. Part of ropeway;
+// Apache-2.0.
 #include "kernels.h"
 
 namespace {
@@ -22,17 +23,16 @@ __device__ uint32_t entry_of(Entry const* entries, uint32_t count, uint32_t chun
   return low;
 }
 
-// Four independent accesses in flight a thread; streaming, since nobody reads this again soon.
-template <class Word>
+// Several independent accesses in flight a thread; streaming, since nobody reads this again soon.
+template <uint32_t flight, class Word>
 __device__ void copy_words(Word* to, Word const* from, uint32_t count) {
   uint32_t i = threadIdx.x;
-  for (; i + 3 * threads < count; i += 4 * threads) {
-    Word a = __ldcs(from + i), b = __ldcs(from + i + threads);
-    Word c = __ldcs(from + i + 2 * threads), d = __ldcs(from + i + 3 * threads);
-    __stcs(to + i, a);
-    __stcs(to + i + threads, b);
-    __stcs(to + i + 2 * threads, c);
-    __stcs(to + i + 3 * threads, d);
+  for (; i + (flight - 1) * threads < count; i += flight * threads) {
+    Word word[flight];
+#pragma unroll
+    for (uint32_t k = 0; k < flight; ++k) word[k] = __ldcs(from + i + k * threads);
+#pragma unroll
+    for (uint32_t k = 0; k < flight; ++k) __stcs(to + i + k * threads, word[k]);
   }
   for (; i < count; i += threads) __stcs(to + i, __ldcs(from + i));
 }
@@ -42,13 +42,13 @@ __device__ void copy_each_byte(uint64_t to, uint64_t from, uint32_t bytes) {
 }
 
 // Both ends lie equally within a Word.
-template <class Word>
+template <class Word, uint32_t flight>
 __device__ void copy_aligned(uint64_t to, uint64_t from, uint32_t bytes) {
   uint32_t head = (uint32_t)(-to & (sizeof(Word) - 1));
   if (head > bytes) head = bytes;
   uint32_t words = (bytes - head) / sizeof(Word), done = head + words * (uint32_t)sizeof(Word);
   copy_each_byte(to, from, head);
-  copy_words((Word*)(to + head), (Word const*)(from + head), words);
+  copy_words<flight>((Word*)(to + head), (Word const*)(from + head), words);
   copy_each_byte(to + done, from + done, bytes - done);
 }
 
@@ -79,22 +79,26 @@ __device__ void copy_shifted(uint64_t to, uint64_t from, uint32_t bytes) {
   copy_each_byte(to + done, from + done, bytes - done);
 }
 
+template <uint32_t flight>
+__device__ void copy_run(uint64_t to, uint64_t from, uint32_t bytes) {
+  uint32_t skew = (uint32_t)(to ^ from);
+  if (!(skew & 15))
+    copy_aligned<uint4, flight>(to, from, bytes);
+  else if (!(skew & 7))
+    copy_aligned<uint2, 4>(to, from, bytes);
+  else if (!(skew & 3))
+    copy_aligned<uint32_t, 4>(to, from, bytes);
+  else
+    copy_shifted(to, from, bytes);
+}
+
 template <class List>
 __device__ void copy_pieces(List const& list) {
   for (uint32_t chunk = blockIdx.x; chunk < list.chunks; chunk += gridDim.x) {
     ropeway_piece const& piece = list.pieces[entry_of(list.pieces, list.count, chunk)];
     uint32_t begin = (chunk - piece.first_chunk) << list.chunk_shift;
     uint32_t bytes = min(piece.bytes - begin, 1u << list.chunk_shift);
-    uint64_t to = piece.to + begin, from = piece.from + begin;
-    uint32_t skew = (uint32_t)(to ^ from);
-    if (!(skew & 15))
-      copy_aligned<uint4>(to, from, bytes);
-    else if (!(skew & 7))
-      copy_aligned<uint2>(to, from, bytes);
-    else if (!(skew & 3))
-      copy_aligned<uint32_t>(to, from, bytes);
-    else
-      copy_shifted(to, from, bytes);
+    copy_run<4>(piece.to + begin, piece.from + begin, bytes);
   }
 }
 
@@ -233,6 +237,29 @@ __device__ void copy_units(ropeway_box const& box, ropeway_dim const* dims, uint
   }
 }
 
+__device__ void copy_some_units(ropeway_box const& box, ropeway_dim const* dims, uint32_t begin,
+                                uint32_t end) {
+  switch (box.unit) {
+  case ropeway_copy_1: copy_units<as_is<uint8_t>>(box, dims, begin, end); break;
+  case ropeway_copy_2: copy_units<as_is<uint16_t>>(box, dims, begin, end); break;
+  case ropeway_copy_4: copy_units<as_is<uint32_t>>(box, dims, begin, end); break;
+  case ropeway_copy_8: copy_units<as_is<uint2>>(box, dims, begin, end); break;
+  case ropeway_copy_16: copy_units<as_is<uint4>>(box, dims, begin, end); break;
+  case ropeway_f32_bf16: copy_units<converted<f32_bf16>>(box, dims, begin, end); break;
+  case ropeway_f32_f16: copy_units<converted<f32_f16>>(box, dims, begin, end); break;
+  case ropeway_bf16_f32: copy_units<converted<bf16_f32>>(box, dims, begin, end); break;
+  case ropeway_f16_f32: copy_units<converted<f16_f32>>(box, dims, begin, end); break;
+  case ropeway_f32_bf16_4: copy_units<four_converted<f32_bf16>>(box, dims, begin, end); break;
+  case ropeway_f32_f16_4: copy_units<four_converted<f32_f16>>(box, dims, begin, end); break;
+  case ropeway_bf16_f32_4: copy_units<four_converted<bf16_f32>>(box, dims, begin, end); break;
+  case ropeway_f16_f32_4: copy_units<four_converted<f16_f32>>(box, dims, begin, end); break;
+  case ropeway_f32_bf16_u: copy_units<unaligned<f32_bf16>>(box, dims, begin, end); break;
+  case ropeway_f32_f16_u: copy_units<unaligned<f32_f16>>(box, dims, begin, end); break;
+  case ropeway_bf16_f32_u: copy_units<unaligned<bf16_f32>>(box, dims, begin, end); break;
+  case ropeway_f16_f32_u: copy_units<unaligned<f16_f32>>(box, dims, begin, end); break;
+  }
+}
+
 template <class List>
 __device__ void copy_boxes(List const& list) {
   for (uint32_t chunk = blockIdx.x; chunk < list.chunks; chunk += gridDim.x) {
@@ -240,25 +267,27 @@ __device__ void copy_boxes(List const& list) {
     ropeway_dim const* dims = list.dims + box.first_dim;
     uint32_t begin = (chunk - box.first_chunk) << list.chunk_shift;
     uint32_t end = min(box.units, begin + (1u << list.chunk_shift));
-    switch (box.unit) {
-    case ropeway_copy_1: copy_units<as_is<uint8_t>>(box, dims, begin, end); break;
-    case ropeway_copy_2: copy_units<as_is<uint16_t>>(box, dims, begin, end); break;
-    case ropeway_copy_4: copy_units<as_is<uint32_t>>(box, dims, begin, end); break;
-    case ropeway_copy_8: copy_units<as_is<uint2>>(box, dims, begin, end); break;
-    case ropeway_copy_16: copy_units<as_is<uint4>>(box, dims, begin, end); break;
-    case ropeway_f32_bf16: copy_units<converted<f32_bf16>>(box, dims, begin, end); break;
-    case ropeway_f32_f16: copy_units<converted<f32_f16>>(box, dims, begin, end); break;
-    case ropeway_bf16_f32: copy_units<converted<bf16_f32>>(box, dims, begin, end); break;
-    case ropeway_f16_f32: copy_units<converted<f16_f32>>(box, dims, begin, end); break;
-    case ropeway_f32_bf16_4: copy_units<four_converted<f32_bf16>>(box, dims, begin, end); break;
-    case ropeway_f32_f16_4: copy_units<four_converted<f32_f16>>(box, dims, begin, end); break;
-    case ropeway_bf16_f32_4: copy_units<four_converted<bf16_f32>>(box, dims, begin, end); break;
-    case ropeway_f16_f32_4: copy_units<four_converted<f16_f32>>(box, dims, begin, end); break;
-    case ropeway_f32_bf16_u: copy_units<unaligned<f32_bf16>>(box, dims, begin, end); break;
-    case ropeway_f32_f16_u: copy_units<unaligned<f32_f16>>(box, dims, begin, end); break;
-    case ropeway_bf16_f32_u: copy_units<unaligned<bf16_f32>>(box, dims, begin, end); break;
-    case ropeway_f16_f32_u: copy_units<unaligned<f16_f32>>(box, dims, begin, end); break;
-    }
+    copy_some_units(box, dims, begin, end);
+  }
+}
+
+__device__ void copy_chunk_of_box(ropeway_prepared_list const& list, ropeway_chunk const& chunk) {
+  ropeway_box const& box = ((ropeway_box const*)list.boxes)[chunk.box - 1];
+  uint32_t begin = (uint32_t)chunk.from;
+  copy_some_units(box, (ropeway_dim const*)list.dims + box.first_dim, begin, begin + chunk.count);
+}
+
+template <uint32_t flight, bool boxes>
+__device__ void copy_prepared(ropeway_prepared_list const& list) {
+  ropeway_chunk const* chunks = (ropeway_chunk const*)list.chunks + list.first;
+  for (uint32_t i = blockIdx.x; i < list.count; i += gridDim.x) {
+    // Where few blocks run, each would wait for device memory before every chunk.
+    if (list.count - i > gridDim.x) asm volatile("prefetch.global.L2 [%0];" ::"l"(chunks + i + gridDim.x));
+    ropeway_chunk const chunk = chunks[i];
+    if (boxes && chunk.box)
+      copy_chunk_of_box(list, chunk);
+    else
+      copy_run<flight>(chunk.to, chunk.from, chunk.count);
   }
 }
 
@@ -272,6 +301,19 @@ __global__ void __launch_bounds__(ropeway_threads)
 __global__ void __launch_bounds__(ropeway_threads, 2)
     ropeway_copy_boxes_small(__grid_constant__ ropeway_small_box_list const list) {
   copy_boxes(list);
+}
+// A list without boxes needs few registers, so that an SM holds four blocks.
+__global__ void __launch_bounds__(ropeway_threads, 4)
+    ropeway_copy_prepared_pieces(__grid_constant__ ropeway_prepared_list const list) {
+  copy_prepared<4, false>(list);
+}
+__global__ void __launch_bounds__(ropeway_threads, 2)
+    ropeway_copy_prepared_pieces_8(__grid_constant__ ropeway_prepared_list const list) {
+  copy_prepared<8, false>(list);
+}
+__global__ void __launch_bounds__(ropeway_threads, 2)
+    ropeway_copy_prepared_boxes(__grid_constant__ ropeway_prepared_list const list) {
+  copy_prepared<4, true>(list);
 }
 // Compilers before 12.1 know no larger parameters; the loader then does without these two.
 #if __CUDACC_VER_MAJOR__ * 100 + __CUDACC_VER_MINOR__ >= 1201

@@ -1,4 +1,4 @@
-/* What the copy kernels are given, by value: plain C, read by nvcc and by the C++ compiler alike.
+/* What the copy kernels are given: plain C, read by nvcc and by the C++ compiler alike.
    Part of ropeway; Apache-2.0. */
 #ifndef ROPEWAY_MEMORY_CUDA_KERNELS_H
 #define ROPEWAY_MEMORY_CUDA_KERNELS_H
@@ -39,10 +39,10 @@ typedef struct {
   uint64_t from, to;
   uint32_t units;
   uint32_t first_chunk;
-  uint16_t first_dim; /* in the list's dimensions; outermost first */
+  uint32_t first_dim; /* in the list's dimensions; outermost first */
   uint8_t rank;
   uint8_t unit; /* ropeway_unit */
-  uint32_t unused;
+  uint16_t unused;
 } ropeway_box;
 
 typedef struct {
@@ -79,5 +79,18 @@ typedef struct {
   ropeway_box boxes[ropeway_large_boxes];
   ropeway_dim dims[ropeway_large_dims];
 } ropeway_large_box_list;
+
+/* A prepared list lies in device memory, cut into chunks beforehand: one launch takes it whole, and no block
+   has to look for its work. A chunk is a run of bytes or, with a box, so many units of it. */
+typedef struct {
+  uint64_t from, to; /* addresses; of a box: `from` is its first unit */
+  uint32_t count;    /* bytes; units of a box */
+  uint32_t box;      /* of the list's boxes, plus one; 0: a run of bytes */
+  uint64_t unused;   /* makes an entry one sector of memory */
+} ropeway_chunk;
+typedef struct {
+  uint64_t chunks, boxes, dims; /* addresses of ropeway_chunk, ropeway_box, ropeway_dim */
+  uint32_t first, count;        /* of the chunks */
+} ropeway_prepared_list;
 
 #endif

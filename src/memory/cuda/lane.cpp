@@ -1,130 +1,44 @@
-// Which way each copy goes. Part of ropeway; Apache-2.0.
+// Part of ropeway; Apache-2.0.
 #include "memory/cuda/lane.hpp"
-
-#include <algorithm>
 
 #include "ropeway/error.hpp"
 
 namespace ropeway::memory::cuda {
-namespace {
-
-// From here on the copy engine beats the kernel; below, its start costs more than the bytes.
-// Measured on an H100: 4 us for each copy of the engine, so that 64 KiB pieces of pinned memory come at 16
-// GB/s by the engine and at 43 by the kernel, 1 MiB pieces at 46.
-constexpr std::uint64_t engine_bytes = std::uint64_t{1} << 20;
-
-// Between devices that can't map each other the copy engine takes one row at a time, 4 us each: more than
-// these would hold up an update for longer than a mistake should.
-constexpr std::uint64_t most_far_rows = std::uint64_t{1} << 16;
-
-// What `simplify` refuses.
-constexpr std::uint64_t most_bytes = std::uint64_t{1} << 62;
-
-bool is_host(place where) noexcept { return where == place::pinned || where == place::pageable; }
-
-} // namespace
 
 lane::lane(std::shared_ptr<gpu> owner)
     : owner_(std::move(owner))
-    , here_(owner_->where())
     , work_(owner_)
     , notices_(owner_)
     , marked_(owner_)
     , finished_(owner_, true)
-    , places_(*owner_)
-    , lists_(4 * owner_->multiprocessors(), owner_->kernel(copy_lists::kernel::large_pieces) &&
-                                                owner_->kernel(copy_lists::kernel::large_boxes)) {}
+    , sorted_(owner_) {}
 
-bool lane::sort(std::span<copy_op const> ops) {
-  places_.forget();
-  lists_.clear();
-  engine_.clear();
-  staged_.clear();
-  for (copy_op const& op : ops) sort_one(op);
-  return !staged_.empty();
+void lane::launch(copy_lists::kernel which, std::uint32_t blocks, void const* list) {
+  void* parameters[] = {const_cast<void*>(list)};
+  driver const& d = owner_->call();
+  unfinished_ = true;
+  d.check(d.cuLaunchKernel(owner_->kernel(which), blocks, 1, 1, ropeway_threads, 1, 1, 0, work_.get(),
+                           parameters, nullptr),
+          "a copy kernel can't be started");
 }
 
-void lane::sort_one(copy_op const& op) {
-  // The common case takes no looking up: a list may have thousands of these.
-  if (op.rank == 0 && op.convert == conversion::none && op.from_where == here_ && op.to_where == here_ &&
-      !owner_->has_peer_memory() && op.bytes < most_bytes) {
-    if (op.bytes > 0)
-      lists_.add_piece(reinterpret_cast<std::uint64_t>(op.from), reinterpret_cast<std::uint64_t>(op.to),
-                       op.bytes);
-    return;
-  }
-  box area = simplify(op);
-  if (area.empty()) return;
-  end const from = places_.find(op.from_where, from_range(area));
-  end const to = places_.find(op.to_where, to_range(area));
-  if (!to.writable)
-    throw transfer_error(errc::invalid_argument,
-                         "a copy would write into host memory that is registered for reading");
-  bool const far = from.where == place::far || to.where == place::far;
-  bool const pageable = from.where == place::pageable || to.where == place::pageable;
-  if (pageable || (is_host(from.where) && is_host(to.where)) || (far && op.convert != conversion::none)) {
-    staged_.push_back(op);
-    return;
-  }
-  if (far) {
-    std::size_t const inner = area.rank - 1;
-    bool const dense = area.from_stride[inner] == 1 && area.to_stride[inner] == 1;
-    std::uint64_t rows = 1;
-    for (std::size_t d = 0; d < (dense ? inner : area.rank); ++d) rows *= area.extent[d];
-    if (rows > most_far_rows)
-      throw transfer_error(errc::unsupported, "a tensor on another GPU than the ring lies in " +
-                                                  std::to_string(rows) +
-                                                  " separate runs; make it contiguous, or move it");
-    return add_rows(area);
-  }
-  if (area.contiguous()) {
-    bool const host = is_host(from.where) || is_host(to.where);
-    bool const peer = from.where == place::peer || to.where == place::peer;
-    std::uint64_t const bytes = area.extent[0];
-    if ((host || peer) && bytes >= engine_bytes) return add_rows(area);
-  }
-  area.from += from.shift;
-  area.to += to.shift;
-  lists_.add_box(area);
-}
-
-/// Copies for the engine, one a row.
-void lane::add_rows(box area) {
-  std::size_t const inner = area.rank - 1;
-  bool const rows = area.from_stride[inner] == 1 && area.to_stride[inner] == 1;
-  std::uint64_t const bytes = rows ? area.extent[inner] : 1;
-  std::size_t const outer = rows ? inner : area.rank;
-  std::array<std::uint64_t, max_rank + 1> at{};
-  for (;;) {
-    engine_.push_back(
-        {reinterpret_cast<std::uint64_t>(area.from), reinterpret_cast<std::uint64_t>(area.to), bytes});
-    std::size_t d = outer;
-    for (; d > 0; --d) {
-      area.from += area.from_stride[d - 1];
-      area.to += area.to_stride[d - 1];
-      if (++at[d - 1] < area.extent[d - 1]) break;
-      area.from -= area.from_stride[d - 1] * static_cast<std::int64_t>(area.extent[d - 1]);
-      area.to -= area.to_stride[d - 1] * static_cast<std::int64_t>(area.extent[d - 1]);
-      at[d - 1] = 0;
-    }
-    if (d == 0) return;
+void lane::launch(std::span<engine_copy const> copies) {
+  driver const& d = owner_->call();
+  for (engine_copy const& one : copies) {
+    unfinished_ = true;
+    d.check(d.cuMemcpyAsync(one.to, one.from, one.bytes, work_.get()), "a copy can't be started");
   }
 }
 
 void lane::launch() {
-  driver const& d = owner_->call();
   copy_lists::launch next{};
-  while (lists_.next(next)) {
-    void* parameters[] = {const_cast<void*>(next.parameters)};
-    unfinished_ = true;
-    d.check(d.cuLaunchKernel(owner_->kernel(next.which), next.blocks, 1, 1, ropeway_threads, 1, 1, 0,
-                             work_.get(), parameters, nullptr),
-            "a copy kernel can't be started");
-  }
-  for (engine_copy const& one : engine_) {
-    unfinished_ = true;
-    d.check(d.cuMemcpyAsync(one.to, one.from, one.bytes, work_.get()), "a copy can't be started");
-  }
+  while (sorted_.lists().next(next)) launch(next.which, next.blocks, next.parameters);
+  launch(sorted_.engine());
+}
+
+void lane::launch(prepared::part const& some) {
+  if (some.blocks > 0) launch(some.kernel, some.blocks, &some.list);
+  launch(some.engine);
 }
 
 void lane::wait(CUevent when) {

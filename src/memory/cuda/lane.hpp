@@ -5,23 +5,25 @@
 
 #include "memory/cuda/completion.hpp"
 #include "memory/cuda/handles.hpp"
-#include "memory/cuda/lists.hpp"
-#include "memory/cuda/places.hpp"
+#include "memory/cuda/prepared.hpp"
+#include "memory/cuda/sorting.hpp"
 
 namespace ropeway::memory::cuda {
 
-/// Sorts the copies of a list by how they go best, and launches them.
+/// Launches lists of copies, and follows them.
 class lane {
  public:
   /// In a scope of the owner, as everything here.
   explicit lane(std::shared_ptr<gpu> owner);
 
-  /// Sorts a list. What can't go to the stream as it is (memory that the device does not reach) is left in
-  /// `staged()`; true if there is any. Throws, with nothing done, if an operation makes no sense.
-  bool sort(std::span<copy_op const> ops);
-  std::vector<copy_op>& staged() noexcept { return staged_; }
+  /// Sorts a list. What can't go to the stream as it is is left in `staged()`; true if there is any. Throws,
+  /// with nothing done, if an operation makes no sense.
+  bool sort(std::span<copy_op const> ops) { return sorted_.sort(ops); }
+  std::vector<copy_op>& staged() noexcept { return sorted_.staged(); }
   /// Puts what was sorted, without what is staged, on the stream.
   void launch();
+  /// The same of a prepared list.
+  void launch(prepared::part const& some);
 
   void wait(CUevent when);
   /// Tells `to` that `ticket` is done when everything so far is.
@@ -37,21 +39,14 @@ class lane {
   CUresult query_notices() const noexcept { return owner_->call().cuStreamQuery(notices_.get()); }
 
  private:
-  struct engine_copy {
-    std::uint64_t from, to, bytes;
-  };
-  void sort_one(copy_op const& op);
-  void add_rows(box area);
+  void launch(copy_lists::kernel which, std::uint32_t blocks, void const* parameters);
+  void launch(std::span<engine_copy const> copies);
   std::shared_ptr<gpu> owner_;
-  device here_;
   stream work_;
   // Callbacks hold up the stream they are on, so they have one of their own.
   stream notices_;
   event marked_, finished_;
-  places places_;
-  copy_lists lists_;
-  std::vector<engine_copy> engine_;
-  std::vector<copy_op> staged_;
+  sorting sorted_;
   bool unfinished_ = false;
 };
 

@@ -182,7 +182,7 @@ copy_lists::launch copy_lists::fill_boxes(Parameters& list, kernel which, std::s
     ropeway_box& here = list.boxes[list.count++];
     here = next;
     here.first_chunk = list.chunks;
-    here.first_dim = static_cast<std::uint16_t>(used);
+    here.first_dim = static_cast<std::uint32_t>(used);
     std::memcpy(list.dims + used, dims_.data() + next_dim_, next.rank * sizeof(ropeway_dim));
     used += next.rank;
     next_dim_ += next.rank;

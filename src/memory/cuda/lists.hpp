@@ -40,10 +40,26 @@ struct address_range {
 address_range from_range(box const& area) noexcept;
 address_range to_range(box const& area) noexcept;
 
+/// A list as it lies in device memory, to be copied again and again.
+struct chunk_table {
+  std::vector<ropeway_chunk> chunks;
+  std::vector<ropeway_box> boxes;
+  std::vector<ropeway_dim> dims;
+};
+
 /// Collects copies and hands them out as kernel launches. Keeps its memory from list to list.
 class copy_lists {
  public:
-  enum class kernel : std::uint8_t { small_pieces, large_pieces, small_boxes, large_boxes };
+  enum class kernel : std::uint8_t {
+    small_pieces,
+    large_pieces,
+    small_boxes,
+    large_boxes,
+    prepared_pieces,
+    prepared_pieces_8, ///< with eight loads of a thread in flight instead of four
+    prepared_boxes,    ///< and pieces
+  };
+  static constexpr std::size_t kernels = 7;
   struct launch {
     kernel which;
     void const* parameters; ///< valid until the next call
@@ -60,6 +76,10 @@ class copy_lists {
   void add_box(box const& area);
   /// The next launch; false when all were handed out.
   bool next(launch& out);
+  /// The other way to hand them out: cut into chunks of about so many bytes. Runs of bytes come first, in the
+  /// order in which their sources lie, and those that continue each other on both sides are one. Throws
+  /// `transfer_error(errc::overflow)`.
+  chunk_table cut(std::uint32_t chunk_bytes) const;
 
  private:
   void add_units(box const& area, ropeway_unit unit);

@@ -42,6 +42,7 @@ class core : public std::enable_shared_from_this<core> {
 
   void start_after(ready_after const& when);
   void copy(std::span<copy_op const> ops);
+  void repeat(prepared const& list, portion what);
   void mark(std::uint64_t ticket, bool quietly);
   void notify();
   /// The newest ticket that the device has reached, at least `known`; `state` says what asking brought last.
@@ -57,9 +58,14 @@ class core : public std::enable_shared_from_this<core> {
   void stop(bool drained) noexcept;
 
  private:
-  void hand_over(jobs::kind what, std::span<copy_op const> ops = {}, CUevent event = nullptr,
-                 std::uint64_t ticket = 0);
+  void hand_over(std::span<copy_op const> ops);
+  void hand_over(prepared::part const& some);
+  void hand_over(CUevent gate);
+  void hand_over(std::uint64_t ticket);
+  template <class Add>
+  void hand_over_what(Add const& add);
   void carry_out(jobs::job& next);
+  void stage(std::span<copy_op const> ops);
   void start_worker();
   static void work(std::shared_ptr<core> self);
 
@@ -95,7 +101,7 @@ void core::start_after(ready_after const& when) {
   if (idle() && when.type() == ready_after::kind::event) return lane_.wait(when.event());
   CUevent const gate = when.type() == ready_after::kind::stream ? gates_.behind(when.stream(), when.where())
                                                                 : gates_.behind(when.event());
-  if (!idle()) return hand_over(jobs::kind::wait, {}, gate);
+  if (!idle()) return hand_over(gate);
   lane_.wait(gate);
   gates_.give_back(gate);
 }
@@ -104,7 +110,7 @@ void core::copy(std::span<copy_op const> ops) {
   if (!idle()) {
     // Refused here if it makes no sense: the worker could not tell the caller.
     for (copy_op const& op : ops) (void)simplify(op);
-    return hand_over(jobs::kind::copy, ops);
+    return hand_over(ops);
   }
   scope here(*owner_);
   bool const staged = lane_.sort(ops);
@@ -115,12 +121,27 @@ void core::copy(std::span<copy_op const> ops) {
     fail(error); // a list half done is none
     throw;
   }
-  if (staged) hand_over(jobs::kind::copy, lane_.staged());
+  if (staged) hand_over(std::span<copy_op const>(lane_.staged()));
+}
+
+void core::repeat(prepared const& list, portion what) {
+  prepared::part const some = list.of(what);
+  if (some.empty()) return;
+  if (!idle()) return hand_over(some);
+  scope here(*owner_);
+  if (!some.staged.empty()) start_worker(); // or nothing of the list is queued
+  try {
+    lane_.launch(some);
+  } catch (transfer_error const& error) {
+    fail(error); // a list half done is none
+    throw;
+  }
+  if (!some.staged.empty()) hand_over(some.staged);
 }
 
 void core::mark(std::uint64_t ticket, bool quietly) {
   if (failed()) return;
-  if (!idle()) return hand_over(jobs::kind::mark, {}, nullptr, ticket);
+  if (!idle()) return hand_over(ticket);
   try {
     scope here(*owner_);
     if (spare_events_.empty()) spare_events_.emplace_back(owner_);
@@ -197,14 +218,28 @@ void core::throw_failure() {
   throw transfer_error(failure_code_, "copies on " + to_string(owner_->where()) + " ended: " + failure_);
 }
 
-void core::hand_over(jobs::kind what, std::span<copy_op const> ops, CUevent event, std::uint64_t ticket) {
+template <class Add>
+void core::hand_over_what(Add const& add) {
   start_worker();
   {
     std::lock_guard lock(mutex_);
-    incoming_.add(what, ops, event, ticket);
+    add();
     waiting_.fetch_add(1, std::memory_order_relaxed);
   }
   work_.notify_one();
+}
+
+void core::hand_over(std::span<copy_op const> ops) {
+  hand_over_what([&] { incoming_.add(jobs::kind::copy, ops); });
+}
+void core::hand_over(prepared::part const& some) {
+  hand_over_what([&] { incoming_.add(jobs::kind::repeat).some = some; });
+}
+void core::hand_over(CUevent gate) {
+  hand_over_what([&] { incoming_.add(jobs::kind::wait).event = gate; });
+}
+void core::hand_over(std::uint64_t ticket) {
+  hand_over_what([&] { incoming_.add(jobs::kind::mark).ticket = ticket; });
 }
 
 bool core::wait_idle(std::chrono::steady_clock::time_point until) noexcept {
@@ -276,11 +311,19 @@ void core::carry_out(jobs::job& next) {
     else
       next.ops.clear();
     lane_.launch();
-    if (next.ops.empty()) break;
-    if (!staging_) staging_.emplace(owner_);
-    staging_->run(next.ops, lane_);
+    stage(next.ops);
+    break;
+  case jobs::kind::repeat:
+    lane_.launch(next.some);
+    stage(next.some.staged);
     break;
   }
+}
+
+void core::stage(std::span<copy_op const> ops) {
+  if (ops.empty()) return;
+  if (!staging_) staging_.emplace(owner_);
+  staging_->run(ops, lane_);
 }
 
 class device_queue final : public queue {
@@ -302,6 +345,14 @@ class device_queue final : public queue {
   void copy(std::span<copy_op const> ops) override {
     if (core_->failed()) core_->throw_failure();
     if (!ops.empty()) core_->copy(ops);
+  }
+
+  void repeat(prepared_copies const& list, portion what) override {
+    if (core_->failed()) core_->throw_failure();
+    auto const* const known = dynamic_cast<prepared const*>(&list);
+    if (!known || known->owner() != &core_->owner())
+      throw transfer_error(errc::invalid_argument, "a list that another backend has prepared");
+    core_->repeat(*known, what);
   }
 
   std::uint64_t mark() override {

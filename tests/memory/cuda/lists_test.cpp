@@ -14,6 +14,7 @@
 
 using namespace ropeway;
 using namespace ropeway::memory;
+using cuda::chunk_table;
 using cuda::copy_lists;
 
 namespace {
@@ -75,27 +76,50 @@ void play_pieces(List const& list) {
   }
 }
 
+void play_units(ropeway_box const& box, ropeway_dim const* dims, std::uint32_t begin, std::uint32_t end) {
+  for (std::uint32_t i = begin; i < end; ++i) {
+    std::uint32_t index = i;
+    std::uint64_t from = box.from, to = box.to;
+    for (std::uint32_t d = box.rank - 1U; d > 0; --d) {
+      std::uint32_t const outer = divide(index, dims[d]), here = index - outer * dims[d].extent;
+      from += here * static_cast<std::uint64_t>(dims[d].from_stride);
+      to += here * static_cast<std::uint64_t>(dims[d].to_stride);
+      index = outer;
+    }
+    from += index * static_cast<std::uint64_t>(dims[0].from_stride);
+    to += index * static_cast<std::uint64_t>(dims[0].to_stride);
+    copy_unit(box.unit, reinterpret_cast<std::byte*>(to), reinterpret_cast<std::byte const*>(from));
+  }
+}
+
 template <class List>
 void play_boxes(List const& list) {
   for (std::uint32_t chunk = 0; chunk < list.chunks; ++chunk) {
     ropeway_box const& box = list.boxes[entry_of(list.boxes, list.count, chunk)];
-    ropeway_dim const* dims = list.dims + box.first_dim;
     std::uint32_t const begin = (chunk - box.first_chunk) << list.chunk_shift;
     REQUIRE(begin < box.units);
     std::uint32_t const end = std::min(box.units, begin + (1U << list.chunk_shift));
-    for (std::uint32_t i = begin; i < end; ++i) {
-      std::uint32_t index = i;
-      std::uint64_t from = box.from, to = box.to;
-      for (std::uint32_t d = box.rank - 1U; d > 0; --d) {
-        std::uint32_t const outer = divide(index, dims[d]), here = index - outer * dims[d].extent;
-        from += here * static_cast<std::uint64_t>(dims[d].from_stride);
-        to += here * static_cast<std::uint64_t>(dims[d].to_stride);
-        index = outer;
-      }
-      from += index * static_cast<std::uint64_t>(dims[0].from_stride);
-      to += index * static_cast<std::uint64_t>(dims[0].to_stride);
-      copy_unit(box.unit, reinterpret_cast<std::byte*>(to), reinterpret_cast<std::byte const*>(from));
+    play_units(box, list.dims + box.first_dim, begin, end);
+  }
+}
+
+// A prepared list, as its kernel carries it out: any chunk at any time.
+void play(chunk_table const& table, std::uint32_t most_bytes, std::mt19937& random) {
+  auto shuffled = table.chunks;
+  std::shuffle(shuffled.begin(), shuffled.end(), random);
+  for (ropeway_chunk const& chunk : shuffled) {
+    REQUIRE(chunk.count > 0);
+    REQUIRE(chunk.count <= most_bytes);
+    if (chunk.box == 0) {
+      std::memcpy(reinterpret_cast<void*>(chunk.to), reinterpret_cast<void const*>(chunk.from), chunk.count);
+      continue;
     }
+    REQUIRE(chunk.box <= table.boxes.size());
+    ropeway_box const& box = table.boxes[chunk.box - 1];
+    REQUIRE(chunk.from + chunk.count <= box.units);
+    REQUIRE(box.first_dim + box.rank <= table.dims.size());
+    auto const begin = static_cast<std::uint32_t>(chunk.from);
+    play_units(box, table.dims.data() + box.first_dim, begin, begin + chunk.count);
   }
 }
 
@@ -118,6 +142,7 @@ int play(copy_lists& lists) {
     case copy_lists::kernel::large_boxes:
       play_boxes(*static_cast<ropeway_large_box_list const*>(next.parameters));
       break;
+    default: FAIL("a kernel for prepared lists");
     }
   }
   return launches;
@@ -172,7 +197,78 @@ TEST_SUITE("pure") {
       lists.add_box(cuda::simplify(op));
       play(lists);
       REQUIRE(seen == expected);
+      // The same list, prepared; in chunks of different sizes.
+      std::vector<std::byte> again(room);
+      op.to = again.data() + to_offset;
+      lists.clear();
+      lists.add_box(cuda::simplify(op));
+      std::uint32_t const chunk = 256U << pick(8);
+      play(lists.cut(chunk), chunk, random);
+      REQUIRE(again == expected);
     }
+  }
+
+  TEST_CASE("a prepared list copies each byte once, whatever is in it, and can be cut again") {
+    std::mt19937 random(9);
+    constexpr std::size_t count = 30'000;
+    auto const content = testing::pattern(count * 64, 6);
+    std::vector<std::byte> seen(content.size()), expected(content.size());
+    copy_lists lists(528, true);
+    // Boxes enough that their dimensions would not fit into 16 bits, and pieces between them.
+    for (std::size_t i = 0; i < count; ++i) {
+      copy_op op = bytes_op(content.data() + i * 64, expected.data() + i * 64, 63);
+      if (i % 4 != 0) {
+        op.rank = 4;
+        op.from_element = op.to_element = 2;
+        op.extent = {2, 2, 2, 4};
+        op.from_stride = {2, 4, 8, 16};
+        op.to_stride = {32, 16, 8, 2};
+      }
+      host::copy(op, false);
+      op.to = seen.data() + i * 64;
+      lists.add_box(cuda::simplify(op));
+    }
+    for (std::uint32_t chunk : {256U, 1U << 17}) {
+      std::fill(seen.begin(), seen.end(), std::byte{0});
+      chunk_table const table = lists.cut(chunk);
+      CHECK(table.chunks.size() == count);
+      CHECK(table.dims.size() > 65'535);
+      play(table, chunk, random);
+      CHECK(seen == expected);
+    }
+  }
+
+  TEST_CASE("pieces that continue each other on both sides are one run, in whatever order they came") {
+    auto cut = [](std::vector<ropeway_piece> const& pieces, std::uint32_t chunk) {
+      copy_lists lists(528, true);
+      for (ropeway_piece const& one : pieces) lists.add_piece(one.from, one.to, one.bytes);
+      return lists.cut(chunk).chunks;
+    };
+    // Three tensors side by side on both sides, given out of order.
+    auto chunks = cut({{1000 + 512, 4096 + 512, 512, 0}, {1000, 4096, 512, 0}, {2024, 5120, 512, 0}}, 4096);
+    REQUIRE(chunks.size() == 1);
+    CHECK(chunks[0].from == 1000);
+    CHECK(chunks[0].to == 4096);
+    CHECK(chunks[0].count == 1536);
+    // Side by side in the source alone, or in the target alone: not one.
+    CHECK(cut({{1000, 4096, 512, 0}, {1512, 8192, 512, 0}}, 4096).size() == 2);
+    CHECK(cut({{1000, 4096, 512, 0}, {9000, 4608, 512, 0}}, 4096).size() == 2);
+    // One source for two targets (tied weights).
+    CHECK(cut({{1000, 4096, 512, 0}, {1000, 8192, 512, 0}}, 4096).size() == 2);
+    // Longer than what is cut elsewhere: cut in chunks all the same, at lines of the target.
+    copy_lists lists(528, true);
+    std::uint64_t const bytes = (std::uint64_t{5} << 30) + 77;
+    lists.add_piece(1 << 20, (1 << 20) + 3, bytes);
+    chunks = lists.cut(128 << 10).chunks;
+    CHECK(chunks.size() == (bytes + (128 << 10) - 1) / (128 << 10));
+    std::uint64_t at = 1 << 20;
+    for (ropeway_chunk const& chunk : chunks) {
+      REQUIRE(chunk.from == at);
+      REQUIRE(chunk.to == at + 3);
+      REQUIRE((at == 1 << 20 || chunk.to % 128 == 0));
+      at += chunk.count;
+    }
+    CHECK(at == (1 << 20) + bytes);
   }
 
   TEST_CASE("a list of many pieces takes few launches, and each byte goes once") {
