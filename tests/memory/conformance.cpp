@@ -602,6 +602,160 @@ void mixed_lists(memory_kind& kind) {
   CHECK(target.get() == expected);
 }
 
+// ---- prepared lists
+
+// A list of pieces and boxes between two areas of 1 MiB, and what it makes of them.
+struct mixed_list {
+  std::vector<copy_op> ops;
+  std::vector<std::byte> expected;
+};
+mixed_list make_mixed_list(memory_kind& kind, area const& source, area const& target,
+                           std::vector<std::byte> const& content) {
+  mixed_list list;
+  list.expected.assign(1 << 20, filler);
+  auto piece = [&](std::uint64_t from, std::uint64_t to, std::uint64_t bytes) {
+    list.ops.push_back(bytes_op(kind, source.at(from), target.at(to), bytes));
+    std::copy_n(content.begin() + static_cast<std::ptrdiff_t>(from), bytes,
+                list.expected.begin() + static_cast<std::ptrdiff_t>(to));
+  };
+  auto box = [&](copy_op const& op, std::int64_t from, std::int64_t to) {
+    list.ops.push_back(op);
+    expect_box(op, content, from, list.expected, to);
+  };
+  piece(500'003, 600'001, 300'000); // odd on both sides
+  piece(0, 0, 1001);
+  piece(1001, 1001, 7); // goes on
+  box(box_op(kind, source.at(2000), target.at(2000), {16, 16}, {4, 64}, {64, 4}, 4), 2000, 2000);
+  box(converting(box_op(kind, source.at(8000), target.at(8000), {50'000}, {4}, {2}, 1),
+                 conversion::f32_to_bf16, 4, 2),
+      8000, 8000);
+  box(box_op(kind, source.at(300'000), target.at(200'000), {90, 1000}, {2000, 2}, {2, 200}, 2), 300'000,
+      200'000);
+  piece(900'000, 450'000, 0);
+  for (std::uint64_t i = 0; i < 300; ++i) piece(700'000 + i * 13, 400'000 + i * 17, 13);
+  return list;
+}
+
+void prepared_lists_are_repeated(memory_kind& kind) {
+  auto content = pattern(1 << 20, 31);
+  area source(kind, content), target(kind, 1 << 20);
+  auto list = make_mixed_list(kind, source, target, content);
+  auto const prepared = kind.backend().prepare(list.ops);
+  std::uint64_t bytes = 0;
+  for (copy_op const& op : list.ops) bytes += memory::bytes_of(op);
+  CHECK(prepared->bytes() == bytes);
+  CHECK(prepared->units() > 0);
+  list.ops.assign(list.ops.size(), copy_op{}); // it was taken over
+  auto const queue = kind.backend().make_queue();
+  for (std::uint64_t turn = 0; turn < 3; ++turn) {
+    content = pattern(1 << 20, 31 + turn);
+    source.put(content);
+    target.clear();
+    queue->repeat(*prepared);
+    REQUIRE(reaches(*queue, queue->mark()));
+    CHECK(target.get() == make_mixed_list(kind, source, target, content).expected);
+  }
+}
+
+void portions_add_up(memory_kind& kind) {
+  auto const content = pattern(1 << 20, 34);
+  area const source(kind, content);
+  area target(kind, 1 << 20);
+  auto const list = make_mixed_list(kind, source, target, content);
+  auto const prepared = kind.backend().prepare(list.ops);
+  auto const queue = kind.backend().make_queue();
+  std::uint64_t const units = prepared->units();
+  for (std::uint64_t step : {std::uint64_t{1}, std::uint64_t{7}, units / 2 + 1}) {
+    target.clear();
+    for (std::uint64_t first = 0; first < units; first += step) {
+      memory::portion some{first, step, static_cast<std::uint32_t>(first % 3)};
+      queue->repeat(*prepared, some);
+    }
+    REQUIRE(reaches(*queue, queue->mark()));
+    CHECK(target.get() == list.expected);
+  }
+  // All but the last unit is not all, and what lies beyond the end is nothing.
+  target.clear();
+  queue->repeat(*prepared, {0, units - 1, 1});
+  REQUIRE(reaches(*queue, queue->mark()));
+  CHECK(target.get() != list.expected);
+  queue->repeat(*prepared, {units, 5, 0});
+  queue->repeat(*prepared, {~std::uint64_t{0}, ~std::uint64_t{0}, 0});
+  queue->repeat(*prepared, {0, 0, 0});
+  REQUIRE(reaches(*queue, queue->mark()));
+  CHECK(target.get() != list.expected);
+  queue->repeat(*prepared, {units - 1, ~std::uint64_t{0}, 100'000});
+  REQUIRE(reaches(*queue, queue->mark()));
+  CHECK(target.get() == list.expected);
+}
+
+void prepared_lists_keep_their_order(memory_kind& kind) {
+  constexpr std::uint64_t blocks = 16, turns = 30;
+  auto const content = pattern(1 << 20, 35);
+  area const a(kind, content), b(kind, content.size());
+  std::uint64_t const block = content.size() / blocks;
+  std::vector<copy_op> turned;
+  for (std::uint64_t k = 0; k < blocks; ++k)
+    turned.push_back(bytes_op(kind, a.at((k + 1) % blocks * block), b.at(k * block), block));
+  copy_op const back = bytes_op(kind, b.at(), a.at(), content.size());
+  auto const list = kind.backend().prepare(turned);
+  auto const queue = kind.backend().make_queue();
+  for (std::uint64_t i = 0; i < turns; ++i) {
+    queue->repeat(*list);
+    queue->copy({&back, 1});
+  }
+  REQUIRE(reaches(*queue, queue->mark()));
+  auto expected = content;
+  std::rotate(expected.begin(), expected.begin() + static_cast<std::ptrdiff_t>(turns % blocks * block),
+              expected.end());
+  CHECK(a.get() == expected);
+}
+
+void prepared_lists_of_many_pieces(memory_kind& kind) {
+  constexpr std::uint64_t count = 20'000, bytes = 200;
+  auto const content = pattern(count * bytes, 36);
+  area const source(kind, content), target(kind, content.size());
+  std::vector<copy_op> ops;
+  std::vector<std::byte> expected(content.size());
+  for (std::uint64_t i = 0; i < count; ++i) {
+    std::uint64_t const from = i * 7919 % count;
+    ops.push_back(bytes_op(kind, source.at(from * bytes), target.at(i * bytes), bytes));
+    std::copy_n(content.begin() + static_cast<std::ptrdiff_t>(from * bytes), bytes,
+                expected.begin() + static_cast<std::ptrdiff_t>(i * bytes));
+  }
+  auto const list = kind.backend().prepare(ops);
+  // One list on two queues: it is never written to.
+  auto const one = kind.backend().make_queue(), two = kind.backend().make_queue();
+  one->repeat(*list);
+  two->repeat(*list);
+  REQUIRE(reaches(*one, one->mark()));
+  REQUIRE(reaches(*two, two->mark()));
+  CHECK(target.get() == expected);
+}
+
+void prepared_lists_of_nothing(memory_kind& kind) {
+  auto const queue = kind.backend().make_queue();
+  auto const list = kind.backend().prepare({});
+  CHECK(list->bytes() == 0);
+  CHECK(list->units() == 0);
+  queue->repeat(*list);
+  CHECK(reaches(*queue, queue->mark()));
+}
+
+void prepared_lists_that_make_no_sense(memory_kind& kind) {
+  area const a(kind, pattern(4096, 37)), b(kind, 4096);
+  auto const queue = kind.backend().make_queue();
+  copy_op ops[2] = {bytes_op(kind, a.at(), b.at(), 100), bytes_op(kind, a.at(), b.at(200), 100)};
+  ops[1].convert = conversion::f32_to_f16;
+  auto prepare_and_repeat = [&] { queue->repeat(*kind.backend().prepare(ops)); };
+  CHECK_THROWS_AS(prepare_and_repeat(), transfer_error);
+  class foreign final : public memory::prepared_copies {
+  } const theirs;
+  CHECK_THROWS_AS(queue->repeat(theirs), transfer_error);
+  REQUIRE(reaches(*queue, queue->mark()));
+  CHECK(b.get() == std::vector<std::byte>(4096, filler));
+}
+
 constexpr conformance_case cases[] = {
     {"a peer sees the same bytes, also those written later", a_peer_sees_the_same_bytes},
     {"a peer keeps memory whose maker let go", a_peer_keeps_memory_whose_maker_let_go},
@@ -631,6 +785,12 @@ constexpr conformance_case cases[] = {
     {"narrowing rounds to even and keeps NaN", narrowing_rounds_to_even_and_keeps_nan},
     {"widening is exact", widening_is_exact},
     {"mixed lists", mixed_lists},
+    {"prepared lists are taken over and repeated", prepared_lists_are_repeated},
+    {"portions of a prepared list add up to all of it", portions_add_up},
+    {"prepared lists keep their order among others", prepared_lists_keep_their_order},
+    {"a prepared list of many pieces, on two queues", prepared_lists_of_many_pieces},
+    {"a prepared list of nothing", prepared_lists_of_nothing},
+    {"prepared lists that make no sense, or are another's, are refused", prepared_lists_that_make_no_sense},
 };
 
 } // namespace
