@@ -178,3 +178,178 @@ TEST_CASE("a queue that is destroyed finishes what waits, and it is counted") {
   CHECK(devices.count().drained == 1);
   CHECK(devices.count().queues_alive == 0);
 }
+
+namespace {
+
+void fill(memory::region const& memory, std::uint64_t at, std::vector<std::byte> const& content) {
+  std::copy(content.begin(), content.end(), memory.data() + at);
+}
+
+std::vector<std::byte> bytes_of(memory::region const& memory) {
+  return {memory.data(), memory.data() + memory.size()};
+}
+
+constexpr std::uint64_t sizes[] = {8192, 4096, 65536};
+constexpr std::uint64_t all_sizes = 8192 + 4096 + 65536;
+
+// What an update does: asks for each allocation in a range, exports it, and maps it elsewhere.
+std::shared_ptr<memory::region> carry(memory::backend& from, memory::backend& to,
+                                      memory::region const& memory) {
+  auto importer = to.start_import(memory::part_kind::cuda_memory, memory.size(), 3, from.uuid());
+  for (std::byte const* at = memory.data(); at < memory.data() + memory.size();) {
+    auto const found = from.find_allocation(at);
+    importer->add(from.export_allocation(found));
+    at = found.begin + found.bytes;
+  }
+  return importer->finish();
+}
+
+} // namespace
+
+TEST_CASE("an application's allocations are found one by one, and mapped side by side") {
+  auto const when = std::make_shared<script>();
+  scripted_devices sender(when, 2), receiver(when, 2);
+  auto const from = sender.get(device::cuda(0)), to = receiver.get(device::cuda(1));
+  auto memory = sender.allocate(device::cuda(0), sizes);
+  auto const content = pattern(all_sizes, 1);
+  fill(*memory, 0, content);
+
+  auto const first = from->find_allocation(memory->data()),
+             last = from->find_allocation(memory->data() + 12288);
+  CHECK(first.begin == memory->data());
+  CHECK(first.bytes == 8192);
+  CHECK(first.kind == memory::part_kind::cuda_memory);
+  CHECK(first.where == device::cuda(0));
+  CHECK(first.identity != 0);
+  CHECK(from->find_allocation(memory->data() + 8191).identity == first.identity);
+  CHECK(from->find_allocation(memory->data() + 8192).identity != first.identity);
+  CHECK(from->find_allocation(memory->data() + all_sizes - 1).identity == last.identity);
+  CHECK(from->find_allocation(memory->data() + all_sizes).kind == memory::part_kind::none);
+  CHECK(from->find_allocation(memory->data() - 1).kind == memory::part_kind::none);
+  CHECK(sender.get(device::cuda(1))->find_allocation(memory->data()).where == device::cuda(0));
+  CHECK(sender.get(device::host())->find_allocation(memory->data()).kind == memory::part_kind::none);
+  CHECK(to->find_allocation(memory->data()).kind == memory::part_kind::none);
+  int here = 0;
+  auto const unknown = from->find_allocation(reinterpret_cast<std::byte*>(&here));
+  CHECK(unknown.kind == memory::part_kind::none);
+  CHECK(unknown.why_not == std::string("memory that the script does not share"));
+
+  auto const seen = carry(*from, *to, *memory);
+  CHECK(seen->where() == device::cuda(1));
+  CHECK(bytes_of(*seen) == content);
+  fill(*memory, 8000, pattern(500, 2)); // over the border, later
+  CHECK(bytes_of(*seen) == bytes_of(*memory));
+  CHECK(sender.count().exports == 3);
+  CHECK(receiver.count().segments_alive == 1);
+  auto const kept = bytes_of(*memory);
+  memory.reset();
+  CHECK(bytes_of(*seen) == kept);
+  CHECK(from->find_allocation(first.begin).kind == memory::part_kind::none);
+  CHECK_THROWS_AS(from->export_allocation(first), transfer_error);
+}
+
+TEST_CASE("an allocation that is made anew has another identity, and who mapped the old one keeps it") {
+  auto const when = std::make_shared<script>();
+  scripted_devices devices(when, 1);
+  auto const gpu = devices.get(device::cuda(0));
+  auto const memory = devices.allocate(device::cuda(0), sizes);
+  auto const old = pattern(all_sizes, 3);
+  fill(*memory, 0, old);
+  auto const before = gpu->find_allocation(memory->data() + 8192);
+  auto const seen = carry(*gpu, *gpu, *memory);
+  devices.make_anew(memory->data() + 9000);
+  auto const after = gpu->find_allocation(memory->data() + 8192);
+  CHECK(after.begin == before.begin);
+  CHECK(after.identity != before.identity);
+  CHECK_THROWS_AS(gpu->export_allocation(before), transfer_error);
+  CHECK(memory->data()[8192] == std::byte{0});
+  fill(*memory, 8192, pattern(4096, 4));
+  CHECK(bytes_of(*seen) == old);
+  CHECK(bytes_of(*carry(*gpu, *gpu, *memory)) == bytes_of(*memory));
+  devices.hide(memory->data(), "memory of a pool");
+  CHECK(gpu->find_allocation(memory->data() + 1).why_not == std::string("memory of a pool"));
+  CHECK_THROWS_AS(gpu->export_allocation(gpu->find_allocation(memory->data())), transfer_error);
+}
+
+TEST_CASE("segments whose parts are not what was announced are refused, and failures come as planned") {
+  auto const when = std::make_shared<script>();
+  scripted_devices devices(when, 2);
+  auto const gpu = devices.get(device::cuda(0));
+  auto const memory = devices.allocate(device::cuda(0), sizes);
+  auto part = [&](std::size_t at) {
+    return gpu->export_allocation(gpu->find_allocation(memory->data() + at));
+  };
+  auto start = [&](std::uint64_t bytes, std::uint32_t parts) {
+    return gpu->start_import(memory::part_kind::cuda_memory, bytes, parts, gpu->uuid());
+  };
+  CHECK_THROWS_AS(start(0, 1), transfer_error);
+  CHECK_THROWS_AS(start(4096, 0), transfer_error);
+  CHECK_THROWS_AS(start(4095, 1), transfer_error);
+  CHECK_THROWS_AS(start(4096, 2)->finish(), transfer_error);
+  CHECK_THROWS_AS(start(4096, 1)->add(part(0)), transfer_error); // too long
+  {
+    auto one = start(8192, 2);
+    one->add(part(8192));
+    CHECK_THROWS_AS(one->finish(), transfer_error);
+    CHECK_THROWS_AS(one->add(part(0)), transfer_error);
+    auto lying = part(8192);
+    lying.bytes = 8192;
+    CHECK_THROWS_AS(start(8192, 1)->add(std::move(lying)), transfer_error);
+    auto closed = part(8192);
+    closed.fd.reset();
+    CHECK_THROWS_AS(start(4096, 1)->add(std::move(closed)), transfer_error);
+  }
+  devices.reaches(device::cuda(1), scripted_devices::uuid_of(0), false);
+  CHECK_THROWS_AS(carry(*gpu, *devices.get(device::cuda(1)), *memory), transfer_error);
+  CHECK_THROWS_AS(carry(*gpu, *devices.get(device::host()), *memory), transfer_error);
+
+  devices.fail(scripted_devices::call::import_segment, errc::not_reachable, 2);
+  CHECK_THROWS_AS(carry(*gpu, *gpu, *memory), transfer_error); // at the third part
+  devices.fail(scripted_devices::call::export_allocation, errc::not_reachable, 1);
+  CHECK_THROWS_AS(carry(*gpu, *gpu, *memory), transfer_error);
+  CHECK(devices.count().segments_made == 0);
+  CHECK(bytes_of(*carry(*gpu, *gpu, *memory)) == bytes_of(*memory));
+  CHECK(devices.count().segments_made == 1);
+  CHECK(devices.count().segments_alive == 0);
+}
+
+TEST_CASE("prepared lists take their pace from the script, portion by portion") {
+  auto const when = std::make_shared<script>(script::pace::timed);
+  scripted_devices devices(when, 1);
+  devices.cost([](device, std::span<memory::copy_op const> ops) { return 10ms * ops.size(); });
+  auto const gpu = devices.get(device::cuda(0));
+  char a[] = "abc", b[] = "old";
+  std::vector<memory::copy_op> ops{op_of(a, b, 1), op_of(a + 1, b + 1, 1), op_of(a + 2, b + 2, 1)};
+  devices.fail(scripted_devices::call::prepare, errc::out_of_memory);
+  CHECK_THROWS_AS(gpu->prepare(ops), transfer_error);
+  {
+    auto const list = gpu->prepare(ops);
+    CHECK(devices.count().prepared_alive == 1);
+    auto const queue = gpu->make_queue();
+    queue->repeat(*list, {0, 2, 8});
+    auto const first = queue->mark();
+    queue->repeat(*list, {2});
+    auto const second = queue->mark();
+    CHECK(b == std::string("old"));
+    REQUIRE(when->advance());
+    CHECK(when->now() == 20ms);
+    CHECK(queue->poll().completed == first);
+    CHECK(b == std::string("abd"));
+    REQUIRE(when->advance());
+    CHECK(when->now() == 30ms);
+    CHECK(queue->poll().completed == second);
+    CHECK(b == std::string("abc"));
+    CHECK(devices.count().repeats == 2);
+    CHECK(devices.count().most_blocks == 0);
+    when->set(script::pace::held);
+    b[0] = 'x';
+    queue->repeat(*list, {0, 1, 3});
+    CHECK(devices.count().most_blocks == 3);
+    CHECK(when->touches(b, 1));
+    CHECK_FALSE(when->touches(b + 1, 2));
+    CHECK(b[0] == 'x');
+    CHECK(when->finish_all() == 1);
+    CHECK(b[0] == 'a');
+  }
+  CHECK(devices.count().prepared_alive == 0);
+}

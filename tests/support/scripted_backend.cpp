@@ -2,8 +2,11 @@
 
 #include <algorithm>
 #include <deque>
+#include <fcntl.h>
 #include <stdexcept>
 #include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <unistd.h>
 #include <utility>
 
 #include "memory/host/box.hpp"
@@ -12,6 +15,55 @@
 namespace ropeway::testing {
 
 using memory::copy_op;
+
+namespace {
+
+// Addresses of an application, or of an imported segment: memory files mapped one behind the other.
+class address_space {
+ public:
+  explicit address_space(std::uint64_t bytes) : bytes_(bytes) {
+    void* const at = ::mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (at == MAP_FAILED) throw transfer_error(errc::out_of_memory, "no addresses for a segment");
+    begin_ = static_cast<std::byte*>(at);
+  }
+  ~address_space() {
+    if (begin_ != nullptr) ::munmap(begin_, bytes_);
+  }
+  address_space(address_space const&) = delete;
+  address_space& operator=(address_space const&) = delete;
+
+  void map(std::byte* at, std::uint64_t bytes, int fd, int protection) const {
+    if (::mmap(at, bytes, protection, MAP_SHARED | MAP_FIXED, fd, 0) == MAP_FAILED)
+      throw transfer_error(errc::bad_region, "a part of a segment can't be mapped");
+  }
+  std::byte* begin() const noexcept { return begin_; }
+  std::uint64_t bytes() const noexcept { return bytes_; }
+
+ private:
+  std::byte* begin_ = nullptr;
+  std::uint64_t bytes_;
+};
+
+unique_fd again(unique_fd const& fd) { return unique_fd(::fcntl(fd.get(), F_DUPFD_CLOEXEC, 0)); }
+
+bool whole_pages(std::uint64_t bytes) {
+  return bytes > 0 && bytes % static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE)) == 0;
+}
+
+// What a device's application allocated: a memory file, which only its maker's mapping writes.
+struct own_allocation {
+  memory::allocation seen;
+  unique_fd fd;
+  void fill(address_space const& into) {
+    fd.reset(::memfd_create("scripted", MFD_CLOEXEC | MFD_ALLOW_SEALING));
+    if (!fd || ::fallocate(fd.get(), 0, 0, static_cast<off_t>(seen.bytes)) != 0)
+      throw transfer_error(errc::out_of_memory, "no memory for a scripted allocation");
+    into.map(seen.begin, seen.bytes, fd.get(), PROT_READ | PROT_WRITE);
+    ::fcntl(fd.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE | F_SEAL_SEAL);
+  }
+};
+
+} // namespace
 
 struct scripted_devices::state {
   std::shared_ptr<script> when;
@@ -27,6 +79,20 @@ struct scripted_devices::state {
   std::map<std::pair<int, memory::device_uuid>, bool> reach; // by ordinal, -1 for the host
   std::map<int, std::weak_ptr<memory::backend>> devices;     // which hold this state
   bool hang = false;
+  struct own_memory {
+    address_space const* where;
+    own_allocation what;
+  };
+  std::map<std::byte const*, own_memory> own; // by its first address
+  std::uint64_t last_identity = 0;
+
+  // Under the mutex; null if there is none.
+  own_memory* find_own(std::byte const* address) noexcept {
+    auto next = own.upper_bound(address);
+    if (next == own.begin()) return nullptr;
+    auto& [begin, found] = *std::prev(next);
+    return address < begin + found.what.seen.bytes ? &found : nullptr;
+  }
 
   static int key(device where) noexcept { return where.is_cuda() ? where.ordinal() : -1; }
 
@@ -90,6 +156,11 @@ class scripted_queue final : public memory::queue {
     if (when().pace_ == script::pace::immediate) {
       while (may_finish()) finish_front();
     }
+  }
+
+  void repeat(memory::prepared_copies const& list, memory::portion what) override {
+    devices_->tell([&](auto& c) { ++c.repeats, c.most_blocks = what.most_blocks; });
+    queue::repeat(list, what);
   }
 
   std::uint64_t mark() override {
@@ -208,7 +279,57 @@ class named_region final : public memory::region {
   std::function<void()> gone_;
 };
 
+// An application's memory, or a peer's segment of it.
+class mapped_files final : public memory::region {
+ public:
+  mapped_files(std::unique_ptr<address_space> space, device where, std::function<void()> gone)
+      : region(space->begin(), space->bytes(), where), space_(std::move(space)), gone_(std::move(gone)) {}
+  ~mapped_files() override { gone_(); }
+
+ private:
+  std::unique_ptr<address_space> space_;
+  std::function<void()> gone_;
+};
+
 } // namespace
+
+class scripted_importer final : public memory::segment_importer {
+ public:
+  using state = scripted_devices::state;
+
+  scripted_importer(device where, std::uint64_t bytes, std::uint32_t parts, std::shared_ptr<state> devices)
+      : where_(where), parts_left_(parts), devices_(std::move(devices)) {
+    if (!whole_pages(bytes) || parts == 0) bad();
+    space_ = std::make_unique<address_space>(bytes);
+  }
+  void add(memory::part_handle part) override {
+    devices_->may_fail(scripted_devices::call::import_segment, "import_segment");
+    if (part.kind != memory::part_kind::cuda_memory || parts_left_ == 0 || !whole_pages(part.bytes) ||
+        part.bytes > space_->bytes() - mapped_)
+      bad();
+    // Checks the descriptor, as strictly as a ring's.
+    (void)memory::host::import_region(again(part.fd), part.bytes);
+    space_->map(space_->begin() + mapped_, part.bytes, part.fd.get(), PROT_READ);
+    mapped_ += part.bytes;
+    --parts_left_;
+  }
+  std::shared_ptr<memory::region> finish() override {
+    if (!space_ || parts_left_ != 0 || mapped_ != space_->bytes()) bad();
+    devices_->tell([](auto& c) { ++c.segments_made, ++c.segments_alive; });
+    auto gone = [devices = devices_] { devices->tell([](auto& c) { --c.segments_alive; }); };
+    return std::make_shared<mapped_files>(std::move(space_), where_, gone);
+  }
+
+ private:
+  [[noreturn]] static void bad() {
+    throw transfer_error(errc::bad_region, "a segment's parts are not what was announced");
+  }
+  device where_;
+  std::uint32_t parts_left_;
+  std::uint64_t mapped_ = 0;
+  std::unique_ptr<address_space> space_;
+  std::shared_ptr<state> devices_;
+};
 
 class scripted_device final : public memory::backend {
  public:
@@ -257,6 +378,44 @@ class scripted_device final : public memory::backend {
   std::unique_ptr<memory::queue> make_queue() override {
     devices_->may_fail(call::make_queue, "make_queue");
     return std::make_unique<scripted_queue>(where_, devices_);
+  }
+  std::shared_ptr<memory::prepared_copies const> prepare(std::span<copy_op const> ops) override {
+    devices_->may_fail(call::prepare, "prepare");
+    auto list = backend::prepare(ops);
+    devices_->tell([](auto& c) { ++c.prepared_made, ++c.prepared_alive; });
+    auto const* const raw = list.get();
+    return {raw, [list = std::move(list), devices = devices_](auto*) {
+              devices->tell([](auto& c) { --c.prepared_alive; });
+            }};
+  }
+  memory::allocation find_allocation(std::byte const* address) const noexcept override {
+    if (!where_.is_cuda()) return backend::find_allocation(address);
+    std::lock_guard const lock(devices_->mutex);
+    if (auto const* const own = devices_->find_own(address)) return own->what.seen;
+    memory::allocation none;
+    none.why_not = "memory that the script does not share";
+    return none;
+  }
+  memory::part_handle export_allocation(memory::allocation const& what) override {
+    devices_->may_fail(call::export_allocation, "export_allocation");
+    std::lock_guard const lock(devices_->mutex);
+    auto const* const own = where_.is_cuda() ? devices_->find_own(what.begin) : nullptr;
+    if (!own || own->what.seen.identity != what.identity ||
+        own->what.seen.kind != memory::part_kind::cuda_memory)
+      throw transfer_error(errc::not_reachable, "scripted memory was freed, or can't be exported");
+    ++devices_->counts.exports;
+    memory::part_handle part;
+    part.kind = own->what.seen.kind;
+    part.bytes = own->what.seen.bytes;
+    part.fd = again(own->what.fd);
+    return part;
+  }
+  std::unique_ptr<memory::segment_importer> start_import(memory::part_kind kind, std::uint64_t bytes,
+                                                         std::uint32_t parts,
+                                                         memory::device_uuid const& origin) override {
+    if (!where_.is_cuda() || kind != memory::part_kind::cuda_memory || !can_reach(origin))
+      return backend::start_import(kind, bytes, parts, origin);
+    return std::make_unique<scripted_importer>(where_, bytes, parts, devices_);
   }
 
  private:
@@ -353,6 +512,48 @@ memory::device_uuid scripted_devices::uuid_of(int ordinal) {
   id.front() = 0xc0;
   id.back() = static_cast<std::uint8_t>(ordinal + 1);
   return id;
+}
+
+std::shared_ptr<memory::region> scripted_devices::allocate(device where,
+                                                           std::span<std::uint64_t const> sizes) {
+  std::uint64_t all = 0;
+  for (std::uint64_t const bytes : sizes) {
+    if (!whole_pages(bytes)) throw std::invalid_argument("a scripted allocation is whole pages");
+    all += bytes;
+  }
+  auto space = std::make_unique<address_space>(all);
+  std::byte *const begin = space->begin(), *at = begin;
+  std::map<std::byte const*, state::own_memory> made;
+  for (std::uint64_t const bytes : sizes) {
+    own_allocation one{{at, bytes, 0, where, memory::part_kind::cuda_memory, ""}, {}};
+    one.fill(*space);
+    made.emplace(at, state::own_memory{space.get(), std::move(one)});
+    at += bytes;
+  }
+  std::lock_guard const lock(state_->mutex);
+  for (auto& [address, one] : made) one.what.seen.identity = ++state_->last_identity;
+  state_->own.merge(made);
+  auto gone = [state = state_, begin, end = at] {
+    std::lock_guard const inside(state->mutex);
+    state->own.erase(state->own.lower_bound(begin), state->own.lower_bound(end));
+  };
+  return std::make_shared<mapped_files>(std::move(space), where, gone);
+}
+
+void scripted_devices::make_anew(std::byte const* address) {
+  std::lock_guard const lock(state_->mutex);
+  auto* const own = state_->find_own(address);
+  if (!own) throw std::invalid_argument("no scripted allocation");
+  own->what.fill(*own->where);
+  own->what.seen.identity = ++state_->last_identity;
+}
+
+void scripted_devices::hide(std::byte const* address, char const* why) {
+  std::lock_guard const lock(state_->mutex);
+  auto* const own = state_->find_own(address);
+  if (!own) throw std::invalid_argument("no scripted allocation");
+  own->what.seen.kind = memory::part_kind::none;
+  own->what.seen.why_not = why;
 }
 
 void scripted_devices::cost(cost_function how_long) {

@@ -84,8 +84,28 @@ class scripted_devices final : public memory::backends {
   /// Whether `device` may map memory of `origin` (by default all may, but the host only the host's).
   void reaches(device where, memory::device_uuid const& origin, bool can);
 
-  /// What may fail.
-  enum class call : std::uint8_t { make_region, import_region, register_host, make_queue, copy, start_after };
+  /// Memory of a device that is an application's own: allocations of these sizes (whole pages), side by side.
+  /// Peers can map each of them (part_kind::cuda_memory). Devices of other `scripted_devices` do not know it.
+  std::shared_ptr<memory::region> allocate(device where, std::span<std::uint64_t const> sizes);
+  /// As if the allocation at this address had been freed and made anew there: it has another identity and
+  /// holds zeros, and who has mapped the old one keeps that.
+  void make_anew(std::byte const* address);
+  /// From now on the allocation at this address can't be exported; `why` is a literal, as in
+  /// allocation::why_not.
+  void hide(std::byte const* address, char const* why);
+
+  /// What may fail. `import_segment` is asked for each part.
+  enum class call : std::uint8_t {
+    make_region,
+    import_region,
+    register_host,
+    make_queue,
+    copy,
+    start_after,
+    prepare,
+    export_allocation,
+    import_segment,
+  };
   /// Lets the call after the next `successes` of them throw a `transfer_error` with this code, once.
   void fail(call what, errc why, int successes = 0);
   /// The device of all queues there are now fails: nothing that waits finishes, and `poll` says so.
@@ -101,6 +121,11 @@ class scripted_devices final : public memory::backends {
     std::uint64_t lists = 0, ops = 0, bytes = 0; ///< queued copies
     std::uint64_t drained = 0;                   ///< lists that only a `drain` finished
     std::uint64_t waits = 0;                     ///< `start_after` something
+    std::uint64_t prepared_made = 0, prepared_alive = 0;
+    std::uint64_t repeats = 0;     ///< of prepared lists or portions of them
+    std::uint32_t most_blocks = 0; ///< of the last such portion
+    std::uint64_t exports = 0;
+    std::uint64_t segments_made = 0, segments_alive = 0; ///< imported ones
   };
   counts count() const;
 
@@ -109,6 +134,7 @@ class scripted_devices final : public memory::backends {
   std::shared_ptr<state> state_;
   friend class scripted_queue;
   friend class scripted_device;
+  friend class scripted_importer;
 };
 
 /// Runs a test's event loop and the script's clock: handlers first, and when none is ready the clock. Until
