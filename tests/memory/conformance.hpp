@@ -41,11 +41,16 @@ class import_peer {
     std::string error;
   };
   answer import(int handle, std::uint64_t bytes, memory::device_uuid const& origin);
+  /// The same of a segment in parts of one kind.
+  answer import(std::span<memory::part_handle const> parts, std::uint64_t bytes,
+                memory::device_uuid const& origin);
   /// What is in the region now, which it has still mapped.
   answer look_again();
+  /// It unmaps the region now.
+  answer let_go();
 
  private:
-  answer ask(std::span<std::byte const> request, int fd);
+  answer ask(import_request const& request, int fd);
   unique_fd socket_;
   pid_t pid_ = 0;
 };

@@ -41,8 +41,8 @@ import_peer::~import_peer() {
   ::waitpid(pid_, nullptr, 0);
 }
 
-import_peer::answer import_peer::ask(std::span<std::byte const> request, int fd) {
-  iovec part{const_cast<std::byte*>(request.data()), request.size()};
+import_peer::answer import_peer::ask(import_request const& request, int fd) {
+  iovec part{const_cast<import_request*>(&request), sizeof request};
   alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
   msghdr message{};
   message.msg_iov = &part;
@@ -66,13 +66,40 @@ import_peer::answer import_peer::ask(std::span<std::byte const> request, int fd)
 }
 
 import_peer::answer import_peer::import(int handle, std::uint64_t bytes, memory::device_uuid const& origin) {
-  import_request const request{bytes, origin};
-  return ask(std::as_bytes(std::span(&request, 1)), handle);
+  import_request request;
+  request.what = import_request::kind::region;
+  request.bytes = bytes;
+  request.origin = origin;
+  return ask(request, handle);
 }
 
-import_peer::answer import_peer::look_again() {
-  import_request const request;
-  return ask(std::as_bytes(std::span(&request, 1)), -1);
+import_peer::answer import_peer::look_again() { return ask({}, -1); }
+
+import_peer::answer import_peer::let_go() {
+  import_request request;
+  request.what = import_request::kind::let_go;
+  return ask(request, -1);
+}
+
+import_peer::answer import_peer::import(std::span<memory::part_handle const> parts, std::uint64_t bytes,
+                                        memory::device_uuid const& origin) {
+  import_request request;
+  request.what = import_request::kind::segment;
+  request.part_kind = static_cast<std::uint8_t>(parts[0].kind);
+  request.parts = static_cast<std::uint32_t>(parts.size());
+  request.bytes = bytes;
+  request.origin = origin;
+  auto seen = ask(request, -1);
+  for (memory::part_handle const& part : parts) {
+    if (!seen.error.empty()) return seen;
+    request.what = import_request::kind::part;
+    request.part_kind = static_cast<std::uint8_t>(part.kind);
+    request.bytes = part.bytes;
+    request.legacy = part.legacy;
+    seen = ask(request, part.fd.get());
+  }
+  request.what = import_request::kind::finish;
+  return seen.error.empty() ? ask(request, -1) : seen;
 }
 
 std::vector<std::byte> pattern(std::size_t bytes, std::uint64_t seed) {

@@ -7,10 +7,21 @@
 
 namespace ropeway::testing {
 
-/// Sent with one descriptor if it has a size; without, it asks for another look at the last region.
+/// Asks for a region or for a step of a segment's import; each is answered.
 struct import_request {
+  enum class kind : std::uint8_t {
+    look_again, ///< at the last region
+    region,     ///< comes with its descriptor
+    segment,    ///< of so many bytes and parts
+    part,       ///< comes with a descriptor, or with 64 bytes
+    finish,     ///< the segment is whole: it is looked at like a region
+    let_go,     ///< unmaps the last region
+  } what = kind::look_again;
+  std::uint8_t part_kind = 0; ///< memory::part_kind
+  std::uint32_t parts = 0;
   std::uint64_t bytes = 0;
   std::array<std::uint8_t, 16> origin{};
+  std::array<std::uint8_t, 64> legacy{};
 };
 
 struct import_reply {

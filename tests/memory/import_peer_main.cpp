@@ -48,6 +48,34 @@ std::uint64_t look(memory::queue& queue, memory::region const& from) {
   return hash_of(seen);
 }
 
+// Whether there is something to be looked at now.
+bool step(memory::backend& backend, import_request const& request, unique_fd fd,
+          std::unique_ptr<memory::segment_importer>& importer, std::shared_ptr<memory::region>& region) {
+  using kind = import_request::kind;
+  switch (request.what) {
+  case kind::look_again: return true;
+  case kind::region:
+    region = backend.import_region(std::move(fd), request.bytes, request.origin);
+    return true;
+  case kind::segment:
+    importer = backend.start_import(static_cast<memory::part_kind>(request.part_kind), request.bytes,
+                                    request.parts, request.origin);
+    return false;
+  case kind::part: {
+    memory::part_handle part;
+    part.kind = static_cast<memory::part_kind>(request.part_kind);
+    part.bytes = request.bytes;
+    part.legacy = request.legacy;
+    part.fd = std::move(fd);
+    importer->add(std::move(part));
+    return false;
+  }
+  case kind::finish: region = importer->finish(); return true;
+  case kind::let_go: region.reset(); return false;
+  }
+  return false;
+}
+
 } // namespace
 
 int main(int, char** arguments) {
@@ -60,6 +88,7 @@ int main(int, char** arguments) {
     queue = backend->make_queue();
   } catch (std::exception const& error) { no_device = error.what(); }
   std::shared_ptr<memory::region> region;
+  std::unique_ptr<memory::segment_importer> importer;
   for (;;) {
     import_request request;
     bool ended = false;
@@ -68,10 +97,8 @@ int main(int, char** arguments) {
     import_reply reply;
     std::string words = no_device;
     try {
-      if (words.empty() && request.bytes != 0) {
-        region = backend->import_region(std::move(fd), request.bytes, request.origin);
-      }
-      if (words.empty() && region) reply.hash = look(*queue, *region);
+      bool const worth_a_look = words.empty() && step(*backend, request, std::move(fd), importer, region);
+      if (worth_a_look && region) reply.hash = look(*queue, *region);
     } catch (std::exception const& error) { words = error.what(); }
     words.copy(reply.error.data(), reply.error.size() - 1);
     if (::send(import_socket, &reply, sizeof reply, MSG_NOSIGNAL) < 0) return 1;

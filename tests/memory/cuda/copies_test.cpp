@@ -162,6 +162,15 @@ TEST_CASE("all pairs of memory copy and convert as the host does") {
         queue->copy(ops);
         REQUIRE(reaches(*queue, queue->mark()));
         CHECK(to.read() == expected);
+        // The same, prepared, in three portions.
+        auto const list = backend->prepare(ops);
+        to.write(empty);
+        std::uint64_t const third = list->units() / 3;
+        queue->repeat(*list, {0, third, 2});
+        queue->repeat(*list, {third, third, 0});
+        queue->repeat(*list, {2 * third});
+        REQUIRE(reaches(*queue, queue->mark()));
+        CHECK(to.read() == expected);
       }
     }
   }
@@ -214,6 +223,7 @@ TEST_CASE("lists of all kinds of memory in turn keep their order") {
   chain[0].write(content);
   std::size_t const part = room / 16;
   auto expected = content;
+  std::vector<std::shared_ptr<memory::prepared_copies const>> prepared;
   for (int turn = 0; turn < 4; ++turn) {
     for (std::size_t i = 0; i < chain.size(); ++i) {
       side const& from = chain[i];
@@ -227,7 +237,12 @@ TEST_CASE("lists of all kinds of memory in turn keep their order") {
         op.bytes = part;
         list.push_back(op);
       }
-      queue->copy(list);
+      if (turn % 2 == 0) {
+        queue->copy(list);
+      } else {
+        prepared.push_back(backend->prepare(list));
+        queue->repeat(*prepared.back());
+      }
       (void)queue->mark();
       std::rotate(expected.begin(), expected.begin() + static_cast<std::ptrdiff_t>(part), expected.end());
     }

@@ -81,6 +81,27 @@ std::shared_ptr<std::byte> kit::allocate_pinned(std::uint64_t bytes) {
           }};
 }
 
+std::shared_ptr<std::byte> kit::allocate_managed(std::uint64_t bytes) {
+  current here(*this);
+  CUdeviceptr at = 0;
+  check(more.cuMemAllocManaged(&at, bytes, CU_MEM_ATTACH_GLOBAL), "cuMemAllocManaged");
+  return {reinterpret_cast<std::byte*>(at), [this](std::byte* p) {
+            current inside(*this);
+            (void)more.cuMemFree(reinterpret_cast<CUdeviceptr>(p));
+          }};
+}
+
+std::shared_ptr<std::byte> kit::allocate_from_pool(std::uint64_t bytes) {
+  current here(*this);
+  CUdeviceptr at = 0;
+  check(more.cuMemAllocAsync(&at, bytes, copies_), "cuMemAllocAsync");
+  check(more.cuStreamSynchronize(copies_), "cuMemAllocAsync");
+  return {reinterpret_cast<std::byte*>(at), [this](std::byte* p) {
+            current inside(*this);
+            (void)more.cuMemFreeAsync(reinterpret_cast<CUdeviceptr>(p), copies_);
+          }};
+}
+
 void kit::write(std::byte* to, std::span<std::byte const> from) {
   current here(*this);
   check(more.cuMemcpyHtoDAsync(reinterpret_cast<CUdeviceptr>(to), from.data(), from.size(), copies_),

@@ -12,7 +12,8 @@
 #define ROPEWAY_TEST_FUNCTIONS(X)                                                                            \
   X(cuMemAlloc) X(cuMemFree) X(cuMemcpyHtoDAsync) X(cuMemcpyDtoHAsync) X(cuMemsetD8Async)                    \
   X(cuStreamCreate) X(cuStreamSynchronize) X(cuStreamBeginCapture) X(cuStreamEndCapture)                     \
-  X(cuGraphGetNodes) X(cuGraphDestroy) X(cuCtxGetCurrent) X(cuDevicePrimaryCtxReset)
+  X(cuGraphGetNodes) X(cuGraphDestroy) X(cuCtxGetCurrent) X(cuDevicePrimaryCtxReset)                         \
+  X(cuMemAllocManaged) X(cuMemAllocAsync) X(cuMemFreeAsync)
 // clang-format on
 
 namespace ropeway::testing {
@@ -39,6 +40,8 @@ class kit {
   void check(CUresult result, char const* what) const;
   std::shared_ptr<std::byte> allocate(std::uint64_t bytes);
   std::shared_ptr<std::byte> allocate_pinned(std::uint64_t bytes);
+  std::shared_ptr<std::byte> allocate_managed(std::uint64_t bytes);
+  std::shared_ptr<std::byte> allocate_from_pool(std::uint64_t bytes);
   void write(std::byte* to, std::span<std::byte const> from);
   void read(std::span<std::byte> to, std::byte const* from);
   CUstream make_stream(); // non-blocking; never destroyed

@@ -53,6 +53,24 @@ void use_everything(CUstream caller, std::function<void(char const*)> const& aft
       op_of(pageable.data(), device::host(), made.memory->data(), device::cuda(0), bytes);
   queue->copy({&from_pageable, 1});
   after_each("copy of pageable memory");
+  copy_op const both[] = {to_device, from_pageable};
+  auto prepared = backend->prepare(both);
+  after_each("prepare");
+  queue->repeat(*prepared);
+  after_each("repeat");
+  auto const found = backend->find_allocation(made.memory->data());
+  after_each("find_allocation");
+  (void)backend->find_allocation(pageable.data());
+  after_each("find_allocation of host memory");
+  auto part = backend->export_allocation(found);
+  after_each("export_allocation");
+  auto importer = backend->start_import(part.kind, part.bytes, 1, backend->uuid());
+  after_each("start_import");
+  importer->add(std::move(part));
+  after_each("add");
+  auto segment = importer->finish();
+  after_each("finish");
+  importer.reset();
   (void)queue->mark();
   after_each("mark");
   (void)queue->poll();
@@ -61,6 +79,10 @@ void use_everything(CUstream caller, std::function<void(char const*)> const& aft
   after_each("drain");
   queue.reset();
   after_each("~queue");
+  prepared.reset();
+  after_each("~prepared_copies");
+  segment.reset();
+  after_each("~segment");
   pin.reset();
   after_each("unregister");
   imported.reset();
@@ -84,6 +106,7 @@ CUresult count_create(CUmemGenericAllocationHandle* out, std::size_t n, CUmemAll
                       unsigned long long f) {
   return ++costly, real.cuMemCreate(out, n, p, f);
 }
+CUresult count_alloc(CUdeviceptr* out, std::size_t n) { return ++costly, real.cuMemAlloc(out, n); }
 CUresult count_register(void* at, std::size_t n, unsigned f) {
   return ++costly, real.cuMemHostRegister(at, n, f);
 }
@@ -151,6 +174,7 @@ TEST_CASE("the steady path makes nothing: no memory, no event, no stream, no reg
   table->cuStreamCreateWithPriority = count_stream;
   table->cuMemHostAlloc = count_host;
   table->cuMemCreate = count_create;
+  table->cuMemAlloc = count_alloc;
   table->cuMemHostRegister = count_register;
   auto const backend = memory::cuda::make_backend(table, 0);
   auto const queue = backend->make_queue();
@@ -168,10 +192,13 @@ TEST_CASE("the steady path makes nothing: no memory, no event, no stream, no reg
   ops.push_back(turned);
   slow_ops.push_back(op_of(pageable.data(), device::host(), a.get(), device::cuda(0), bytes));
   slow_ops.push_back(op_of(a.get(), device::cuda(0), pageable.data(), device::host(), 1000));
+  auto const list = backend->prepare(ops), slow_list = backend->prepare(slow_ops);
   auto round = [&] {
     for (int i = 0; i < 8; ++i) {
       queue->start_after(after(caller));
       queue->copy(i % 4 == 3 ? slow_ops : ops);
+      queue->repeat(i % 4 == 2 ? *slow_list : *list);
+      queue->repeat(*list, {static_cast<std::uint64_t>(i), 1, 1});
       queue->start_after(after(caller)); // perhaps behind the worker
       auto const ticket = queue->mark();
       while (queue->poll().completed < ticket) std::this_thread::yield();
@@ -181,7 +208,11 @@ TEST_CASE("the steady path makes nothing: no memory, no event, no stream, no reg
   int const made = costly;
   std::size_t const allocated = allocations_of_this_thread();
   CHECK(made > 0); // it does count
-  for (int i = 0; i < 20; ++i) round();
+  for (int i = 0; i < 20; ++i) {
+    round();
+    (void)backend->find_allocation(a.get() + i);
+    (void)backend->find_allocation(pageable.data());
+  }
   CHECK(costly == made);
   CHECK(allocations_of_this_thread() == allocated);
 }
