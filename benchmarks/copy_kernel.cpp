@@ -1,21 +1,28 @@
 // How fast a CUDA queue copies, against cuMemcpyDtoD of the same bytes in the same run. Part of ropeway;
 // Apache-2.0.
 //
-//   copy-kernel [ordinal] [GiB]
+//   copy-kernel [ordinal] [GiB]       lists of many shapes
+//   copy-kernel [ordinal] models      prepared lists of whole models, in several shapes, against each other
 //
-// Each line is the median of several runs; "ratio" is the plain copy's time over this one's. Source and
-// target are filled with random bytes before, and the first and last bytes are compared after.
+// Each line is the median of several runs; "ratio" is the plain copy's time over this one's. The source is
+// filled with random bytes before; of models, the ends of many tensors are compared after.
 #include <dlfcn.h>
 
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <functional>
+#include <string_view>
 #include <vector>
 
 #include "memory/cuda/cuda.hpp"
 #include "memory/cuda/driver.hpp"
+#include "memory/cuda/handles.hpp"
+#include "memory/cuda/prepared.hpp"
+#include "memory/cuda/queue.hpp"
+#include "memory/cuda/region.hpp"
 #include "ropeway/error.hpp"
 
 using namespace ropeway;
@@ -63,10 +70,179 @@ struct bench {
   }
 };
 
+/// Bytes of the tensors of a model in bf16 (Qwen3 8B; 20 layers of Qwen3 30B-A3B).
+std::vector<std::uint64_t> dense_model() {
+  std::uint64_t const h = 4096, inter = 12288, q = 32 * 128, kv = 8 * 128, vocab = 151936;
+  std::vector<std::uint64_t> sizes{vocab * h, h, vocab * h};
+  for (int layer = 0; layer < 36; ++layer)
+    sizes.insert(sizes.end(),
+                 {q * h, kv * h, kv * h, h * q, 128, 128, inter * h, inter * h, h * inter, h, h});
+  for (auto& size : sizes) size *= 2;
+  return sizes;
+}
+std::vector<std::uint64_t> experts_model() {
+  std::uint64_t const h = 2048, inter = 768, q = 32 * 128, kv = 4 * 128, vocab = 151936;
+  std::vector<std::uint64_t> sizes{vocab * h, h, vocab * h};
+  for (int layer = 0; layer < 20; ++layer) {
+    sizes.insert(sizes.end(), {q * h, kv * h, kv * h, h * q, 128, 128, 128 * h, h, h});
+    for (int expert = 0; expert < 128; ++expert) sizes.insert(sizes.end(), {inter * h, inter * h, h * inter});
+  }
+  for (auto& size : sizes) size *= 2;
+  return sizes;
+}
+
+/// A model's tensors where an allocator would put them, on the other side in another order.
+struct placed_model {
+  struct tensor {
+    std::uint64_t from, to, bytes;
+  };
+  std::vector<tensor> tensors;
+  std::uint64_t bytes = 0, span = 0;
+
+  explicit placed_model(std::vector<std::uint64_t> const& sizes) {
+    for (std::uint64_t const size : sizes) {
+      tensors.push_back({span, 0, size});
+      span += (size + 511) / 512 * 512;
+      bytes += size;
+    }
+    for (auto& one : tensors) one.to = span - one.from - (one.bytes + 511) / 512 * 512;
+  }
+};
+
+struct variant {
+  char const* name;
+  memory::cuda::list_shape shape;
+};
+using memory::cuda::copy_lists;
+constexpr auto four = copy_lists::kernel::prepared_pieces, eight = copy_lists::kernel::prepared_pieces_8;
+constexpr variant variants[] = {
+    {"64 KiB, 4 blocks an SM, 4 in flight", {64 << 10, 4, four}},
+    {"128 KiB, 4 blocks an SM, 4 in flight", {128 << 10, 4, four}},
+    {"256 KiB, 4 blocks an SM, 4 in flight", {256 << 10, 4, four}},
+    {"1 MiB, 4 blocks an SM, 4 in flight", {1 << 20, 4, four}},
+    {"128 KiB, 2 blocks an SM, 4 in flight", {128 << 10, 2, four}},
+    {"128 KiB, 2 blocks an SM, 8 in flight", {128 << 10, 2, eight}},
+    {"256 KiB, 2 blocks an SM, 8 in flight", {256 << 10, 2, eight}},
+    {"32 KiB, a block each, 4 in flight", {32 << 10, 0, four}},
+    {"64 KiB, a block each, 4 in flight", {64 << 10, 0, four}},
+    {"128 KiB, a block each, 4 in flight", {128 << 10, 0, four}},
+    {"256 KiB, a block each, 4 in flight", {256 << 10, 0, four}},
+    {"64 KiB, a block each, 8 in flight", {64 << 10, 0, eight}},
+    {"128 KiB, a block each, 8 in flight", {128 << 10, 0, eight}},
+    {"256 KiB, a block each, 8 in flight", {256 << 10, 0, eight}},
+};
+
+int copy_models(int ordinal) {
+  auto const table = memory::cuda::load_driver();
+  auto const owner = std::make_shared<memory::cuda::gpu>(table, ordinal);
+  memory::cuda::scope here(*owner);
+  auto const queue = memory::cuda::make_queue(owner);
+  placed_model const models[] = {placed_model(dense_model()), placed_model(experts_model())};
+  std::uint64_t const room = std::max(models[0].span, models[1].span) + (1 << 20);
+  auto const from = memory::cuda::make_region(owner, room), to = memory::cuda::make_region(owner, room);
+  std::byte* const a = from.memory->data();
+  std::byte* const b = to.memory->data();
+  auto op = [&](std::byte const* source, std::byte* target, std::uint64_t bytes) {
+    copy_op one;
+    one.from = source, one.to = target, one.bytes = bytes;
+    one.from_where = one.to_where = owner->where();
+    return one;
+  };
+  auto run = [&](copy_op const& one) {
+    queue->copy({&one, 1});
+    until_done(*queue);
+  };
+  // Random bytes, doubled until they fill the source; then each byte has another neighbour far away.
+  std::uint64_t const seed_bytes = 64 << 20;
+  std::vector<std::byte> seed(seed_bytes);
+  std::uint64_t state = 1;
+  for (std::uint64_t i = 0; i < seed_bytes; i += 8) {
+    state = state * 6364136223846793005U + 1442695040888963407U;
+    std::memcpy(seed.data() + i, &state, 8);
+  }
+  copy_op first = op(seed.data(), a, seed_bytes);
+  first.from_where = device::host();
+  run(first);
+  for (std::uint64_t at = seed_bytes; at < room; at += seed_bytes - 4096)
+    run(op(a + at % 4096, a + at, std::min(room - at, seed_bytes - 4096)));
+
+  for (placed_model const& model : models) {
+    std::printf("%zu tensors, %.1f GB\n", model.tensors.size(), static_cast<double>(model.bytes) / 1e9);
+    std::vector<copy_op> ops, halves;
+    for (auto const& one : model.tensors) {
+      ops.push_back(op(a + one.from, b + one.to, one.bytes));
+      // A shard of the columns, as the second of two ranks takes it.
+      copy_op half = ops.back();
+      half.rank = 2, half.from_element = half.to_element = 2;
+      half.extent = {std::max<std::uint64_t>(one.bytes / 8192, 1), 2048};
+      if (one.bytes < 8192) half.extent[1] = one.bytes / 4;
+      half.from += 2 * half.extent[1];
+      half.from_stride = {static_cast<std::int64_t>(4 * half.extent[1]), 2};
+      half.to_stride = {static_cast<std::int64_t>(2 * half.extent[1]), 2};
+      halves.push_back(half);
+    }
+    std::size_t const step = model.tensors.size() / 300 + 1;
+    std::vector<std::byte> seen(512 * (model.tensors.size() / step + 1));
+    auto check = [&] {
+      // Both ends of some tensors, of the source and of the target.
+      std::vector<copy_op> ends;
+      std::byte* at = seen.data();
+      for (std::size_t i = 0; i < model.tensors.size(); i += step) {
+        auto const& one = model.tensors[i];
+        std::uint64_t const bytes = std::min<std::uint64_t>(one.bytes, 128);
+        for (std::byte* side : {a + one.from, b + one.to}) {
+          ends.push_back(op(side, at, bytes));
+          ends.push_back(op(side + one.bytes - bytes, at + 128, bytes));
+          at += 256;
+        }
+      }
+      for (auto& one : ends) one.to_where = device::host();
+      queue->copy(ends);
+      until_done(*queue);
+      for (std::byte const* side = seen.data(); side != seen.data() + seen.size(); side += 512)
+        if (std::memcmp(side, side + 256, 256) != 0)
+          throw transfer_error(errc::device_failed, "a tensor did not arrive");
+    };
+    bench lines{*queue};
+    double const all = static_cast<double>(model.bytes);
+    memory::cuda::stream const plain(owner);
+    lines.line("one cuMemcpyDtoD", all, [&] {
+      table->check(table->cuMemcpyAsync(reinterpret_cast<CUdeviceptr>(b), reinterpret_cast<CUdeviceptr>(a),
+                                        model.bytes, plain.get()),
+                   "copy");
+      while (table->cuStreamQuery(plain.get()) == CUDA_ERROR_NOT_READY) {}
+    });
+    lines.line("a list that is not prepared", all, [&] { queue->copy(ops); });
+    check();
+    for (variant const& one : variants) {
+      run(op(a + 8192, b, model.span - 8192)); // spoils it
+      memory::cuda::prepared const list(owner, ops, one.shape);
+      lines.line(one.name, all, [&] { queue->repeat(list); });
+      check();
+    }
+    memory::cuda::prepared const list(owner, ops), boxes(owner, halves);
+    for (std::uint32_t blocks : {8, 16, 32, 64, 128, 264}) {
+      std::string const name = "as it is by default, held to " + std::to_string(blocks) + " blocks";
+      lines.line(name.c_str(), all, [&] { queue->repeat(list, {0, ~std::uint64_t{0}, blocks}); });
+    }
+    std::uint64_t const eighth = list.units() / 8 + 1;
+    lines.line("in eight portions", all, [&] {
+      for (std::uint64_t at = 0; at < list.units(); at += eighth) queue->repeat(list, {at, eighth, 0});
+    });
+    lines.line("half of the columns of each tensor", static_cast<double>(boxes.bytes()),
+               [&] { queue->repeat(boxes); });
+    double const begin = now();
+    { memory::cuda::prepared const again(owner, ops); }
+    std::printf("preparing the list and letting it go: %.1f ms\n", (now() - begin) * 1e3);
+  }
+  return 0;
+}
+
 } // namespace
 
 int main(int count, char** arguments) try {
   int const ordinal = count > 1 ? std::atoi(arguments[1]) : 0;
+  if (count > 2 && std::string_view(arguments[2]) == "models") return copy_models(ordinal);
   std::uint64_t const gib = count > 2 ? std::strtoull(arguments[2], nullptr, 10) : 4;
   std::uint64_t const bytes = gib << 30;
   auto const table = memory::cuda::load_driver();
