@@ -62,7 +62,7 @@ mapping::mapping(mapping&& other) noexcept
     : owner_(other.owner_)
     , begin_(std::exchange(other.begin_, 0))
     , bytes_(other.bytes_)
-    , mapped_(other.mapped_)
+    , mapped_(std::exchange(other.mapped_, 0))
     , parts_(std::move(other.parts_)) {}
 
 CUresult mapping::map(CUmemGenericAllocationHandle handle, std::uint64_t bytes) {
