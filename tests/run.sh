@@ -52,7 +52,10 @@ for kind in "${kinds[@]}"; do
     path=$(ninja -C "$dir" -t targets all | sed -n "s|^\(tests/.*/$target\): .*|\1|p" | head -n 1)
     [ -n "$path" ] && targets_known+=("$path") || targets_known=(all)
     [ "${targets_known[0]}" = all ] && break
-    [ "$target" != test-cli ] || targets_known+=(src/cli/ropeway) # which it runs
+    case $target in # what it runs
+      test-cli) targets_known+=(src/cli/ropeway) ;;
+      test-memory | test-memory-cuda) targets_known+=(tests/memory/import-peer) ;;
+    esac
   done
   ninja -C "$dir" -j "$jobs" "${targets_known[@]}" >"$dir/ninja.out" 2>&1 ||
     { grep -v '^\[[0-9]*/[0-9]*\]' "$dir/ninja.out" | head -n 60 >&2; echo "tests/run.sh: the $kind build failed" >&2; exit 1; }
