@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "../conformance.hpp"
+#include "fake_gpu.hpp"
 #include "kit.hpp"
 #include "memory/cuda/prepared.hpp"
 #include "ropeway/error.hpp"
@@ -91,6 +92,102 @@ TEST_SUITE("pure") {
     copies.clear();
     even_out(copies, 1);
     CHECK(copies.empty());
+  }
+
+  TEST_CASE(
+      "a list is put on the device whole, and its portions take each unit once, whichever way it goes") {
+    // The device's memory is the host's here; what is in the second half of `buffer` is pinned.
+    static std::vector<std::byte> const buffer(8 << 20);
+    static bool refuse = false;
+    auto table = fake_gpu();
+    table->cuMemAlloc = [](CUdeviceptr* at, std::size_t bytes) {
+      return *at = reinterpret_cast<CUdeviceptr>(new std::byte[bytes]), ++allocated, CUDA_SUCCESS;
+    };
+    table->cuMemFree = [](CUdeviceptr at) {
+      return delete[] reinterpret_cast<std::byte*>(at), --allocated, CUDA_SUCCESS;
+    };
+    table->cuMemcpyHtoDAsync = [](CUdeviceptr to, void const* from, std::size_t bytes, CUstream) {
+      if (refuse) return CUDA_ERROR_INVALID_VALUE;
+      return std::memcpy(reinterpret_cast<void*>(to), from, bytes), CUDA_SUCCESS;
+    };
+    table->cuPointerGetAttributes = [](unsigned, CUpointer_attribute*, void** into, CUdeviceptr address) {
+      auto const middle = reinterpret_cast<CUdeviceptr>(buffer.data()) + (4 << 20);
+      if (address < middle || address >= middle + (4 << 20)) return CUDA_SUCCESS;
+      *static_cast<unsigned*>(into[0]) = CU_MEMORYTYPE_HOST;
+      *static_cast<CUdeviceptr*>(into[1]) = address;
+      *static_cast<CUdeviceptr*>(into[2]) = middle;
+      *static_cast<std::size_t*>(into[3]) = 4 << 20;
+      return CUDA_SUCCESS;
+    };
+    allocated = 0;
+    auto const owner = std::make_shared<memory::cuda::gpu>(table, 0);
+    auto const device_at = [](std::uint64_t at) { return reinterpret_cast<std::byte*>(0x100000000 + at); };
+    std::vector<copy_op> ops;
+    for (std::uint64_t i = 0; i < 20; ++i)
+      ops.push_back(op_of(device_at(i * 1'000'000), device_at((40 - i) * 1'000'000), 100'000 + i));
+    copy_op box = ops[0]; // 20,000 units of two bytes
+    box.rank = 2, box.from_element = box.to_element = 2;
+    box.extent = {200, 100}, box.from_stride = {2, 400}, box.to_stride = {200, 2};
+    ops.push_back(box);
+    auto from_host = [&](std::uint64_t at, std::uint64_t bytes) {
+      auto op = op_of(buffer.data() + at, device_at(at), bytes);
+      op.from_where = device::host();
+      ops.push_back(op);
+    };
+    from_host(0, 1000);          // pageable: through the worker
+    from_host(5 << 20, 2 << 20); // the copy engine
+    from_host(4 << 20, 1 << 10); // pinned, but too small for the engine
+    from_host(100'000, 1000);    // pageable
+    ops.push_back(op_of(device_at(0), device_at(1), 0));
+    {
+      memory::cuda::prepared const list(owner, ops, {64 << 10, 4, memory::cuda::copy_lists::kernel{}});
+      CHECK(allocated == 1);
+      // Twenty pieces in two chunks each, the box in two, and the small one.
+      std::uint64_t const chunks = 20 * 2 + 2 + 1;
+      CHECK(list.units() == chunks + 1 + 2);
+      auto const all = list.of({});
+      CHECK(all.list.first == 0);
+      CHECK(all.list.count == chunks);
+      CHECK(all.blocks == 16);
+      CHECK(all.kernel == memory::cuda::copy_lists::kernel::prepared_boxes);
+      auto const* const entries = reinterpret_cast<ropeway_chunk const*>(all.list.chunks);
+      std::uint64_t bytes = 0;
+      for (std::uint64_t i = 0; i < chunks; ++i) bytes += entries[i].box != 0 ? 0 : entries[i].count;
+      CHECK(bytes == 20 * 100'000 + 190 + 1024);
+      CHECK(entries[chunks - 1].box == 1);
+      auto const& there = *reinterpret_cast<ropeway_box const*>(all.list.boxes);
+      CHECK(there.units == 20'000);
+      CHECK(reinterpret_cast<ropeway_dim const*>(all.list.dims)[there.rank - 1].extent == 100);
+      for (std::uint64_t step = 1; step < chunks + 6; ++step) {
+        std::uint64_t next = 0, engine = 0, staged = 0;
+        for (std::uint64_t first = 0; first < list.units(); first += step) {
+          auto const some = list.of({first, step, 3});
+          CHECK_FALSE(some.empty());
+          CHECK(some.blocks == std::min<std::uint64_t>(3, some.list.count));
+          if (some.blocks > 0) CHECK(some.list.first == next);
+          next += some.list.count;
+          // In this order.
+          if (!some.engine.empty()) CHECK(next == chunks);
+          if (!some.staged.empty()) CHECK(engine + some.engine.size() == 1);
+          engine += some.engine.size();
+          staged += some.staged.size();
+        }
+        CHECK(next == chunks);
+        CHECK(engine == 1);
+        CHECK(staged == 2);
+      }
+      CHECK(list.of({list.units(), 1, 0}).empty());
+      CHECK(list.of({~std::uint64_t{0}, ~std::uint64_t{0}, 0}).empty());
+      CHECK(list.of({3, 0, 0}).empty());
+      memory::cuda::prepared const each(owner, ops, {64 << 10, 0, memory::cuda::copy_lists::kernel{}});
+      CHECK(each.of({}).blocks == chunks);
+    }
+    CHECK(allocated == 0);
+    refuse = true;
+    CHECK(error_of([&] { memory::cuda::prepared const list(owner, ops); }) == errc::device_failed);
+    CHECK(allocated == 0);
+    ops.back().convert = memory::conversion::f32_to_f16;
+    CHECK(error_of([&] { memory::cuda::prepared const list(owner, ops); }) == errc::invalid_argument);
   }
 }
 

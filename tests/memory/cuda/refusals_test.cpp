@@ -7,11 +7,12 @@
 #include <string>
 #include <vector>
 
-#include "memory/cuda/driver.hpp"
+#include "fake_gpu.hpp"
 #include "ropeway/error.hpp"
 
 using namespace ropeway;
 using namespace ropeway::memory;
+using testing::fake_gpu;
 
 namespace {
 
@@ -90,26 +91,9 @@ CUresult attributes(unsigned count, CUpointer_attribute* which, void** into, CUd
 
 std::shared_ptr<cuda::driver const> fake_driver() {
   static_assert(sizeof(bool) == 1);
-  auto d = std::make_shared<cuda::driver>();
-  d->cuGetErrorString = [](CUresult, char const** out) { return *out = "as planned", CUDA_SUCCESS; };
-  d->cuDeviceGetCount = [](int* out) { return *out = 1, CUDA_SUCCESS; };
-  d->cuDeviceGet = [](CUdevice* out, int ordinal) { return *out = ordinal, CUDA_SUCCESS; };
-  d->cuDeviceGetUuid = [](CUuuid* out, CUdevice) { return out->bytes[0] = 1, CUDA_SUCCESS; };
-  d->cuDeviceGetAttribute = [](int* out, CUdevice_attribute, CUdevice) { return *out = 4, CUDA_SUCCESS; };
-  d->cuDevicePrimaryCtxRetain = [](CUcontext* out, CUdevice) {
-    return *out = reinterpret_cast<CUcontext>(16), CUDA_SUCCESS;
-  };
-  d->cuDevicePrimaryCtxRelease = [](CUdevice) { return CUDA_SUCCESS; };
-  d->cuCtxGetId = [](CUcontext, unsigned long long* out) { return *out = 5, CUDA_SUCCESS; };
+  auto d = fake_gpu();
   d->cuCtxPushCurrent = [](CUcontext) { return ++now.contexts, CUDA_SUCCESS; };
   d->cuCtxPopCurrent = [](CUcontext*) { return --now.contexts, CUDA_SUCCESS; };
-  d->cuThreadExchangeStreamCaptureMode = [](CUstreamCaptureMode*) { return CUDA_SUCCESS; };
-  d->cuModuleLoadData = [](CUmodule*, void const*) { return CUDA_SUCCESS; };
-  d->cuModuleUnload = [](CUmodule) { return CUDA_SUCCESS; };
-  d->cuModuleGetFunction = [](CUfunction* out, CUmodule, char const*) {
-    return *out = reinterpret_cast<CUfunction>(32), CUDA_SUCCESS;
-  };
-  d->cuFuncGetAttribute = [](int*, CUfunction_attribute, CUfunction) { return CUDA_SUCCESS; };
   d->cuPointerGetAttributes = attributes;
   d->cuMemGetAllocationGranularity = [](std::size_t* out, CUmemAllocationProp const*,
                                         CUmemAllocationGranularity_flags) {
