@@ -2,6 +2,8 @@
 #include <cstring>
 
 #include "bench.hpp"
+#include "cli/host_window.hpp"
+#include "gpu.hpp"
 #include "ropeway/error.hpp"
 
 namespace ropeway::bench {
@@ -47,7 +49,10 @@ bool right(std::span<std::byte const> piece, std::uint64_t seed, std::uint64_t o
 
 } // namespace
 
-void fill(cli::weights const& into, cli::host_window& window, std::uint64_t version) {
+void fill(model_memory const& into, std::uint64_t version) {
+  bool const on_gpu = into.where().is_cuda() && gpu::has_kernels();
+  std::optional<cli::host_window> window;
+  if (into.where().is_cuda() && !on_gpu) window.emplace(into.where());
   for (std::size_t i = 0; i < into.entries().size(); ++i) {
     auto const& tensor = into.entries()[i];
     auto const seed = seed_of(version, i);
@@ -55,14 +60,19 @@ void fill(cli::weights const& into, cli::host_window& window, std::uint64_t vers
       fill_piece({tensor.data, tensor.bytes}, seed, 0);
       continue;
     }
-    auto const buffer = window.buffer();
+    if (on_gpu) {
+      gpu::of(into.where().ordinal()).fill(tensor.data, tensor.bytes, seed);
+      continue;
+    }
+    auto const buffer = window->buffer();
     for (std::uint64_t at = 0; at < tensor.bytes; at += buffer.size()) {
       auto const part = std::min<std::uint64_t>(buffer.size(), tensor.bytes - at);
       fill_piece(buffer.first(part), seed, at);
-      window.queue_to_device(0, tensor.data + at, part);
-      window.finish();
+      window->queue_to_device(0, tensor.data + at, part);
+      window->finish();
     }
   }
+  if (on_gpu) gpu::of(into.where().ordinal()).wait();
 }
 
 namespace {
@@ -73,18 +83,35 @@ struct runs {
 };
 
 runs runs_of(plan const& of, tensor_info const& whole, std::uint64_t bytes) {
-  auto const ranks = of.receivers.size();
-  auto const dimension = of.sharded ? shared_dimension(whole, ranks) : std::nullopt;
-  if (!dimension) return {0, bytes, 0};
+  auto const dimension = shared_dimension(whole, of.rank, of.ranks);
+  if (!dimension) return {0, std::max<std::uint64_t>(bytes, 1), 0};
   if (*dimension == 0) return {of.rank * bytes, bytes, 0};
   std::uint64_t const row = bytes / whole.dims[0];
-  return {of.rank * row, row, row * ranks};
+  return {of.rank * row, row, row * of.ranks};
+}
+
+/// Whether all is right, as the GPU itself sees it.
+bool right_on_gpu(plan const& of, std::vector<tensor_info> const& all, model_memory const& held,
+                  std::uint64_t version) {
+  auto& on = gpu::of(held.where().ordinal());
+  std::uint64_t words = 0;
+  (void)on.right_words();
+  for (std::size_t i = 0; i < held.entries().size(); ++i) {
+    auto const& tensor = held.entries()[i];
+    auto const where = runs_of(of, all[i], tensor.bytes);
+    on.compare(tensor.data, tensor.bytes, seed_of(version, i), where.first, where.run, where.step);
+    words += (tensor.bytes + word - 1) / word;
+  }
+  return on.right_words() == words;
 }
 
 } // namespace
 
-void check(plan const& of, cli::weights const& held, cli::host_window& window, std::uint64_t version) {
+void check(plan const& of, model_memory const& held, std::uint64_t version) {
   auto const all = shapes(of);
+  if (held.where().is_cuda() && gpu::has_kernels() && right_on_gpu(of, all, held, version)) return;
+  // Where the GPU found something, the host says what.
+  cli::host_window window(held.where());
   for (std::size_t i = 0; i < held.entries().size(); ++i) {
     auto const& tensor = held.entries()[i];
     auto const seed = seed_of(version, i);
@@ -101,6 +128,27 @@ void check(plan const& of, cli::weights const& held, cli::host_window& window, s
         piece = piece.subspan(part);
         at += part;
       }
+    });
+  }
+  if (held.where().is_cuda() && gpu::has_kernels())
+    throw transfer_error(errc::loader_failed, "the GPU finds wrong bytes where the host finds none");
+}
+
+void check_file(plan const& of, model_memory const& held) {
+  read_options cached;
+  cached.direct(false);
+  auto const file = checkpoint::open(of.model);
+  checkpoint_reader reader(file, cached);
+  cli::host_window window(held.where());
+  std::vector<std::byte> wanted(cli::host_window::window_bytes);
+  for (std::size_t i = 0; i < held.entries().size(); ++i) {
+    auto const& tensor = held.entries()[i];
+    std::uint64_t at = 0;
+    window.read(tensor.data, tensor.bytes, [&](std::span<std::byte const> piece) {
+      reader.read(i, at, std::span(wanted).first(piece.size()));
+      if (std::memcmp(wanted.data(), piece.data(), piece.size()) != 0)
+        throw transfer_error(errc::loader_failed, "wrong bytes in " + tensor.info.name);
+      at += piece.size();
     });
   }
 }

@@ -1,281 +1,316 @@
-#include <fcntl.h>
-#include <spawn.h>
-#include <sys/socket.h>
-#include <sys/utsname.h>
-#include <sys/wait.h>
-#include <unistd.h>
-
+// What is sent by whom in each study, and what is told of it. Part of ropeway; Apache-2.0.
 #include <algorithm>
-#include <array>
-#include <asio/io_context.hpp>
-#include <asio/thread_pool.hpp>
 #include <boost/json/array.hpp>
-#include <boost/json/object.hpp>
-#include <boost/json/serialize.hpp>
-#include <cstdlib>
-#include <ctime>
 #include <iostream>
+#include <map>
+#include <tuple>
 
-#include "base/unique_fd.hpp"
-#include "baseline.hpp"
 #include "bench.hpp"
-#include "cli/background.hpp"
 #include "cli/private_directory.hpp"
 #include "cli/quantity.hpp"
 #include "cli/table.hpp"
-#include "ropeway/ropeway.hpp"
-
-extern char** environ;
+#include "limits.hpp"
+#include "processes.hpp"
+#include "results.hpp"
+#include "ropeway/error.hpp"
+#include "sending.hpp"
 
 namespace ropeway::bench {
 namespace {
 
-using clock = std::chrono::steady_clock;
-using cli::in_background;
-
-/// A receiver: this program once more, started before anything here touches a device.
-class receiver_process {
+/// The limits of all lanes, each measured once a repeat.
+class limits {
  public:
-  receiver_process(plan const& of, std::string const& socket, std::size_t rank) {
-    std::array<int, 2> ends{};
-    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends.data()) != 0)
-      throw std::system_error(errno, std::system_category(), "no socket pair can be made");
-    control_ = unique_fd(ends[0]);
-    unique_fd const other(ends[1]);
-    constexpr int inherited = 3;
-    std::vector<std::string> words{"ropeway-bench",
-                                   "--as-receiver",
-                                   socket,
-                                   "--control",
-                                   std::to_string(inherited),
-                                   "--rank",
-                                   std::to_string(rank),
-                                   "--model",
-                                   of.model,
-                                   "--layers",
-                                   std::to_string(of.layers),
-                                   "--warm-up",
-                                   std::to_string(of.warm_up),
-                                   "--repeats",
-                                   std::to_string(of.repeats),
-                                   "--check",
-                                   of.check_each ? "each" : "last"};
-    if (of.sharded) words.emplace_back("--shards");
-    for (auto const& one : of.receivers)
-      for (auto word : {std::string("--receiver-device"), to_string(one)}) words.push_back(std::move(word));
-    std::vector<char*> arguments;
-    for (auto& one : words) arguments.push_back(one.data());
-    arguments.push_back(nullptr);
-    posix_spawn_file_actions_t actions;
-    posix_spawn_file_actions_init(&actions);
-    // dup2 onto itself clears the close-on-exec flag as well.
-    posix_spawn_file_actions_adddup2(&actions, other.get(), inherited);
-    int const error = posix_spawn(&pid_, "/proc/self/exe", &actions, nullptr, arguments.data(), environ);
-    posix_spawn_file_actions_destroy(&actions);
-    if (error != 0)
-      throw std::system_error(error, std::system_category(), "the receiver's process can't be started");
+  limits(plan const& of, model_memory const& held) : of_(of), held_(held) {}
+  struct entry {
+    std::unique_ptr<limit> copy;
+    std::vector<double> seconds;
+    std::uint64_t bytes = 0;
+  };
+  /// Null if there is none.
+  entry* of(lane const& one) {
+    if (!of_.limits) return nullptr;
+    auto const to = one.of.receivers.front();
+    for (auto const other : one.of.receivers)
+      if (other != to) return nullptr;
+    std::size_t const copies = one.of.ranks != 0 ? 1 : one.of.receivers.size();
+    way const by = parse_way(ropeway::name(one.taken)).value();
+    auto const [place, fresh] = all_.try_emplace({by, to.is_cuda(), to.ordinal(), copies});
+    auto& found = place->second;
+    if (fresh) {
+      found.copy = make_limit(of_, by, held_, to, copies);
+      found.bytes = held_.total_bytes() * copies;
+    }
+    return found.copy ? &found : nullptr;
   }
-  ~receiver_process() {
-    if (pid_ <= 0) return;
-    kill(pid_, SIGKILL);
-    waitpid(pid_, nullptr, 0);
-  }
-  receiver_process(receiver_process&& other) noexcept
-      : control_(std::move(other.control_)), pid_(std::exchange(other.pid_, -1)) {}
-  /// Until it says that it is done with a version.
-  receiver_words wait_checked() const {
-    receiver_words words;
-    if (read(control_.get(), &words, sizeof words) != sizeof words)
-      throw transfer_error(errc::peer_gone, "a receiver gave up (see above)");
-    return words;
-  }
-  void finish() {
-    int status = 0;
-    waitpid(std::exchange(pid_, -1), &status, 0);
-    if (status != 0) throw transfer_error(errc::peer_gone, "the receiver ended with an error");
+  void run(bool counts) {
+    for (auto& [key, one] : all_) {
+      if (!one.copy) continue;
+      auto const start = now();
+      one.copy->run();
+      if (counts) one.seconds.push_back(now() - start);
+    }
   }
 
  private:
-  unique_fd control_;
-  pid_t pid_ = -1;
+  plan const& of_;
+  model_memory const& held_;
+  std::map<std::tuple<way, bool, int, std::size_t>, entry> all_;
 };
 
-struct times {
-  std::vector<double> send, source_free, baseline;
-  std::vector<double> sender_cpu;         ///< of a send, all threads
-  std::vector<double> load, receiver_cpu; ///< of the slowest receiver, and of all together
-};
-
-double median(std::vector<double> of) {
-  std::ranges::sort(of);
-  auto const half = of.size() / 2;
-  return of.size() % 2 == 1 ? of[half] : (of[half - 1] + of[half]) / 2;
-}
-
-double seconds_since(clock::time_point start) {
-  return std::chrono::duration<double>(clock::now() - start).count();
-}
-
-using peers = std::vector<receiver_process>;
-
-/// What all receivers say of a version.
-receiver_words wait_checked(peers const& all) {
-  receiver_words together;
-  for (auto const& one : all) {
-    auto const words = one.wait_checked();
-    together.load_s = std::max(together.load_s, words.load_s);
-    together.cpu_s += words.cpu_s;
+lane make_lane(plan const& of, std::string name, way route, std::vector<device> receivers, bool shards,
+               std::string socket) {
+  lane out;
+  out.name = std::move(name);
+  out.of = of;
+  out.of.routes = {route};
+  out.of.receivers = std::move(receivers);
+  out.of.ranks = shards ? static_cast<std::uint32_t>(out.of.receivers.size()) : 0;
+  out.of.socket = std::move(socket);
+  for (std::size_t rank = 0; rank < out.of.receivers.size(); ++rank) {
+    out.of.rank = static_cast<std::uint32_t>(rank);
+    out.receivers.emplace_back(out.of, "--as-receiver");
   }
-  return together;
-}
-
-awaitable<void> run(plan const& of, sender& trainer, peers const& all, asio::thread_pool& pool,
-                    cli::weights const& held, baseline* compared, times& out) {
-  using work_type = std::function<void(std::atomic<bool> const&)>;
-  cli::host_window window(of.where);
-  auto const tensors = held.views();
-  std::uint64_t filled = UINT64_MAX;
-  co_await trainer.wait_for_receivers(all.size(), std::chrono::minutes(2));
-  for (std::uint64_t number = 1; number <= of.warm_up + of.repeats; ++number) {
-    work_type work = [&](std::atomic<bool> const&) {
-      if (filled != data_of(of, number)) fill(held, window, filled = data_of(of, number));
-    };
-    co_await in_background(pool, std::move(work));
-    auto const cpu = cpu_seconds();
-    auto const start = clock::now();
-    send_report const report = co_await trainer.send_weights(number, tensors);
-    auto const took = seconds_since(start);
-    auto const cpu_took = cpu_seconds() - cpu;
-    if (report.count(outcome::committed) != all.size())
-      throw transfer_error(errc::too_few_receivers,
-                           "not every receiver committed version " + std::to_string(number));
-    double compared_took = 0;
-    receiver_words words;
-    work = [&](std::atomic<bool> const&) {
-      words = wait_checked(all);
-      if (!compared) return;
-      auto const begin = clock::now();
-      compared->run();
-      compared_took = seconds_since(begin);
-    };
-    co_await in_background(pool, std::move(work));
-    bool const counts = number > of.warm_up;
-    std::cerr << (counts ? "repeat " : "warm-up ") << number << ": " << took << " s";
-    if (compared) std::cerr << ", baseline " << compared_took << " s";
-    std::cerr << std::endl;
-    if (!counts) continue;
-    out.send.push_back(took);
-    out.source_free.push_back(std::chrono::duration<double>(report.source_free).count());
-    out.sender_cpu.push_back(cpu_took);
-    out.load.push_back(words.load_s);
-    out.receiver_cpu.push_back(words.cpu_s);
-    if (compared) out.baseline.push_back(compared_took);
-  }
-  co_await trainer.close();
-}
-
-boost::json::object summary(std::vector<double> const& seconds, std::uint64_t bytes) {
-  boost::json::object out;
-  out["median_s"] = median(seconds);
-  out["min_s"] = std::ranges::min(seconds);
-  out["max_s"] = std::ranges::max(seconds);
-  out["median_GB_per_s"] = static_cast<double>(bytes) / median(seconds) / 1e9;
-  boost::json::array all;
-  for (auto const one : seconds) all.push_back(one);
-  out["seconds"] = std::move(all);
   return out;
 }
 
-void report(plan const& of, cli::weights const& held, times const& taken, baseline const* compared) {
-  auto const bytes = held.total_bytes();
-  auto const now = std::time(nullptr);
-  std::tm utc{};
-  gmtime_r(&now, &utc);
-  std::array<char, 32> date{};
-  std::strftime(date.data(), date.size(), "%Y-%m-%dT%H:%M:%SZ", &utc);
-  utsname kernel{};
-  uname(&kernel);
-
-  boost::json::object results;
-  results["model"] = of.model;
-  results["layers"] = of.layers;
-  results["receivers"] = of.receivers.size();
-  results["sharded"] = of.sharded;
-  results["tensors"] = held.entries().size();
-  results["bytes"] = bytes;
-  results["bucket_bytes"] = of.bucket_bytes;
-  results["slots"] = of.slots;
-  results["warm_up"] = of.warm_up;
-  results["bytes_checked"] = of.check_each ? "all, after each send" : "all, after the last send";
-  results["send_weights"] = summary(taken.send, bytes);
-  results["source_free_median_s"] = median(taken.source_free);
-  results["slowest_load_median_s"] = median(taken.load);
-  results["sender_cpu_median_s"] = median(taken.sender_cpu);
-  results["all_receivers_cpu_median_s"] = median(taken.receiver_cpu);
-
-  cli::table rows({"what", ">median", ">min", ">max", ">payload"});
-  auto const row = [&](std::string const& what, std::vector<double> const& seconds) {
-    auto const text = [](double value) {
-      return cli::time_text(std::chrono::nanoseconds(static_cast<std::int64_t>(value * 1e9)));
-    };
-    auto const middle = std::chrono::nanoseconds(static_cast<std::int64_t>(median(seconds) * 1e9));
-    rows.add({what, text(median(seconds)), text(std::ranges::min(seconds)), text(std::ranges::max(seconds)),
-              cli::rate_text(bytes, middle)});
+std::vector<lane> make_lanes(plan const& of, cli::private_directory const& place) {
+  std::vector<lane> lanes;
+  auto const add = [&](std::string name, way route, std::vector<device> receivers, bool shards) {
+    auto const socket = place.file("bench-" + std::to_string(lanes.size()) + ".sock");
+    lanes.push_back(make_lane(of, std::move(name), route, std::move(receivers), shards, socket));
   };
-  std::string to = to_string(of.receivers.front());
-  if (of.receivers.size() > 1)
-    to += (of.sharded ? " and others, a shard each (" : " and others (") +
-          std::to_string(of.receivers.size()) + ")";
-  row("send_weights, " + to_string(of.where) + " to " + to, taken.send);
-  row("  until the source is free", taken.source_free);
-  row("  the slowest receiver's load", taken.load);
-  if (compared) {
-    row(compared->what(), taken.baseline);
-    results["baseline"] = summary(taken.baseline, bytes);
-    results["baseline_is"] = compared->what();
-    results["ratio_to_baseline"] = median(taken.baseline) / median(taken.send);
+  std::string const many = std::to_string(of.receivers.size());
+  for (auto const route : of.routes) {
+    bool const alone = of.receivers.size() == 1;
+    switch (of.what) {
+    case study::shards: add(many + " shards", route, of.receivers, true); break;
+    case study::fan_out: add(many + " receivers", route, of.receivers, false); break;
+    default: add(alone ? "one receiver" : many + " receivers", route, of.receivers, false);
+    }
+    if (of.what == study::shards || of.what == study::fan_out)
+      add("one receiver", route, {of.receivers.front()}, false);
   }
-  std::cout << of.model << ": " << held.entries().size() << " tensors, " << cli::size_text(bytes)
-            << ", ring of " << of.slots << " x " << (of.bucket_bytes >> 20) << " MiB, " << of.repeats
-            << " repeats after " << of.warm_up << "\n";
-  rows.print(std::cout);
-  std::cout << "CPU time a send: sender " << median(taken.sender_cpu) * 1e6 << " us, receivers together "
-            << median(taken.receiver_cpu) * 1e6 << " us\n";
-  if (compared) std::cout << "ratio " << median(taken.baseline) / median(taken.send) << '\n';
+  return lanes;
+}
 
-  boost::json::object line;
-  line["device"] = device_name(of.where);
-  line["receiver_device"] = device_name(of.receivers.front());
-  line["kernel"] = kernel.release;
-  line["date"] = date.data();
-  line["command"] = of.command;
-  line["results"] = std::move(results);
-  std::cout << boost::json::serialize(line) << std::endl;
+std::uint64_t moved_bytes(lane const& one) {
+  std::uint64_t bytes = 0;
+  for (auto const& receiver : one.each) bytes += receiver.held_bytes;
+  return bytes;
+}
+
+boost::json::object line_of(plan const& of, lane const& one, model_memory const& held) {
+  auto line = line_of(of, of.where, one.of.receivers.front());
+  line["name"] = one.name;
+  line["route"] = ropeway::name(one.taken);
+  line["route_asked"] = name(one.of.routes.front());
+  line["why"] = one.why;
+  line["memory"] = name(of.memory);
+  line["prepared"] = of.prepared;
+  line["receivers"] = one.of.receivers.size();
+  line["tensors"] = held.entries().size();
+  line["bytes"] = held.total_bytes();
+  line["moved_bytes"] = moved_bytes(one);
+  line["bucket_bytes"] = of.bucket_bytes;
+  line["slots"] = of.slots;
+  line["pace"] = to_string(one.of.paces.front());
+  line["warm_up"] = of.warm_up;
+  line["repeats"] = one.send.size();
+  line["bytes_checked"] =
+      of.check_each && of.what != study::decode ? "all, after each send" : "all, after the last send";
+  line["send"] = summary(one.send, moved_bytes(one));
+  line["source_free_median_s"] = median(one.source_free);
+  boost::json::object stages;
+  stages["announce"] = median(one.announce) * 1e6;
+  stages["notice"] = median(one.notice) * 1e6;
+  if (!one.copy.empty()) stages["copy"] = median(one.copy) * 1e6;
+  stages[one.copy.empty() ? "copy and commit" : "commit"] = median(one.commit) * 1e6;
+  stages["report"] = median(one.report) * 1e6;
+  line["stages_median_us"] = std::move(stages);
+  boost::json::object cpu;
+  cpu["sender"] = median(one.sender_cpu) * 1e6;
+  cpu["receivers"] = median(one.receivers_cpu) * 1e6;
+  line["cpu_median_us"] = std::move(cpu);
+  boost::json::array each;
+  for (auto const& receiver : one.each) {
+    boost::json::object part;
+    part["held_bytes"] = receiver.held_bytes;
+    if (receiver.read_bytes >= 0)
+      part["read_bytes"] = receiver.read_bytes;
+    else
+      part["read_bytes"] = nullptr;
+    part["load_median_s"] = median(receiver.load);
+    each.push_back(std::move(part));
+  }
+  line["each"] = std::move(each);
+  return line;
+}
+
+void heading(plan const& of, model_memory const& held, std::uint64_t repeats) {
+  std::cout << name(of.what) << ", " << of.model;
+  if (of.layers != 0) std::cout << " (" << of.layers << " layers)";
+  std::cout << ": " << held.entries().size() << " tensors, " << cli::size_text(held.total_bytes()) << ", "
+            << to_string(of.where) << " to " << to_string(of.receivers.front()) << ", " << repeats
+            << " repeats after " << of.warm_up << "; ring of " << of.slots << " x " << (of.bucket_bytes >> 10)
+            << " KiB where there is one\n";
+}
+
+void tell(plan const& of, model_memory const& held, std::vector<lane>& lanes, limits& all) {
+  heading(of, held, lanes.front().send.size());
+  cli::table rows({"what", ">median", ">min", ">max", ">spread", ">payload", ">of the limit", ">CPU, sender",
+                   ">receivers"});
+  bool const many = lanes.front().send.size() >= 100;
+  std::vector<limits::entry*> told;
+  auto const row = [&](std::string what, std::vector<double> const& seconds, std::uint64_t bytes) {
+    auto const middle = median(seconds), least = std::ranges::min(seconds), most = std::ranges::max(seconds);
+    return std::vector<std::string>{std::move(what),
+                                    time_text(middle),
+                                    time_text(least),
+                                    time_text(most),
+                                    ratio_text((most - least) / middle),
+                                    rate_text(static_cast<double>(bytes), middle)};
+  };
+  for (auto const& one : lanes) {
+    auto line = line_of(of, one, held);
+    auto cells = row(one.name + ", " + std::string(ropeway::name(one.taken)), one.send, moved_bytes(one));
+    std::string ratio = "-";
+    if (auto* const found = all.of(one)) {
+      auto own = summary(found->seconds, found->bytes);
+      own["is"] = found->copy->what();
+      line["limit"] = std::move(own);
+      line["ratio_to_limit"] = median(found->seconds) / median(one.send);
+      ratio = ratio_text(median(found->seconds) / median(one.send));
+      if (std::ranges::find(told, found) == told.end()) told.push_back(found);
+    } else {
+      line["limit"] = nullptr;
+    }
+    write_line(of, line);
+    cells.push_back(ratio);
+    cells.push_back(time_text(median(one.sender_cpu)));
+    cells.push_back(time_text(median(one.receivers_cpu)));
+    rows.add(std::move(cells));
+  }
+  for (auto* const one : told) rows.add(row(one->copy->what(), one->seconds, one->bytes));
+  rows.print(std::cout);
+  for (auto const& one : lanes) {
+    std::cout << "  " << one.name << ", " << ropeway::name(one.taken) << ": announced "
+              << time_text(median(one.announce)) << ", noticed " << time_text(median(one.notice));
+    if (!one.copy.empty()) std::cout << ", last copy " << time_text(median(one.copy));
+    std::cout << ", committed " << time_text(median(one.commit)) << ", reported "
+              << time_text(median(one.report)) << " later";
+    if (!one.why.empty()) std::cout << " (" << one.why << ")";
+    std::cout << '\n';
+    if (many) {
+      auto const times = times_of(one.send);
+      std::cout << "    p50 " << time_text(times.p50_s) << ", p90 " << time_text(times.p90_s) << ", p99 "
+                << time_text(times.p99_s) << '\n';
+    }
+    if (one.of.ranks == 0) continue;
+    for (std::size_t rank = 0; rank < one.each.size(); ++rank) {
+      auto const& part = one.each[rank];
+      std::cout << "    rank " << rank << (rank + 1 == one.each.size() && rank > 0 ? " (columns)" : "")
+                << ": holds " << part.held_bytes << " of " << held.total_bytes() << " bytes, read "
+                << (part.read_bytes < 0 ? "an unknown number" : std::to_string(part.read_bytes)) << ", load "
+                << time_text(median(part.load)) << '\n';
+    }
+  }
+  // Pairs: what many cost beside one.
+  if (of.what == study::shards || of.what == study::fan_out)
+    for (std::size_t i = 0; i + 1 < lanes.size(); i += 2)
+      std::cout << "  " << lanes[i].name << " take "
+                << ratio_text(median(lanes[i].send) / median(lanes[i + 1].send))
+                << " of the time of one receiver (" << ropeway::name(lanes[i].taken) << ")\n";
+  std::cout << std::flush;
+}
+
+void progress(std::uint64_t number, bool counts, std::vector<lane> const& lanes) {
+  // Short sends are many.
+  if (!counts || lanes.front().of.repeats >= 100) return;
+  std::cerr << "version " << number << ':';
+  for (auto const& one : lanes) std::cerr << ' ' << time_text(one.send.back());
+  std::cerr << std::endl;
+}
+
+/// What this build can't do is said before anything is started.
+void try_options(plan const& of) {
+  sender_options sending;
+  receiver_options receiving;
+  for (auto const route : of.routes) {
+    choose(sending, route);
+    choose(receiving, route);
+  }
+  for (auto const& one : of.paces) set_pace(receiving, one);
+}
+
+/// The curve of what an update takes from serving, over how fast it may be.
+void measure_decode(plan const& of) {
+  cli::private_directory const place;
+  cli::table rows({"pace", ">update", ">payload", ">step alone, p50", ">p99", ">beside, p50", ">p99",
+                   ">p50 ratio", ">p99 ratio", ">steps beside"});
+  // The first processes start before this one touches a device.
+  auto const one_lane = [&](std::size_t number) {
+    plan paced = of;
+    paced.paces = {of.paces[number]};
+    auto const socket = place.file("bench-" + std::to_string(number) + ".sock");
+    return make_lane(paced, "one receiver", of.routes.front(), of.receivers, false, socket);
+  };
+  std::vector<lane> lanes;
+  lanes.push_back(one_lane(0));
+  model_memory const held(shapes(of), of.where, of.memory);
+  fill(held, 0);
+  for (std::size_t number = 0; number < of.paces.size(); ++number) {
+    if (number != 0) {
+      lanes.clear();
+      lanes.push_back(one_lane(number));
+    }
+    schedule when;
+    when.until_enough = true;
+    send_all(of, lanes, held, when);
+    auto const& one = lanes.front();
+    auto const& alone = one.last.alone;
+    auto const& beside = one.last.beside;
+    if (number == 0) heading(of, held, one.send.size());
+    auto line = line_of(of, one, held);
+    line["decode_reads"] = of.decode_reads;
+    line["decode_bytes"] = of.decode_bytes;
+    line["step_alone"] = summary(alone);
+    line["step_beside"] = summary(beside);
+    auto const ratio = [](double a, double b) { return b > 0 ? a / b : 0; };
+    line["p50_ratio"] = ratio(beside.p50_s, alone.p50_s);
+    line["p99_ratio"] = ratio(beside.p99_s, alone.p99_s);
+    write_line(of, line);
+    rows.add({to_string(of.paces[number]), time_text(median(one.send)),
+              rate_text(static_cast<double>(held.total_bytes()), median(one.send)), time_text(alone.p50_s),
+              time_text(alone.p99_s), time_text(beside.p50_s), time_text(beside.p99_s),
+              ratio_text(ratio(beside.p50_s, alone.p50_s)), ratio_text(ratio(beside.p99_s, alone.p99_s)),
+              std::to_string(beside.steps)});
+  }
+  rows.print(std::cout);
+  std::cout << std::flush;
 }
 
 } // namespace
 
 void measure(plan const& of) {
+  try_options(of);
+  if (of.what == study::decode) return measure_decode(of);
   cli::private_directory const place;
-  auto const socket = place.file("bench.sock");
-  peers all;
-  for (std::size_t rank = 0; rank < of.receivers.size(); ++rank) all.emplace_back(of, socket, rank);
-  asio::io_context loop(1);
-  asio::thread_pool pool(1);
-  auto const tensors = shapes(of);
-  cli::weights const held(tensors, of.where);
-  auto const compared = make_baseline(of, held);
-  sender_options options;
-  options.bucket_bytes(of.bucket_bytes).slots(of.slots);
-  sender trainer(loop.get_executor(), socket, options);
-  times taken;
-  std::exception_ptr failed;
-  asio::co_spawn(loop, run(of, trainer, all, pool, held, compared.get(), taken),
-                 [&](std::exception_ptr error) { failed = error; });
-  loop.run();
-  if (failed) std::rethrow_exception(failed);
-  for (auto& one : all) one.finish();
-  report(of, held, taken, compared.get());
+  auto lanes = make_lanes(of, place);
+  model_memory const held(shapes(of), of.where, of.memory);
+  limits all(of, held);
+  std::uint64_t filled = UINT64_MAX;
+  schedule when;
+  when.before = [&](std::uint64_t number) {
+    if (filled != data_of(of, number)) fill(held, filled = data_of(of, number));
+  };
+  when.after = [&](std::uint64_t number, bool counts) {
+    for (auto const& one : lanes) (void)all.of(one);
+    all.run(counts);
+    progress(number, counts, lanes);
+  };
+  send_all(of, lanes, held, when);
+  tell(of, held, lanes, all);
 }
 
 } // namespace ropeway::bench

@@ -20,6 +20,7 @@ constexpr std::array families{
     family{"qwen3-0.6b", 1024, 28, 16, 8, 128, 3072, 151936, true, 0},
     family{"qwen3-8b", 4096, 36, 32, 8, 128, 12288, 151936, false, 0},
     family{"qwen3-30b-a3b", 2048, 48, 32, 4, 128, 768, 151936, false, 128},
+    family{"tiny", 64, 2, 4, 2, 16, 192, 512, true, 0}, // to try a command out
 };
 constexpr std::string_view small_experts = "moe-small", adapter = "adapter";
 
@@ -112,10 +113,12 @@ std::vector<tensor_info> shapes(plan const& of) {
   return out;
 }
 
-std::optional<std::size_t> shared_dimension(tensor_info const& tensor, std::size_t ranks) {
-  if (tensor.dims.rank() != 2) return std::nullopt;
-  bool const by_columns =
-      tensor.name.find("o_proj.") != std::string::npos || tensor.name.find("down_proj.") != std::string::npos;
+std::optional<std::size_t> shared_dimension(tensor_info const& tensor, std::uint32_t rank,
+                                            std::uint32_t ranks) {
+  if (ranks == 0 || tensor.dims.rank() != 2) return std::nullopt;
+  bool const by_columns = (ranks > 1 && rank + 1 == ranks) ||
+                          tensor.name.find("o_proj.") != std::string::npos ||
+                          tensor.name.find("down_proj.") != std::string::npos;
   std::size_t const dimension = by_columns ? 1 : 0;
   // Data is compared in words of 8 bytes.
   auto const own = byte_size(tensor.type, {tensor.dims[dimension] / ranks});
@@ -125,12 +128,11 @@ std::optional<std::size_t> shared_dimension(tensor_info const& tensor, std::size
 
 std::vector<tensor_info> held_shapes(plan const& of) {
   auto all = shapes(of);
-  if (!of.sharded) return all;
   for (auto& tensor : all) {
-    auto const dimension = shared_dimension(tensor, of.receivers.size());
+    auto const dimension = shared_dimension(tensor, of.rank, of.ranks);
     if (!dimension) continue;
     std::array<std::uint64_t, 2> extents{tensor.dims[0], tensor.dims[1]};
-    extents[*dimension] /= of.receivers.size();
+    extents[*dimension] /= of.ranks;
     tensor.dims = shape(extents);
   }
   return all;

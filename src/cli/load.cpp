@@ -95,8 +95,9 @@ void load_device(checkpoint const& from, checkpoint_reader& reader, weights cons
 } // namespace
 
 void load(checkpoint const& from, weights const& into, host_window& window,
-          std::function<void(std::uint64_t bytes)> const& progress, std::atomic<bool> const& stop) {
-  checkpoint_reader reader(from);
+          std::function<void(std::uint64_t bytes)> const& progress, std::atomic<bool> const& stop,
+          read_options const& options) {
+  checkpoint_reader reader(from, options);
   if (into.where().is_cuda())
     load_device(from, reader, into, window, progress, stop);
   else

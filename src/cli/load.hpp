@@ -14,6 +14,7 @@ namespace ropeway::cli {
 /// Tells how many bytes are there, from the same thread. Throws what the reader throws, and
 /// `operation_aborted` when `stop` is set.
 void load(checkpoint const& from, weights const& into, host_window& window,
-          std::function<void(std::uint64_t bytes)> const& progress, std::atomic<bool> const& stop);
+          std::function<void(std::uint64_t bytes)> const& progress, std::atomic<bool> const& stop,
+          read_options const& options = {});
 
 } // namespace ropeway::cli
