@@ -89,25 +89,32 @@ class one_memcpy final : public limit {
 /// Copies between two ranges of device memory, in one piece each.
 class driver_copies : public limit {
  public:
-  driver_copies(plan const& of, model_memory const& from, device to, std::size_t copies)
-      : on_(gpu::of(of.where.ordinal())), from_(from.whole()), copies_(copies), peer_(to != of.where) {
+  driver_copies(plan const& of, model_memory const& from, device to, std::size_t copies, limit_memory& memory)
+      : on_(gpu::of(of.where.ordinal()))
+      , from_(from.whole())
+      , copies_(copies)
+      , peer_(to != of.where)
+      , source_(memory.source)
+      , to_(memory.targets[to.ordinal()]) {
     if (from_.empty()) {
-      own_ = std::make_unique<device_block>(on_, from.total_bytes());
-      if (gpu::has_kernels()) on_.fill(own_->data(), own_->size(), 1);
-      on_.wait();
-      from_ = {own_->data(), own_->size()};
+      if (!source_) {
+        source_ = memory.source = std::make_shared<device_block>(on_, from.total_bytes());
+        if (gpu::has_kernels()) on_.fill(source_->data(), source_->size(), 1);
+        on_.wait();
+      }
+      from_ = {source_->data(), source_->size()};
     }
     auto& target = gpu::of(to.ordinal());
     if (peer_) on_.reach(target);
-    to_ = std::make_unique<device_block>(target, from_.size());
+    if (!to_) to_ = memory.targets[to.ordinal()] = std::make_shared<device_block>(target, from_.size());
   }
 
  protected:
   gpu& on_;
   std::span<std::byte> from_;
-  std::unique_ptr<device_block> own_, to_;
   std::size_t copies_;
   bool peer_;
+  std::shared_ptr<device_block> source_, to_;
 };
 
 class one_copy final : public driver_copies {
@@ -125,8 +132,8 @@ class one_copy final : public driver_copies {
 
 class two_copies final : public driver_copies {
  public:
-  two_copies(plan const& of, model_memory const& from, device to, std::size_t copies)
-      : driver_copies(of, from, to, copies)
+  two_copies(plan const& of, model_memory const& from, device to, std::size_t copies, limit_memory& memory)
+      : driver_copies(of, from, to, copies, memory)
       , bucket_bytes_(of.bucket_bytes)
       , slots_(of.slots)
       , ring_(on_, bucket_bytes_ * slots_) {}
@@ -155,10 +162,11 @@ class two_copies final : public driver_copies {
 } // namespace
 
 std::unique_ptr<limit> make_limit(plan const& of, way by, model_memory const& from, device to,
-                                  std::size_t copies) {
+                                  std::size_t copies, limit_memory& memory) {
   if (of.where.is_cuda() && to.is_cuda()) {
-    if (by == way::staged && to == of.where) return std::make_unique<two_copies>(of, from, to, copies);
-    if (by != way::host) return std::make_unique<one_copy>(of, from, to, copies);
+    if (by == way::staged && to == of.where)
+      return std::make_unique<two_copies>(of, from, to, copies, memory);
+    if (by != way::host) return std::make_unique<one_copy>(of, from, to, copies, memory);
     return nullptr;
   }
   if (of.where.is_cuda() || to.is_cuda()) return nullptr;

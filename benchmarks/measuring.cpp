@@ -38,7 +38,7 @@ class limits {
     auto const [place, fresh] = all_.try_emplace({by, to.is_cuda(), to.ordinal(), copies});
     auto& found = place->second;
     if (fresh) {
-      found.copy = make_limit(of_, by, held_, to, copies);
+      found.copy = make_limit(of_, by, held_, to, copies, memory_);
       found.bytes = held_.total_bytes() * copies;
     }
     return found.copy ? &found : nullptr;
@@ -55,6 +55,7 @@ class limits {
  private:
   plan const& of_;
   model_memory const& held_;
+  limit_memory memory_;
   std::map<std::tuple<way, bool, int, std::size_t>, entry> all_;
 };
 

@@ -116,8 +116,4 @@ std::vector<mutable_tensor_view> model_memory::mutable_views() const {
   return views;
 }
 
-void model_memory::share_with(sender& trainer) const {
-  if (shared_) shared_->share_with(trainer);
-}
-
 } // namespace ropeway::bench

@@ -10,10 +10,6 @@
 #include "cli/weights.hpp"
 #include "ropeway/tensor.hpp"
 
-namespace ropeway {
-class sender;
-}
-
 namespace ropeway::bench {
 
 class device_block;
@@ -39,8 +35,8 @@ class model_memory {
   std::span<std::byte> whole() const noexcept;
   std::vector<tensor_view> views() const;
   std::vector<mutable_tensor_view> mutable_views() const;
-  /// Lets a sender's receivers map it, where that must be said.
-  void share_with(sender& trainer) const;
+  /// What a sender's receivers can map only if the sender is told of it, or null.
+  sharable const* shared() const noexcept { return shared_.get(); }
 
  private:
   void place_segments();

@@ -37,13 +37,17 @@ void place(plan const& of, model_memory const& held, destinations& into) {
   }
 }
 
+constexpr std::uint64_t least_updates = 5;
+
 /// Serves alone once all is mapped, then beside updates until it is enough, then alone again.
 void serve(plan const& of, std::uint64_t number, serving& server, receiver_words& words) {
   if (number == of.warm_up) {
     server.alone(of.decode_steps);
     server.begin();
   }
-  if (!server.enough(of.decode_steps) && number < of.warm_up + of.repeats) return;
+  // One update is no rate.
+  bool const enough = server.enough(of.decode_steps) && number >= of.warm_up + least_updates;
+  if (!enough && number < of.warm_up + of.repeats) return;
   server.end();
   server.alone(of.decode_steps / 2);
   words.enough = true;

@@ -11,7 +11,6 @@
 #include "ropeway/error.hpp"
 #include "ropeway/options.hpp"
 #include "ropeway/report.hpp"
-#include "ropeway/sender.hpp"
 
 /// Whether the library has the mapped route: route_choice, use_route, copy_pace and shared_memory.
 #define ROPEWAY_BENCH_MAPPED 0
@@ -76,11 +75,16 @@ class sharable {
  public:
   explicit sharable(std::uint64_t bytes) : memory_(shared_memory::make(bytes)) {}
   std::byte* data() const { return static_cast<std::byte*>(memory_.data()); }
-  void share_with(sender& trainer) const { trainer.share(memory_); }
+  shared_memory const& memory() const { return memory_; }
 
  private:
   shared_memory memory_;
 };
+/// A template, so that not every file of the benchmark must know what a sender is.
+template <class Sender>
+void share(Sender& by, sharable const& what) {
+  by.share(what.memory());
+}
 
 #else
 
@@ -98,8 +102,9 @@ class sharable {
  public:
   explicit sharable(std::uint64_t) { no_mapped_route("host memory that receivers can map"); }
   std::byte* data() const { return nullptr; }
-  void share_with(sender&) const {}
 };
+template <class Sender>
+void share(Sender&, sharable const&) {}
 
 #endif
 

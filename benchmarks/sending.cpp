@@ -27,7 +27,7 @@ class announcement final : public observer {
 struct engine {
   engine(any_io_executor executor, lane const& one, model_memory const& held)
       : trainer(std::move(executor), one.of.socket, options_of(one.of, began)) {
-    held.share_with(trainer);
+    if (auto const* shared = held.shared()) share(trainer, *shared);
     if (one.of.prepared) prepared = trainer.prepare(held.views());
   }
   static sender_options options_of(plan const& of, announcement& began) {
@@ -168,7 +168,7 @@ awaitable<void> send_once(plan const& of, sender& trainer, asio::thread_pool& po
     words.loaded = now();
   };
   co_await in_background(pool, std::move(work));
-  if (shared) shared->share_with(trainer);
+  if (shared) share(trainer, *shared->shared());
   auto const tensors = shared ? shared->views() : held.views();
   co_await trainer.wait_for_receivers(1, std::chrono::minutes(2));
   words.joined = now();

@@ -49,6 +49,7 @@ for kind in "${kinds[@]}"; do
   for target in "${targets[@]}"; do
     # Ninja knows an executable by its path.
     [ "$target" = all ] && targets_known+=(all) && continue
+    [ "$target" = test-benchmarks ] && targets_known+=(benchmarks/ropeway-bench) && continue
     path=$(ninja -C "$dir" -t targets all | sed -n "s|^\(tests/.*/$target\): .*|\1|p" | head -n 1)
     [ -n "$path" ] && targets_known+=("$path") || targets_known=(all)
     [ "${targets_known[0]}" = all ] && break
