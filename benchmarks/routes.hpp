@@ -13,7 +13,9 @@
 #include "ropeway/report.hpp"
 
 /// Whether the library has the mapped route: route_choice, use_route, copy_pace and shared_memory.
+#ifndef ROPEWAY_BENCH_MAPPED
 #define ROPEWAY_BENCH_MAPPED 0
+#endif
 
 #if ROPEWAY_BENCH_MAPPED
 #include "ropeway/shared_memory.hpp"
