@@ -11,15 +11,7 @@
 #include "ropeway/error.hpp"
 #include "ropeway/options.hpp"
 #include "ropeway/report.hpp"
-
-/// Whether the library has the mapped route: route_choice, use_route, copy_pace and shared_memory.
-#ifndef ROPEWAY_BENCH_MAPPED
-#define ROPEWAY_BENCH_MAPPED 0
-#endif
-
-#if ROPEWAY_BENCH_MAPPED
 #include "ropeway/shared_memory.hpp"
-#endif
 
 namespace ropeway::bench {
 
@@ -46,16 +38,10 @@ std::string to_string(pace const& of);
 /// "unlimited", "blocks:16", "rate:200" (in 10^9 bytes a second).
 std::optional<pace> parse_pace(std::string_view text);
 
-[[noreturn]] inline void no_mapped_route(char const* what) {
-  throw transfer_error(errc::unsupported, std::string(what) + " is not in this build of the library");
-}
-
 /// Whether what a report says is what was asked for.
 inline bool agrees(way asked, route taken) {
   return asked == way::automatic || ropeway::name(taken) == name(asked);
 }
-
-#if ROPEWAY_BENCH_MAPPED
 
 constexpr route_choice to_choice(way which) {
   constexpr route_choice choices[] = {route_choice::automatic, route_choice::mapped, route_choice::staged,
@@ -87,28 +73,6 @@ template <class Sender>
 void share(Sender& by, sharable const& what) {
   by.share(what.memory());
 }
-
-#else
-
-inline void choose(sender_options&, way which) {
-  if (which == way::mapped) no_mapped_route("the mapped route");
-}
-inline void choose(receiver_options&, way which) {
-  if (which == way::mapped) no_mapped_route("the mapped route");
-}
-inline void set_pace(receiver_options&, pace const& of) {
-  if (!of.unlimited()) no_mapped_route("a pace of copies");
-}
-
-class sharable {
- public:
-  explicit sharable(std::uint64_t) { no_mapped_route("host memory that receivers can map"); }
-  std::byte* data() const { return nullptr; }
-};
-template <class Sender>
-void share(Sender&, sharable const&) {}
-
-#endif
 
 /// How many bytes this receiver read, as far as the library tells.
 inline std::optional<std::uint64_t> bytes_read(load_report const&) { return std::nullopt; }

@@ -115,7 +115,7 @@ awaitable<void> read_while_an_update_arrives(setting const& how) {
   co_await over.close();
 }
 
-awaitable<void> serve_peer(std::string path, int ordinal) {
+awaitable<void> serve_peer(std::string path, int ordinal, bool maps) {
   sender to(co_await asio::this_coro::executor, path, quick_sender(64 * kib));
   auto const kind = ordinal < 0 ? host_memory() : cuda_memory(ordinal);
   model source(kind, peer_layers(), 1);
@@ -124,6 +124,7 @@ awaitable<void> serve_peer(std::string path, int ordinal) {
     source.fill(version);
     send_report const report = co_await to.send_weights(version, source.views());
     CHECK(outcomes(report) == "committed");
+    if (maps) CHECK_MESSAGE(of(report, "peer").way == route::mapped, of(report, "peer").text);
   }
   co_await to.close();
 }
@@ -176,7 +177,8 @@ TEST_CASE("cuda: five versions between two processes, to and from a GPU") {
     scratch const directory;
     auto const path = directory.file("s");
     int const server = start_peer("receive:" + path + ":" + std::to_string(pair.there), "");
-    run_to_end([&] { return serve_peer(path, pair.here); }, std::chrono::seconds(60));
+    bool const maps = pair.here >= 0 && pair.there >= 0;
+    run_to_end([&] { return serve_peer(path, pair.here, maps); }, std::chrono::seconds(60));
     CHECK(end_of_peer(server) == 0);
     int const trainer = start_peer("send:" + path + ":" + std::to_string(pair.here), "");
     run_to_end([&] { return follow_peer(path, pair.there); }, std::chrono::seconds(60));
@@ -186,7 +188,7 @@ TEST_CASE("cuda: five versions between two processes, to and from a GPU") {
     // Each process sees only its own GPU: both call it cuda:0.
     scratch const directory;
     int const server = start_peer("receive:" + directory.file("s") + ":0", "1");
-    run_to_end([&] { return serve_peer(directory.file("s"), 0); }, std::chrono::seconds(60));
+    run_to_end([&] { return serve_peer(directory.file("s"), 0, false); }, std::chrono::seconds(60));
     CHECK(end_of_peer(server) == 0);
   }
 }
