@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdio>
 #include <exception>
+#include <linux/capability.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <sched.h>
@@ -10,6 +11,7 @@
 #include <string>
 #include <sys/mount.h>
 #include <sys/prctl.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 #include <vector>
@@ -52,6 +54,18 @@ void refuse_call(int number, int error, unsigned argument, std::uint32_t mask) {
   if (::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0 ||
       ::prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) != 0)
     throw std::runtime_error("seccomp is not available");
+}
+
+bool drop_capability(unsigned capability) {
+  __user_cap_header_struct header{_LINUX_CAPABILITY_VERSION_3, 0};
+  __user_cap_data_struct sets[_LINUX_CAPABILITY_U32S_3]{};
+  if (::syscall(SYS_capget, &header, sets) != 0) return false;
+  auto& set = sets[capability / 32];
+  auto const bit = std::uint32_t{1} << capability % 32;
+  set.effective &= ~bit;
+  set.permitted &= ~bit;
+  set.inheritable &= ~bit;
+  return ::syscall(SYS_capset, &header, sets) == 0;
 }
 
 bool mount_small(char const* directory, unsigned bytes) {

@@ -13,6 +13,9 @@ int in_child(std::function<int()> body);
 /// `argument` has all bits of the mask.
 void refuse_call(int number, int error, unsigned argument = 0, std::uint32_t mask = 0);
 
+/// In the child: gives `capability` (CAP_...) up. True for who never had it, too.
+bool drop_capability(unsigned capability);
+
 /// In the child: puts a file system of `bytes` bytes at `directory`. False if that is not permitted here.
 bool mount_small(char const* directory, unsigned bytes);
 
