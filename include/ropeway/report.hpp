@@ -2,6 +2,7 @@
 #pragma once
 #include <chrono>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <system_error>
@@ -38,6 +39,8 @@ enum class route_choice : std::uint8_t {
   host,      ///< through a ring in shared host memory
 };
 std::string_view name(route_choice way) noexcept;
+/// The reverse of `name`; nothing if the word is unknown.
+std::optional<route_choice> parse_route_choice(std::string_view word) noexcept;
 
 using nanoseconds = std::chrono::nanoseconds;
 

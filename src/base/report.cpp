@@ -25,6 +25,13 @@ std::string_view name(route way) noexcept {
   return "unknown";
 }
 
+std::optional<route_choice> parse_route_choice(std::string_view word) noexcept {
+  for (auto const one :
+       {route_choice::automatic, route_choice::mapped, route_choice::staged, route_choice::host})
+    if (word == name(one)) return one;
+  return std::nullopt;
+}
+
 std::string_view name(route_choice way) noexcept {
   switch (way) {
   case route_choice::automatic: return "automatic";

@@ -6,6 +6,7 @@
 #include <optional>
 #include <string>
 
+#include "ropeway/report.hpp"
 #include "ropeway/tensor.hpp"
 
 namespace ropeway::cli {
@@ -13,6 +14,7 @@ namespace ropeway::cli {
 struct common_arguments {
   std::string socket;
   device where;
+  route_choice route = route_choice::automatic;
   bool json = false;
   bool quiet = false;
   bool with_digest = true;

@@ -28,7 +28,7 @@ struct words {
   inspect_arguments inspect;
   doctor_arguments doctor;
   bench_arguments bench;
-  std::string device = "host", bucket = "64M", wait = "60", connect_limit = "10";
+  std::string device = "host", route = "automatic", bucket = "64M", wait = "60", connect_limit = "10";
   std::string bench_bucket = "64M", bench_size = "1G";
 };
 
@@ -52,6 +52,14 @@ void add_common(CLI::App& command, common_arguments& into, words& said) {
   command.add_flag("--json", into.json,
                    "print the report as one line of JSON, and nothing else, on standard output");
   command.add_flag("--quiet", into.quiet, "no progress on standard error");
+  auto const ways = word(
+      "automatic|mapped|staged|host", [](auto& text) { return parse_route_choice(text).has_value(); },
+      "automatic, mapped, staged or host");
+  command
+      .add_option("--route", said.route,
+                  "the way that versions may take; mapped puts host weights where receivers can map them")
+      ->capture_default_str()
+      ->check(ways);
   command.add_flag("--digest,!--no-digest", into.with_digest,
                    "a digest of each version in the report (default: yes)");
 }
@@ -140,6 +148,7 @@ void add_bench(CLI::App& app, words& said) {
 int run(CLI::App& app, words& said) {
   auto const where = *device::parse(said.device);
   said.send.where = said.receive.where = where;
+  said.send.route = said.receive.route = *parse_route_choice(said.route);
   said.send.bucket_bytes = *parse_size(said.bucket);
   said.send.wait = *parse_seconds(said.wait);
   said.receive.connect_limit = *parse_seconds(said.connect_limit);

@@ -42,7 +42,7 @@ void check_writable(std::filesystem::path const& out) {
 receiver_options options_for(receive_arguments const& arguments, progress& watch) {
   receiver_options options;
   options.name(arguments.name).where(arguments.where).connect_limit(arguments.connect_limit);
-  options.watched_by(&watch);
+  options.use_route(arguments.route).watched_by(&watch);
   return options;
 }
 

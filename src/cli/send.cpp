@@ -28,7 +28,7 @@ struct sent_version {
 sender_options options_for(send_arguments const& arguments, progress& watch) {
   sender_options options;
   options.bucket_bytes(arguments.bucket_bytes).slots(arguments.slots).min_receivers(arguments.receivers);
-  options.watched_by(&watch);
+  options.use_route(arguments.route).watched_by(&watch);
   return options;
 }
 
@@ -75,7 +75,8 @@ class send_run {
   }
 
   void load_checkpoint(std::atomic<bool> const& stop) {
-    weights_ = weights(from_, arguments_.where);
+    weights_ = weights(from_, arguments_.where, arguments_.route == route_choice::mapped);
+    for (auto const& memory : weights_.shared()) sender_.share(memory);
     auto const total = weights_.total_bytes();
     load(
         from_, weights_, window_, [&](std::uint64_t bytes) { watch_.bar("loading", bytes, total); }, stop);

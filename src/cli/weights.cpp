@@ -27,7 +27,7 @@ weights::weights(std::span<tensor_info const> tensors, device where) : where_(wh
   place();
 }
 
-weights::weights(checkpoint const& from, device where) : where_(where) {
+weights::weights(checkpoint const& from, device where, bool shared) : where_(where) {
   entries_.reserve(from.tensors().size());
   for (auto const& stored : from.tensors()) entries_.push_back({stored.info, stored.bytes, nullptr});
   if (where.is_cuda()) {
@@ -37,10 +37,16 @@ weights::weights(checkpoint const& from, device where) : where_(where) {
   std::vector<std::uint64_t> ends(from.files().size());
   for (auto const& stored : from.tensors())
     ends[stored.file] = std::max(ends[stored.file], stored.offset + stored.bytes);
-  for (auto const end : ends) host_.emplace_back(end);
+  std::vector<std::byte*> begins;
+  for (auto const end : ends) {
+    if (shared && end != 0)
+      begins.push_back(shared_.emplace_back(shared_memory::make(end)).data());
+    else
+      begins.push_back(host_.emplace_back(end).data());
+  }
   for (std::size_t i = 0; i < entries_.size(); ++i) {
     auto const& stored = from.tensors()[i];
-    entries_[i].data = host_[stored.file].data() + stored.offset;
+    entries_[i].data = begins[stored.file] + stored.offset;
   }
 }
 

@@ -10,6 +10,7 @@
 #include "cli/mapping.hpp"
 #include "memory/memory.hpp"
 #include "ropeway/checkpoint.hpp"
+#include "ropeway/shared_memory.hpp"
 #include "ropeway/tensor.hpp"
 
 namespace ropeway::cli {
@@ -29,13 +30,16 @@ class weights {
   weights(std::span<tensor_info const> tensors, device where);
   /// For the tensors of a checkpoint. On the host they lie as they lie in its files, so that the disk can put
   /// every byte where it is needed.
-  weights(checkpoint const& from, device where);
+  /// With `shared`, host memory is such as receivers can map.
+  weights(checkpoint const& from, device where, bool shared = false);
 
   device where() const noexcept { return where_; }
   std::span<entry const> entries() const noexcept { return entries_; }
   std::uint64_t total_bytes() const noexcept;
   /// Whether these are the tensors, in this order.
   bool fits(std::span<tensor_info const> tensors) const noexcept;
+  /// Memory that a sender is to share.
+  std::span<shared_memory const> shared() const noexcept { return shared_; }
   std::vector<tensor_view> views() const;
   std::vector<mutable_tensor_view> mutable_views() const;
 
@@ -45,6 +49,7 @@ class weights {
   device where_;
   std::vector<entry> entries_;
   std::vector<mapping> host_;
+  std::vector<shared_memory> shared_;
   std::shared_ptr<memory::region> region_;
 };
 
