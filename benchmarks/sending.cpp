@@ -41,6 +41,13 @@ struct engine {
   prepared_tensors prepared;
 };
 
+void judge_route(way asked, receiver_report const& one) {
+  if (agrees(asked, one.way)) return;
+  throw transfer_error(errc::unsupported, std::string("asked for the ") + bench::name(asked) +
+                                              " route, took " + std::string(ropeway::name(one.way)) +
+                                              (one.text.empty() ? "" : ", because: " + one.text));
+}
+
 void judge(lane& to, std::uint64_t number, send_report const& report) {
   if (report.count(outcome::committed) != to.receivers.size()) {
     std::string words = "not every receiver committed version " + std::to_string(number);
@@ -49,11 +56,7 @@ void judge(lane& to, std::uint64_t number, send_report const& report) {
     throw transfer_error(errc::too_few_receivers, words);
   }
   for (auto const& one : report.receivers) {
-    auto const asked = to.of.routes.front();
-    if (!agrees(asked, one.way))
-      throw transfer_error(errc::unsupported, std::string("asked for the ") + bench::name(asked) +
-                                                  " route, took " + std::string(ropeway::name(one.way)) +
-                                                  ": " + one.text);
+    judge_route(to.of.routes.front(), one);
     to.taken = one.way;
     to.why = one.text;
   }
@@ -178,10 +181,7 @@ awaitable<void> send_once(plan const& of, sender& trainer, asio::thread_pool& po
     throw transfer_error(errc::too_few_receivers, "the receiver did not commit the first version");
   auto const& one = report.receivers.front();
   words.taken = one.way;
-  if (!agrees(of.routes.front(), one.way))
-    throw transfer_error(errc::unsupported, std::string("asked for the ") + bench::name(of.routes.front()) +
-                                                " route, took " + std::string(ropeway::name(one.way)) + ": " +
-                                                one.text);
+  judge_route(of.routes.front(), one);
   co_await trainer.close();
 }
 
