@@ -1,6 +1,7 @@
 // What is sent by whom in each study, and what is told of it. Part of ropeway; Apache-2.0.
 #include <algorithm>
 #include <boost/json/array.hpp>
+#include <cmath>
 #include <iostream>
 #include <map>
 #include <tuple>
@@ -101,6 +102,9 @@ std::uint64_t moved_bytes(lane const& one) {
   return bytes;
 }
 
+/// To the nanosecond.
+double median_us(std::vector<double> const& seconds) { return std::round(median(seconds) * 1e9) / 1e3; }
+
 boost::json::object line_of(plan const& of, lane const& one, model_memory const& held) {
   auto line = line_of(of, of.where, one.of.receivers.front());
   line["name"] = one.name;
@@ -123,15 +127,15 @@ boost::json::object line_of(plan const& of, lane const& one, model_memory const&
   line["send"] = summary(one.send, moved_bytes(one));
   line["source_free_median_s"] = median(one.source_free);
   boost::json::object stages;
-  stages["announce"] = median(one.announce) * 1e6;
-  stages["notice"] = median(one.notice) * 1e6;
-  if (!one.copy.empty()) stages["copy"] = median(one.copy) * 1e6;
-  stages[one.copy.empty() ? "copy and commit" : "commit"] = median(one.commit) * 1e6;
-  stages["report"] = median(one.report) * 1e6;
+  stages["announce"] = median_us(one.announce);
+  stages["notice"] = median_us(one.notice);
+  if (!one.copy.empty()) stages["copy"] = median_us(one.copy);
+  stages[one.copy.empty() ? "copy and commit" : "commit"] = median_us(one.commit);
+  stages["report"] = median_us(one.report);
   line["stages_median_us"] = std::move(stages);
   boost::json::object cpu;
-  cpu["sender"] = median(one.sender_cpu) * 1e6;
-  cpu["receivers"] = median(one.receivers_cpu) * 1e6;
+  cpu["sender"] = median_us(one.sender_cpu);
+  cpu["receivers"] = median_us(one.receivers_cpu);
   line["cpu_median_us"] = std::move(cpu);
   boost::json::array each;
   for (auto const& receiver : one.each) {
@@ -273,6 +277,7 @@ void measure_decode(plan const& of) {
     auto const& beside = one.last.beside;
     if (number == 0) heading(of, held, one.send.size());
     auto line = line_of(of, one, held);
+    line.erase("cpu_median_us"); // most of it is serving
     line["decode_reads"] = of.decode_reads;
     line["decode_bytes"] = of.decode_bytes;
     line["step_alone"] = summary(alone);
