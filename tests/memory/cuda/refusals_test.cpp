@@ -377,6 +377,13 @@ TEST_SUITE("pure") {
       CHECK(now.clean());
       return came;
     };
+    {
+      now.imported_sizes = {4 * mib, 2 * mib};
+      auto importer = gpu->start_import(part_kind::cuda_memory, 6 * mib, 1, gpu->uuid());
+      importer->add(virtual_part(4 * mib));
+      CHECK(error_of([&] { importer->add(virtual_part(2 * mib)); }) == errc::bad_region);
+      CHECK(now.imported_sizes.size() == 1); // not even looked at
+    }
     using list = std::vector<std::uint64_t>;
     list const both{4 * mib, 2 * mib};
     CHECK(import(6 * mib, 2, both, both) == errc::ok);
