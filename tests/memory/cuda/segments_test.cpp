@@ -331,7 +331,7 @@ TEST_CASE("small allocations that share a block of memory arrive each as itself"
     contents.push_back(pattern(bytes, 20 + i));
     g.write(small[i].get(), contents[i]);
   }
-  for (std::uint64_t i : {1, 0, 4, 3, 2}) {
+  for (std::size_t i : std::initializer_list<std::size_t>{1, 0, 4, 3, 2}) {
     CAPTURE(i);
     allocation const found = gpu()->find_allocation(small[i].get());
     CHECK(found.begin == small[i].get());
