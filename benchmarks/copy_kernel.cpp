@@ -221,7 +221,7 @@ int copy_models(int ordinal) {
       check();
     }
     memory::cuda::prepared const list(owner, ops), boxes(owner, halves);
-    for (std::uint32_t blocks : {8, 16, 32, 64, 128, 264}) {
+    for (std::uint32_t blocks : {8U, 16U, 32U, 64U, 128U, 264U}) {
       std::string const name = "as it is by default, held to " + std::to_string(blocks) + " blocks";
       lines.line(name.c_str(), all, [&] { queue->repeat(list, {0, ~std::uint64_t{0}, blocks}); });
     }
