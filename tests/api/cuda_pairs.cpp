@@ -102,12 +102,12 @@ std::vector<pairing> cuda_pairings() {
   all.push_back({"CPU to all kinds", host, {}, {{host, {}}, {zero, {}}, {one, {}}}});
   // Memory that also this process can map, as another one could.
   auto const shared = device_memory(memory::system_backends()->get(device::cuda(0)));
-  all.push_back({"same GPU, mapped", shared, {}, {{zero, {}}}, route_choice::mapped, route::mapped});
+  all.push_back({"same GPU, mapped", shared, {}, {{zero, {}}}, route_choice::automatic, route::mapped});
   all.push_back({"same GPU, staged", shared, {}, {{zero, {}}}, route_choice::staged, route::staged});
   all.push_back({"same GPU, host", shared, {}, {{zero, {}}}, route_choice::host, route::host});
   if (two_reach_each_other())
     all.push_back(
-        {"GPU to GPU, mapped", shared, {}, {{one, {}}, {zero, {}}}, route_choice::mapped, route::mapped});
+        {"GPU to GPU, mapped", shared, {}, {{one, {}}, {zero, {}}}, route_choice::automatic, route::mapped});
   all.push_back({"one GPU to all kinds, mapped where that can be",
                  shared,
                  {},

@@ -23,9 +23,10 @@ __device__ uint32_t entry_of(Entry const* entries, uint32_t count, uint32_t chun
   return low;
 }
 
-// Several independent accesses in flight a thread; streaming, since nobody reads this again soon.
-template <uint32_t flight, class Word>
+// Four independent accesses in flight a thread; streaming, since nobody reads this again soon.
+template <class Word>
 __device__ void copy_words(Word* to, Word const* from, uint32_t count) {
+  constexpr uint32_t flight = 4;
   uint32_t i = threadIdx.x;
   for (; i + (flight - 1) * threads < count; i += flight * threads) {
     Word word[flight];
@@ -42,13 +43,13 @@ __device__ void copy_each_byte(uint64_t to, uint64_t from, uint32_t bytes) {
 }
 
 // Both ends lie equally within a Word.
-template <class Word, uint32_t flight>
+template <class Word>
 __device__ void copy_aligned(uint64_t to, uint64_t from, uint32_t bytes) {
   uint32_t head = (uint32_t)(-to & (sizeof(Word) - 1));
   if (head > bytes) head = bytes;
   uint32_t words = (bytes - head) / sizeof(Word), done = head + words * (uint32_t)sizeof(Word);
   copy_each_byte(to, from, head);
-  copy_words<flight>((Word*)(to + head), (Word const*)(from + head), words);
+  copy_words((Word*)(to + head), (Word const*)(from + head), words);
   copy_each_byte(to + done, from + done, bytes - done);
 }
 
@@ -79,15 +80,14 @@ __device__ void copy_shifted(uint64_t to, uint64_t from, uint32_t bytes) {
   copy_each_byte(to + done, from + done, bytes - done);
 }
 
-template <uint32_t flight>
 __device__ void copy_run(uint64_t to, uint64_t from, uint32_t bytes) {
   uint32_t skew = (uint32_t)(to ^ from);
   if (!(skew & 15))
-    copy_aligned<uint4, flight>(to, from, bytes);
+    copy_aligned<uint4>(to, from, bytes);
   else if (!(skew & 7))
-    copy_aligned<uint2, 4>(to, from, bytes);
+    copy_aligned<uint2>(to, from, bytes);
   else if (!(skew & 3))
-    copy_aligned<uint32_t, 4>(to, from, bytes);
+    copy_aligned<uint32_t>(to, from, bytes);
   else
     copy_shifted(to, from, bytes);
 }
@@ -98,7 +98,7 @@ __device__ void copy_pieces(List const& list) {
     ropeway_piece const& piece = list.pieces[entry_of(list.pieces, list.count, chunk)];
     uint32_t begin = (chunk - piece.first_chunk) << list.chunk_shift;
     uint32_t bytes = min(piece.bytes - begin, 1u << list.chunk_shift);
-    copy_run<4>(piece.to + begin, piece.from + begin, bytes);
+    copy_run(piece.to + begin, piece.from + begin, bytes);
   }
 }
 
@@ -277,7 +277,7 @@ __device__ void copy_chunk_of_box(ropeway_prepared_list const& list, ropeway_chu
   copy_some_units(box, (ropeway_dim const*)list.dims + box.first_dim, begin, begin + chunk.count);
 }
 
-template <uint32_t flight, bool boxes>
+template <bool boxes>
 __device__ void copy_prepared(ropeway_prepared_list const& list) {
   ropeway_chunk const* chunks = (ropeway_chunk const*)list.chunks + list.first;
   for (uint32_t i = blockIdx.x; i < list.count; i += gridDim.x) {
@@ -287,7 +287,7 @@ __device__ void copy_prepared(ropeway_prepared_list const& list) {
     if (boxes && chunk.box)
       copy_chunk_of_box(list, chunk);
     else
-      copy_run<flight>(chunk.to, chunk.from, chunk.count);
+      copy_run(chunk.to, chunk.from, chunk.count);
   }
 }
 
@@ -298,22 +298,18 @@ __global__ void __launch_bounds__(ropeway_threads)
     ropeway_copy_pieces_small(__grid_constant__ ropeway_small_piece_list const list) {
   copy_pieces(list);
 }
-__global__ void __launch_bounds__(ropeway_threads, 2)
+__global__ void __launch_bounds__(ropeway_threads)
     ropeway_copy_boxes_small(__grid_constant__ ropeway_small_box_list const list) {
   copy_boxes(list);
 }
-// A list without boxes needs few registers, so that an SM holds four blocks.
-__global__ void __launch_bounds__(ropeway_threads, 4)
+// A list without boxes needs few registers, so that an SM holds two blocks.
+__global__ void __launch_bounds__(ropeway_threads, 2)
     ropeway_copy_prepared_pieces(__grid_constant__ ropeway_prepared_list const list) {
-  copy_prepared<4, false>(list);
+  copy_prepared<false>(list);
 }
-__global__ void __launch_bounds__(ropeway_threads, 2)
-    ropeway_copy_prepared_pieces_8(__grid_constant__ ropeway_prepared_list const list) {
-  copy_prepared<8, false>(list);
-}
-__global__ void __launch_bounds__(ropeway_threads, 2)
+__global__ void __launch_bounds__(ropeway_threads)
     ropeway_copy_prepared_boxes(__grid_constant__ ropeway_prepared_list const list) {
-  copy_prepared<4, true>(list);
+  copy_prepared<true>(list);
 }
 // Compilers before 12.1 know no larger parameters; the loader then does without these two.
 #if __CUDACC_VER_MAJOR__ * 100 + __CUDACC_VER_MINOR__ >= 1201
@@ -321,7 +317,7 @@ __global__ void __launch_bounds__(ropeway_threads)
     ropeway_copy_pieces_large(__grid_constant__ ropeway_large_piece_list const list) {
   copy_pieces(list);
 }
-__global__ void __launch_bounds__(ropeway_threads, 2)
+__global__ void __launch_bounds__(ropeway_threads)
     ropeway_copy_boxes_large(__grid_constant__ ropeway_large_box_list const list) {
   copy_boxes(list);
 }

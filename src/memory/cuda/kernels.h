@@ -4,7 +4,7 @@
 #define ROPEWAY_MEMORY_CUDA_KERNELS_H
 #include <stdint.h>
 
-enum { ropeway_threads = 512 }; /* of one block */
+enum { ropeway_threads = 1024 }; /* of one block */
 
 /* Contiguous bytes. Pieces of 4 GiB and more are cut. */
 typedef struct {

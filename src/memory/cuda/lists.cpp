@@ -50,8 +50,8 @@ ropeway_unit offset(ropeway_unit first, conversion convert) {
 
 } // namespace
 
-copy_lists::copy_lists(std::uint32_t max_blocks, bool large)
-    : max_blocks_(max_blocks), large_(large), list_(std::make_unique<any_list>()) {
+copy_lists::copy_lists(std::uint32_t busy_blocks, bool large)
+    : busy_blocks_(busy_blocks), large_(large), list_(std::make_unique<any_list>()) {
   static_assert(sizeof(ropeway_small_piece_list) <= 4096 && sizeof(ropeway_small_box_list) <= 4096);
   static_assert(sizeof(ropeway_large_piece_list) <= 32764 && sizeof(ropeway_large_box_list) <= 32764);
 }
@@ -160,21 +160,21 @@ std::uint32_t chunks_of(std::uint32_t size, std::uint32_t shift) {
 template <class Parameters>
 copy_lists::launch copy_lists::fill_pieces(Parameters& list, kernel which, std::size_t capacity) {
   list.count = list.chunks = list.unused = 0;
-  list.chunk_shift = chunk_shift(piece_bytes_, max_blocks_, 14, 16);
+  list.chunk_shift = chunk_shift(piece_bytes_, busy_blocks_, 14, 16);
   for (; next_piece_ < pieces_.size() && list.count < capacity; ++next_piece_) {
     ropeway_piece& piece = list.pieces[list.count++];
     piece = pieces_[next_piece_];
     piece.first_chunk = list.chunks;
     list.chunks += chunks_of(piece.bytes, list.chunk_shift);
   }
-  return {which, &list, std::min(list.chunks, max_blocks_)};
+  return {which, &list, list.chunks};
 }
 
 template <class Parameters>
 copy_lists::launch copy_lists::fill_boxes(Parameters& list, kernel which, std::size_t capacity,
                                           std::size_t dims) {
   list.count = list.chunks = list.unused = 0;
-  list.chunk_shift = chunk_shift(box_units_, max_blocks_, 11, 14);
+  list.chunk_shift = chunk_shift(box_units_, busy_blocks_, 11, 14);
   std::size_t used = 0;
   for (; next_box_ < boxes_.size() && list.count < capacity; ++next_box_) {
     ropeway_box const& next = boxes_[next_box_];
@@ -188,7 +188,7 @@ copy_lists::launch copy_lists::fill_boxes(Parameters& list, kernel which, std::s
     next_dim_ += next.rank;
     list.chunks += chunks_of(here.units, list.chunk_shift);
   }
-  return {which, &list, std::min(list.chunks, max_blocks_)};
+  return {which, &list, list.chunks};
 }
 
 bool copy_lists::next(launch& out) {

@@ -56,18 +56,19 @@ class copy_lists {
     small_boxes,
     large_boxes,
     prepared_pieces,
-    prepared_pieces_8, ///< with eight loads of a thread in flight instead of four
-    prepared_boxes,    ///< and pieces
+    prepared_boxes, ///< and pieces
   };
-  static constexpr std::size_t kernels = 7;
+  static constexpr std::size_t kernels = 6;
   struct launch {
     kernel which;
     void const* parameters; ///< valid until the next call
     std::uint32_t blocks;
   };
 
-  /// `max_blocks` bounds every launch; `large` says whether the kernels with large parameters exist.
-  copy_lists(std::uint32_t max_blocks, bool large);
+  /// `busy_blocks` keep the device busy: where there is little to copy, chunks are cut smaller so that there
+  /// are as many. Each chunk has a block of its own; in the order of their numbers, they work on neighbouring
+  /// memory at a time. `large` says whether the kernels with large parameters exist.
+  copy_lists(std::uint32_t busy_blocks, bool large);
 
   void clear() noexcept;
   bool empty() const noexcept { return pieces_.empty() && boxes_.empty(); }
@@ -89,7 +90,7 @@ class copy_lists {
   template <class Parameters>
   launch fill_boxes(Parameters& list, kernel which, std::size_t capacity, std::size_t dims);
 
-  std::uint32_t max_blocks_;
+  std::uint32_t busy_blocks_;
   bool large_;
   std::vector<ropeway_piece> pieces_;
   std::vector<ropeway_box> boxes_;

@@ -31,7 +31,7 @@ prepared::prepared(std::shared_ptr<gpu> owner, std::span<copy_op const> ops, lis
   even_out(engine_, longest_engine_copy);
   staged_ = std::move(sorted.staged());
   chunk_table const table = sorted.lists().cut(shape.chunk_bytes);
-  kernel_ = table.boxes.empty() ? shape.pieces : copy_lists::kernel::prepared_boxes;
+  kernel_ = table.boxes.empty() ? copy_lists::kernel::prepared_pieces : copy_lists::kernel::prepared_boxes;
   list_.count = static_cast<std::uint32_t>(table.chunks.size());
   units_ = list_.count + engine_.size() + staged_.size();
   if (list_.count == 0) return;

@@ -8,12 +8,12 @@
 
 namespace ropeway::memory::cuda {
 
-/// How a list is cut, and launched where no portion says otherwise. The chunks are also what a list can be
-/// carried out by, so they are no larger than they must be.
+/// How a list is cut, and launched where no portion says otherwise: by default a block for each chunk, which
+/// each thread of the block copies in one go. Blocks that run at the same time then work on neighbouring
+/// memory, for which the device is fastest (docs/performance.md).
 struct list_shape {
-  std::uint32_t chunk_bytes = 128 << 10;
-  std::uint32_t blocks_per_multiprocessor = 4;                     ///< 0: a block for each chunk
-  copy_lists::kernel pieces = copy_lists::kernel::prepared_pieces; ///< of lists without boxes
+  std::uint32_t chunk_bytes = 4 * 16 * ropeway_threads;
+  std::uint32_t blocks_per_multiprocessor = 0; ///< 0: a block for each chunk
 };
 
 /// Its units are the chunks of one kernel, then the copies of the copy engine, then those that go through

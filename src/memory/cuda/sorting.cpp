@@ -26,7 +26,7 @@ sorting::sorting(std::shared_ptr<gpu> owner)
     : owner_(std::move(owner))
     , here_(owner_->where())
     , places_(*owner_)
-    , lists_(4 * owner_->multiprocessors(), owner_->kernel(copy_lists::kernel::large_pieces) &&
+    , lists_(2 * owner_->multiprocessors(), owner_->kernel(copy_lists::kernel::large_pieces) &&
                                                 owner_->kernel(copy_lists::kernel::large_boxes)) {}
 
 bool sorting::sort(std::span<copy_op const> ops) {

@@ -128,7 +128,6 @@ int play(copy_lists& lists) {
   int launches = 0;
   for (; lists.next(next); ++launches) {
     CHECK(next.blocks > 0);
-    CHECK(next.blocks <= 528);
     switch (next.which) {
     case copy_lists::kernel::small_pieces:
       play_pieces(*static_cast<ropeway_small_piece_list const*>(next.parameters));

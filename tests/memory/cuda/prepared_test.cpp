@@ -140,7 +140,7 @@ TEST_SUITE("pure") {
     from_host(100'000, 1000);    // pageable
     ops.push_back(op_of(device_at(0), device_at(1), 0));
     {
-      memory::cuda::prepared const list(owner, ops, {64 << 10, 4, memory::cuda::copy_lists::kernel{}});
+      memory::cuda::prepared const list(owner, ops, {64 << 10, 4});
       CHECK(allocated == 1);
       // Twenty pieces in two chunks each, the box in two, and the small one.
       std::uint64_t const chunks = 20 * 2 + 2 + 1;
@@ -179,7 +179,7 @@ TEST_SUITE("pure") {
       CHECK(list.of({list.units(), 1, 0}).empty());
       CHECK(list.of({~std::uint64_t{0}, ~std::uint64_t{0}, 0}).empty());
       CHECK(list.of({3, 0, 0}).empty());
-      memory::cuda::prepared const each(owner, ops, {64 << 10, 0, memory::cuda::copy_lists::kernel{}});
+      memory::cuda::prepared const each(owner, ops, {64 << 10, 0});
       CHECK(each.of({}).blocks == chunks);
     }
     CHECK(allocated == 0);
