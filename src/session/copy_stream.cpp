@@ -33,6 +33,7 @@ copy_stream::copy_stream(strand const& on, std::unique_ptr<memory::queue> queue,
     , queue_(std::move(queue))
     , done_(std::move(done))
     , wakeups_(watch(on, queue_->event_fd()))
+    , expected_(on)
     , second_look_(on)
     , poll_for_(poll_for) {}
 
@@ -64,6 +65,17 @@ void copy_stream::then(copied what) {
   if (poll_for_.count() != 0) return ask_again();
   watch_wakeups();
   watch_clock();
+}
+
+void copy_stream::expect(std::chrono::steady_clock::duration so_long) {
+  if (so_long <= poll_for_) return; // it is asked for all that time
+  expected_.expires_after(so_long - poll_for_ / 2);
+  expected_.async_wait([weak = weak_from_this()](std::error_code error) {
+    auto const self = weak.lock();
+    if (!self || error || self->waiting_.empty()) return;
+    self->last_news_ = std::chrono::steady_clock::now();
+    self->ask_again();
+  });
 }
 
 bool copy_stream::failed() {
@@ -154,6 +166,7 @@ void copy_stream::stop_watching() noexcept {
   std::error_code ignored;
   wakeups_.cancel(ignored);
   second_look_.cancel();
+  expected_.cancel();
 }
 
 /// After a watch was cancelled: something may have been queued since.

@@ -51,6 +51,9 @@ class copy_stream : public std::enable_shared_from_this<copy_stream> {
   void repeat(memory::prepared_copies const& list, memory::portion what);
   /// Reports `what` once everything queued so far was seen to finish, with an error if the device failed.
   void then(copied what);
+  /// What was queued last will take so long: it is asked for again around then, as if it had just been
+  /// queued.
+  void expect(std::chrono::steady_clock::duration so_long);
   /// The device has failed: nothing more will be copied here. Another stream may work. Asks the queue: a
   /// stream for which nobody waits has heard of nothing.
   bool failed();
@@ -79,6 +82,7 @@ class copy_stream : public std::enable_shared_from_this<copy_stream> {
   bool shut_ = false;
   callback done_;
   wire::descriptor wakeups_;
+  wire::timer expected_;
   wire::timer second_look_; // a CUDA host function is not called after a context error: ask now and then
   bool watching_wakeups_ = false, watching_clock_ = false, asking_ = false, finishing_ = false;
   bool failed_ = false;

@@ -72,6 +72,7 @@ receiver_core::receiver_core(asio::any_io_executor executor, receiver_options op
     , options_(checked(std::move(options)))
     , memory_(std::move(memory))
     , strand_(wire::make_strand(executor))
+    , lookout_(std::make_shared<session::lookout>(strand_))
     , close_limit_(strand_)
     , deadline_(strand_)
     , pace_(strand_)
@@ -560,6 +561,7 @@ void receiver_core::drop_session() {
   unread_.reset();
   drop_mapping();
   pace_.cancel();
+  lookout_->rest();
   deadline_.cancel();
   armed_.reset();
   unclaimed_.reset();
@@ -886,6 +888,10 @@ void receiver_core::arm_deadline() {
 
 void receiver_core::act(receive_action::say& action) {
   if (link_) link_->say(action.what);
+  if (!options_.where().is_cuda()) return;
+  if (std::holds_alternative<protocol::accept>(action.what) ||
+      std::holds_alternative<all_copied>(action.what))
+    lookout_->keep(session::answer_time);
 }
 
 void receiver_core::act(receive_action::greeted& action) {
@@ -1317,6 +1323,8 @@ void receiver_core::read_on(std::shared_ptr<load_operation> const& load) {
   auto const& copies = *load->mapped->list;
   if (load->next_unit >= copies.units() && load->next_unit != 0) {
     load->bytes_loaded += copies.bytes();
+    read_last_ = load->mapped;
+    reading_took_ = clock::now() - load->reading_since;
     if (load->session != session_ || !machine_) return;
     if (options_.watched_by())
       options_.watched_by()->bucket_moved(load->what.version, load->what.buckets, load->bytes_loaded);
@@ -1353,6 +1361,8 @@ void receiver_core::read_on(std::shared_ptr<load_operation> const& load) {
     what.from = load->mapped;
     what.what = session::copied::kind::mapped;
     stream().then(std::move(what));
+    if (step.count == memory::portion().count && read_last_.lock() == load->mapped)
+      stream().expect(reading_took_);
     ++load->copies_in_flight;
   } catch (...) {
     auto const what = session::as_transfer_error(std::current_exception(), errc::device_failed);

@@ -81,6 +81,7 @@ sender_core::sender_core(asio::any_io_executor executor, std::string path, sende
     , listener_(strand_, std::move(path), trust_of(options_))
     , machine_(settings_of(options_, instance_))
     , exports_(memory_)
+    , lookout_(std::make_shared<session::lookout>(strand_))
     , packs_changed_(strand_)
     , deadline_(strand_)
     , close_limit_(strand_) {}
@@ -281,6 +282,7 @@ void sender_core::teardown() {
   for (auto& [id, connected] : peers_) connected.link->close_when_said();
   peers_.clear();
   deadline_.cancel();
+  lookout_->rest();
   stop_packer();
   for (auto& waiter : std::exchange(waiters_, {}))
     waiter.done->complete(failure(errc::not_open, "the sender was closed"), 0);
@@ -738,6 +740,7 @@ void sender_core::complete(std::shared_ptr<send_operation> const& operation) {
     operation->error = failure(error);
   }
   announced();
+  lookout_->rest();
   current_.reset();
   if (options_.watched_by()) options_.watched_by()->update_ended(operation->version, !operation->error);
   for (auto& waiting : std::exchange(operation->on_source_free, {})) {
@@ -910,6 +913,25 @@ void sender_core::act(send_action::say& action) {
     return link.say(action.what, placement->carrier.handle.get(), placement);
   }
   link.say(action.what);
+  look_out(action.what);
+}
+
+void sender_core::look_out(message const& said) {
+  if (!current_ || !current_->set->where.is_cuda()) return;
+  if (std::holds_alternative<protocol::begin>(said)) {
+    lookout_->keep(session::answer_time);
+  } else if (std::holds_alternative<read_mapped>(said)) {
+    told_to_read_ = clock::now();
+    auto const placement = current_->placement ? current_->placement->id : 0;
+    if (std::exchange(read_placement_, placement) != placement) reading_took_ = {};
+    if (reading_took_ < session::answer_time)
+      lookout_->keep(session::answer_time);
+    else
+      lookout_->keep_from(reading_took_ - session::answer_time / 2, 2 * session::answer_time);
+  } else if (std::holds_alternative<protocol::commit>(said)) {
+    if (current_->placement) reading_took_ = clock::now() - told_to_read_;
+    lookout_->keep(session::answer_time);
+  }
 }
 
 /// The running update is known to a receiver, or over without one.

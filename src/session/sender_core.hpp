@@ -19,6 +19,7 @@
 #include "session/copy_stream.hpp"
 #include "session/exports.hpp"
 #include "session/link.hpp"
+#include "session/lookout.hpp"
 #include "session/notifier.hpp"
 #include "session/offload.hpp"
 #include "session/tensor_set.hpp"
@@ -145,6 +146,8 @@ class sender_core : public std::enable_shared_from_this<sender_core> {
   void place_tensors(send_operation& operation, protocol::update_facts& facts);
   void say_part(protocol::peer_id to, protocol::segment_part what, std::shared_ptr<unique_fd const> fd);
   void wake_released();
+  /// Whose answer is about to come, after this was said.
+  void look_out(protocol::message const& said);
   /// A device that has failed once may work again.
   void replace_failed_streams();
   void give_up(std::error_code code, errc on_wire, std::string text);
@@ -199,6 +202,10 @@ class sender_core : public std::enable_shared_from_this<sender_core> {
   protocol::peer_id next_peer_ = 1;
   std::map<std::uint32_t, ring_memory> rings_;
   session::exports exports_;
+  std::shared_ptr<session::lookout> lookout_; // for answers in updates of CUDA tensors
+  std::chrono::steady_clock::time_point told_to_read_{};
+  std::chrono::steady_clock::duration reading_took_{}; // the last time, of this placement:
+  std::uint64_t read_placement_ = 0;
   std::map<int, std::shared_ptr<copy_stream>> gates_; // by device: what waits for the caller's streams
   std::shared_ptr<send_operation> current_;
   std::vector<protocol::sender_action> actions_;
