@@ -2,6 +2,7 @@
 #pragma once
 #include <asio/post.hpp>
 #include <chrono>
+#include <cstdint>
 #include <memory>
 #include <utility>
 
@@ -56,7 +57,9 @@ class lookout : public std::enable_shared_from_this<lookout> {
   bool turning_ = false;
 };
 
-/// How long to look out for an answer of a peer that uses a GPU.
+/// How long to look out for an answer of a peer that uses a GPU; and from which size of an update on, so that
+/// an adapter of a few megabytes, which gains little, does not pay for it with as much again of a processor.
 inline constexpr std::chrono::microseconds answer_time{250};
+inline constexpr std::uint64_t worth_looking_out{std::uint64_t(64) << 20};
 
 } // namespace ropeway::session

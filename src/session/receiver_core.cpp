@@ -888,7 +888,7 @@ void receiver_core::arm_deadline() {
 
 void receiver_core::act(receive_action::say& action) {
   if (link_) link_->say(action.what);
-  if (!options_.where().is_cuda()) return;
+  if (!options_.where().is_cuda() || !load_ || load_->what.total_bytes < session::worth_looking_out) return;
   if (std::holds_alternative<protocol::accept>(action.what) ||
       std::holds_alternative<all_copied>(action.what))
     lookout_->keep(session::answer_time);

@@ -917,7 +917,8 @@ void sender_core::act(send_action::say& action) {
 }
 
 void sender_core::look_out(message const& said) {
-  if (!current_ || !current_->set->where.is_cuda()) return;
+  if (!current_ || !current_->set->where.is_cuda() || current_->report.bytes < session::worth_looking_out)
+    return;
   if (std::holds_alternative<protocol::begin>(said)) {
     lookout_->keep(session::answer_time);
   } else if (std::holds_alternative<read_mapped>(said)) {
