@@ -10,6 +10,7 @@
 #include <string>
 #include <string_view>
 
+#include "ropeway/detail/visibility.hpp"
 #include "ropeway/error.hpp"
 #include "ropeway/tensor.hpp"
 
@@ -28,7 +29,7 @@ using checkpoint_metadata = std::map<std::string, std::string>;
 
 /// An opened checkpoint: everything but the bytes, checked by the rules of the format. A cheap handle: copies
 /// share the open files. Const functions may be called from any thread.
-class checkpoint {
+class ROPEWAY_API checkpoint {
  public:
   /// `path` is a .safetensors file, a .safetensors.index.json, or a directory that holds `model.safetensors`,
   /// else `model.safetensors.index.json`, else exactly one file of either kind. Tensors of a shard that the
@@ -64,9 +65,9 @@ class checkpoint {
 /// How bytes come from the disk. `automatic` is io_uring where the build has it and the kernel allows it,
 /// else pread.
 enum class io_backend : std::uint8_t { automatic, io_uring, pread };
-std::string_view to_string(io_backend backend) noexcept;
+ROPEWAY_API std::string_view to_string(io_backend backend) noexcept;
 
-class read_options {
+class ROPEWAY_API read_options {
  public:
   /// `io_uring` throws where it is not available, instead of falling back.
   read_options& backend(io_backend which) noexcept;
@@ -90,7 +91,7 @@ class read_core;
 /// Reads tensors, or parts of them, into memory that the caller gives (host memory), several requests in
 /// flight. Needs at most `queue_depth` × 256 KiB of its own, for what the disk can't put in place by itself.
 /// Not thread-safe. `checkpoint_async.hpp` has the awaitable form, `checkpoint_writer.hpp` the way out.
-class checkpoint_reader {
+class ROPEWAY_API checkpoint_reader {
  public:
   /// Names one started read; never 0, rising.
   using ticket = std::uint64_t;
@@ -141,7 +142,7 @@ class checkpoint_reader {
 
 /// Reads each tensor of `into`, by name, into its memory. Throws `errc::destination_mismatch` before any byte
 /// moves if one is missing or differs in dtype or shape, `errc::unsupported` for strided or device memory.
-void read_into(checkpoint const& from, std::span<mutable_tensor_view const> into,
-               read_options const& options = {});
+ROPEWAY_API void read_into(checkpoint const& from, std::span<mutable_tensor_view const> into,
+                           read_options const& options = {});
 
 } // namespace ropeway

@@ -8,12 +8,13 @@
 #include <span>
 
 #include "ropeway/checkpoint.hpp"
+#include "ropeway/detail/visibility.hpp"
 
 namespace ropeway {
 
 /// `checkpoint_reader` for an event loop: the thread never waits for the disk. All calls, and the executor,
 /// must be serialised (one thread, or one strand). Several coroutines may read at the same time.
-class async_checkpoint_reader {
+class ROPEWAY_API async_checkpoint_reader {
  public:
   async_checkpoint_reader(asio::any_io_executor executor, checkpoint from, read_options const& options = {});
   async_checkpoint_reader(async_checkpoint_reader&&) noexcept = default;

@@ -7,12 +7,13 @@
 #include <span>
 
 #include "ropeway/checkpoint.hpp"
+#include "ropeway/detail/visibility.hpp"
 
 namespace ropeway {
 
 /// Writes a .safetensors file. Nothing is seen at `path` before `commit`, which replaces what is there in one
 /// step; without it, and if the process dies, nothing stays. Not thread-safe.
-class checkpoint_writer {
+class ROPEWAY_API checkpoint_writer {
  public:
   /// `sorted` is the order that the format recommends (widest dtype first, then by name), in which every
   /// tensor is aligned for its dtype; `as_given` keeps the order of the arguments.

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "ropeway/detail/visibility.hpp"
 #include "ropeway/status.hpp"
 #include "ropeway/tensor.hpp"
 
@@ -24,7 +25,7 @@ class destination_set;
 ///
 /// A load writes in place. When it fails after the first write, everything that it would have written is
 /// *torn* until a later load commits it: check `torn()` before serving.
-class destinations {
+class ROPEWAY_API destinations {
  public:
   destinations();
   destinations(destinations&&) noexcept;

@@ -6,6 +6,8 @@
 #include <string_view>
 #include <system_error>
 
+#include "ropeway/detail/visibility.hpp"
+
 namespace ropeway {
 
 /// Every error that ropeway itself reports. Errors of the operating system and of Asio (for example
@@ -54,12 +56,12 @@ enum class errc : std::uint16_t {
 };
 
 /// The category of `errc`; its `message()` is a sentence that says what happened and what to do.
-std::error_category const& ropeway_category() noexcept;
-std::error_code make_error_code(errc e) noexcept;
+ROPEWAY_API std::error_category const& ropeway_category() noexcept;
+ROPEWAY_API std::error_code make_error_code(errc e) noexcept;
 
 /// What the throwing forms of the operations throw: a `std::system_error` that also names what it was about.
 /// `what()` is one complete line.
-class transfer_error : public std::system_error {
+class ROPEWAY_API transfer_error : public std::system_error {
  public:
   transfer_error(std::error_code code, std::string const& text) : std::system_error(code, text) {}
   transfer_error(errc code, std::string const& text) : std::system_error(make_error_code(code), text) {}

@@ -3,11 +3,13 @@
 #include <cstdint>
 #include <string_view>
 
+#include "ropeway/detail/visibility.hpp"
+
 namespace ropeway {
 
 /// Derive and override what you want to hear. Called on the strand of the object that is watched, between its
 /// own steps: return quickly, throw nothing, call nothing of that object.
-class observer {
+class ROPEWAY_API observer {
  public:
   virtual ~observer() = default;
   /// A receiver finished its handshake, or is gone (with a reason in one line).

@@ -14,6 +14,7 @@
 #include "ropeway/cuda.hpp"
 #include "ropeway/destinations.hpp"
 #include "ropeway/detail/operation.hpp"
+#include "ropeway/detail/visibility.hpp"
 #include "ropeway/options.hpp"
 #include "ropeway/report.hpp"
 #include "ropeway/shadow.hpp"
@@ -55,7 +56,7 @@ struct bucket_piece {
 
 /// A bucket to read from: views into the sender's ring. Move-only; its slot stays taken until `release`, so
 /// release soon: the sender waits for it. Destroying it releases it.
-class bucket {
+class ROPEWAY_API bucket {
  public:
   bucket() = default;
   bucket(bucket&&) noexcept = default;
@@ -83,7 +84,7 @@ concept loadable = std::same_as<T, destinations> || std::same_as<T, shadow_desti
 /// and `commit`; or say no with `refuse` or `not_now`. Destroying it unanswered refuses it; destroying it
 /// half-way aborts it. Members may be called from any thread, one operation at a time (`errc::busy`). An
 /// empty one (made by default, moved from) can only be assigned to and destroyed.
-class update {
+class ROPEWAY_API update {
  public:
   update() = default;
   update(update&&) noexcept = default;
@@ -186,7 +187,7 @@ class update {
 /// Thread-safety, lifetime and the two forms of every operation: as for `sender`; updates and buckets, too,
 /// must go before the loop. The loop must run while an update does. After the session has ended (`peer_gone`,
 /// ...), `connect` again on the same object.
-class receiver {
+class ROPEWAY_API receiver {
  public:
   explicit receiver(asio::any_io_executor executor, receiver_options options = {});
   receiver(receiver&&) noexcept = default;

@@ -8,6 +8,7 @@
 #include <system_error>
 #include <vector>
 
+#include "ropeway/detail/visibility.hpp"
 #include "ropeway/error.hpp"
 
 namespace ropeway {
@@ -21,7 +22,7 @@ enum class outcome : std::uint8_t {
   dropped,     ///< it died, fell silent or broke the protocol
   unconfirmed, ///< it was told to commit and its answer never came; its next hello settles it
 };
-std::string_view name(outcome what) noexcept;
+ROPEWAY_API std::string_view name(outcome what) noexcept;
 
 /// How the bytes reached a receiver.
 enum class route : std::uint8_t {
@@ -29,7 +30,7 @@ enum class route : std::uint8_t {
   staged, ///< through a ring in device memory
   host,   ///< through a ring in shared host memory
 };
-std::string_view name(route way) noexcept;
+ROPEWAY_API std::string_view name(route way) noexcept;
 
 /// Which ways an update may take. A sender and a receiver each have a choice; what both allow is used.
 enum class route_choice : std::uint8_t {
@@ -55,7 +56,7 @@ struct receiver_report {
 };
 
 /// What `send_weights` and `sending::done` give. Filled whether or not the operation failed.
-struct send_report {
+struct ROPEWAY_API send_report {
   std::uint64_t version = 0;
   std::uint64_t bytes = 0; ///< of all tensors, counted once
   std::uint32_t tensors = 0;
@@ -68,7 +69,7 @@ struct send_report {
 };
 
 /// What the throwing form of a send throws: the words, and the report so far.
-class send_failed : public transfer_error {
+class ROPEWAY_API send_failed : public transfer_error {
  public:
   send_failed(transfer_error const& error, send_report report)
       : transfer_error(error), report_(std::move(report)) {}

@@ -10,6 +10,7 @@
 #include "ropeway/asio.hpp"
 #include "ropeway/cuda.hpp"
 #include "ropeway/detail/operation.hpp"
+#include "ropeway/detail/visibility.hpp"
 #include "ropeway/options.hpp"
 #include "ropeway/report.hpp"
 #include "ropeway/shared_memory.hpp"
@@ -53,7 +54,7 @@ class prepared_tensors {
 /// A version on its way, from `sender::start`. Move-only. Destroying it before `done` gives the version up.
 /// An empty one (made by default, moved from, from a `start` that failed) can only be assigned to and
 /// destroyed.
-class sending {
+class ROPEWAY_API sending {
  public:
   sending() = default;
   sending(sending&&) noexcept = default;
@@ -125,7 +126,7 @@ struct connected_receiver {
 /// `send_failed`), and one with a completion token of signature `void(std::error_code, T)`. The call itself
 /// copies names and views: only the tensors' memory must live until completion, and no copy touches it
 /// afterwards, whatever the outcome.
-class sender {
+class ROPEWAY_API sender {
  public:
   /// Listens at `path` at once. Its directory is made (0700) if only that is missing.
   /// Throws transfer_error: `errc::bad_path`, `errc::not_permitted`, `errc::address_in_use`,

@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "ropeway/destinations.hpp"
+#include "ropeway/detail/visibility.hpp"
 #include "ropeway/status.hpp"
 
 namespace ropeway {
@@ -29,7 +30,7 @@ enum class shadow_form : std::uint8_t {
 
 /// The right to read the set that was live when it was given: it stays as it is until the lease ends.
 /// Move-only; ends with its destruction. Any thread. It must not outlive the memory of the set.
-class weights_lease {
+class ROPEWAY_API weights_lease {
  public:
   weights_lease() = default; ///< holds nothing
   weights_lease(weights_lease&&) noexcept;
@@ -60,7 +61,7 @@ class weights_lease {
 ///
 /// Thread-safety: all members may be called from any thread. Movable. Memory: that of both sets must live as
 /// long as loads and leases do.
-class shadow_destinations {
+class ROPEWAY_API shadow_destinations {
  public:
   /// Both must name the same places (tensors, boxes, types, shapes, in the same order, with the same rules)
   /// in memory of their own; `errc::invalid_argument` is thrown if they don't. What they hold so far counts

@@ -8,6 +8,7 @@
 
 #include "ropeway/asio.hpp"
 #include "ropeway/cuda.hpp"
+#include "ropeway/detail/visibility.hpp"
 #include "ropeway/tensor.hpp"
 
 namespace ropeway {
@@ -29,7 +30,7 @@ class source_tensor {
 /// One source can be sent again and again. Its members are called on the sender's strand, one at a time, and
 /// must not block; must outlive the operation. What they throw aborts the update with `errc::source_failed`
 /// and their words.
-class tensor_source {
+class ROPEWAY_API tensor_source {
  public:
   virtual ~tensor_source() = default;
   /// Where buckets are packed: the device on which most of the tensors will lie.
@@ -55,7 +56,7 @@ struct slot_piece {
 /// them: for tensors that are computed for the update anyway (gathered, merged, quantised). One writer can be
 /// sent again and again. Its members are called on the sender's strand, one at a time, and must not block;
 /// must outlive the operation. What they throw aborts the update with `errc::source_failed` and their words.
-class slot_writer {
+class ROPEWAY_API slot_writer {
  public:
   virtual ~slot_writer() = default;
   /// Where the slots lie that are to be written.
@@ -71,8 +72,8 @@ class slot_writer {
 };
 
 /// A source from functions, for tensors that can be made at once.
-std::unique_ptr<tensor_source> make_source(std::vector<tensor_info> manifest,
-                                           std::function<source_tensor(std::uint32_t index)> next,
-                                           device where = device::host());
+ROPEWAY_API std::unique_ptr<tensor_source> make_source(std::vector<tensor_info> manifest,
+                                                       std::function<source_tensor(std::uint32_t index)> next,
+                                                       device where = device::host());
 
 } // namespace ropeway

@@ -6,6 +6,8 @@
 #include <string>
 #include <string_view>
 
+#include "ropeway/detail/visibility.hpp"
+
 namespace ropeway {
 
 /// What memory that takes weights holds.
@@ -15,7 +17,7 @@ enum class holding : std::uint8_t {
   loading,   ///< an update is being written into it: bytes of two versions, or of none
   torn,      ///< an update was not finished; not to be served until a load of all that is torn commits
 };
-std::string_view name(holding what) noexcept;
+ROPEWAY_API std::string_view name(holding what) noexcept;
 
 /// A snapshot, consistent in itself.
 struct weights_status {
@@ -42,7 +44,7 @@ enum class session_phase : std::uint8_t {
   loading,    ///< accepted; buckets arrive
   committing, ///< the sender has ordered the commit
 };
-std::string_view name(session_phase phase) noexcept;
+ROPEWAY_API std::string_view name(session_phase phase) noexcept;
 
 /// A snapshot, consistent in itself.
 struct receiver_status {

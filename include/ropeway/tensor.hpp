@@ -11,6 +11,8 @@
 #include <string_view>
 #include <type_traits>
 
+#include "ropeway/detail/visibility.hpp"
+
 namespace ropeway {
 
 /// All element types that safetensors knows. ropeway carries bytes; only `tensor_view::sent_as` looks at
@@ -41,18 +43,18 @@ enum class dtype : std::uint8_t {
 };
 
 /// Bits that one element takes; below 8 for `f6_*` and `f4`, which are carried as opaque packed bytes.
-std::uint32_t bits(dtype type) noexcept;
+ROPEWAY_API std::uint32_t bits(dtype type) noexcept;
 /// The safetensors spelling, for example "BF16".
-std::string_view name(dtype type) noexcept;
+ROPEWAY_API std::string_view name(dtype type) noexcept;
 /// The reverse of `name`; nothing if the spelling is unknown.
-std::optional<dtype> parse_dtype(std::string_view spelling) noexcept;
+ROPEWAY_API std::optional<dtype> parse_dtype(std::string_view spelling) noexcept;
 
 /// The most dimensions that a tensor may have.
 inline constexpr std::size_t max_rank = 8;
 
 /// The extents of a tensor, outermost first; no dimension at all is a scalar. A plain value, no allocation.
 /// Throws `transfer_error(errc::unsupported)` for more than `max_rank` dimensions.
-class shape {
+class ROPEWAY_API shape {
  public:
   shape() = default;
   shape(std::initializer_list<std::uint64_t> extents) : shape(std::span(extents.begin(), extents.size())) {}
@@ -71,13 +73,13 @@ class shape {
 };
 
 /// "[4096, 1024]"
-std::string to_string(shape const& dims);
+ROPEWAY_API std::string to_string(shape const& dims);
 
 /// The bytes of a contiguous tensor, or nothing if that overflows or is no whole number of bytes.
-std::optional<std::uint64_t> byte_size(dtype type, shape const& dims) noexcept;
+ROPEWAY_API std::optional<std::uint64_t> byte_size(dtype type, shape const& dims) noexcept;
 
 /// Where memory lies: the host, or a CUDA device by this process's own ordinal.
-class device {
+class ROPEWAY_API device {
  public:
   enum class kind : std::uint8_t { host, cuda };
   constexpr device() = default;
@@ -96,7 +98,7 @@ class device {
   kind kind_ = kind::host;
   int ordinal_ = 0;
 };
-std::string to_string(device where);
+ROPEWAY_API std::string to_string(device where);
 
 /// A tensor without its bytes: what a manifest lists.
 struct tensor_info {
@@ -109,7 +111,7 @@ struct tensor_info {
 /// A tensor whose bytes may be read (`tensor_view`) or written (`mutable_tensor_view`). A cheap value: it
 /// owns neither name nor memory; both must live as long as the operation that was given the view says.
 template <class Byte>
-class basic_tensor_view {
+class ROPEWAY_API basic_tensor_view {
  public:
   using void_type = std::conditional_t<std::is_const_v<Byte>, void const, void>;
 
@@ -165,7 +167,7 @@ class basic_tensor_view {
 using tensor_view = basic_tensor_view<std::byte const>;
 using mutable_tensor_view = basic_tensor_view<std::byte>;
 
-extern template class basic_tensor_view<std::byte const>;
-extern template class basic_tensor_view<std::byte>;
+extern template class ROPEWAY_API basic_tensor_view<std::byte const>;
+extern template class ROPEWAY_API basic_tensor_view<std::byte>;
 
 } // namespace ropeway

@@ -66,7 +66,9 @@ asio::posix::stream_descriptor watch(asio::any_io_executor const& executor, int 
 
 } // namespace
 
-struct async_checkpoint_reader::state : std::enable_shared_from_this<state> {
+// A member of a class that is exported, and no part of what it exports.
+struct __attribute__((visibility("hidden"))) async_checkpoint_reader::state
+    : std::enable_shared_from_this<state> {
   state(asio::any_io_executor executor, checkpoint from, read_options const& options)
       : core(std::move(from), options), wake(watch(executor, core.event_fd())) {}
 

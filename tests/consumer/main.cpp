@@ -1,5 +1,5 @@
 // A program of someone else's: it sees the installed headers and library only, and proves that they work
-// together by sending a tensor from itself to itself.
+// together by sending a tensor from itself to itself, and by catching what the library throws.
 #include <stdlib.h>
 
 #include <asio/io_context.hpp>
@@ -26,6 +26,38 @@ ropeway::awaitable<void> follow(ropeway::receiver& receiver, std::string path, s
   while (auto update = co_await receiver.next_update()) co_await update->load_into(into);
 }
 
+// The same name twice: the library throws from a coroutine of its own, and the exception ends up in ours.
+ropeway::awaitable<void> catch_send_failed(ropeway::sender& sender, std::vector<float> const& weights,
+                                           bool& caught) {
+  std::vector<ropeway::tensor_view> const twice{{"weights", ropeway::dtype::f32, {6}, weights.data()},
+                                                {"weights", ropeway::dtype::f32, {6}, weights.data()}};
+  try {
+    co_await sender.send_weights(1, twice);
+  } catch (ropeway::send_failed const& error) {
+    caught = error.code() == ropeway::errc::duplicate_name && error.tensor() == "weights" &&
+             error.report().version == 1;
+  }
+  co_await sender.close();
+}
+
+// From a plain function, by its own type and by that of its base in the standard library.
+bool catch_transfer_error() {
+  int caught = 0;
+  try {
+    ropeway::device const where = ropeway::device::host();
+    ropeway::basic_tensor_view<std::byte> view("x", ropeway::dtype::u8, {2, 2}, nullptr, where);
+    view.strides({1});
+  } catch (ropeway::transfer_error const& error) {
+    caught += error.code() == ropeway::errc::invalid_argument && error.tensor() == "x";
+  }
+  try {
+    ropeway::checkpoint::open("/nowhere/at/all.safetensors");
+  } catch (std::system_error const& error) {
+    caught += dynamic_cast<ropeway::transfer_error const*>(&error) != nullptr;
+  }
+  return caught == 2;
+}
+
 void rethrow(std::exception_ptr error) {
   if (error) std::rethrow_exception(error);
 }
@@ -46,9 +78,18 @@ int main() try {
     asio::co_spawn(loop, follow(receiver, path, received), rethrow);
     loop.run();
   }
+  bool caught = false;
+  {
+    asio::io_context loop;
+    ropeway::sender sender(loop.get_executor(), path);
+    asio::co_spawn(loop, catch_send_failed(sender, sent, caught), rethrow);
+    loop.run();
+  }
+  caught = catch_transfer_error() && caught;
   std::filesystem::remove_all(room);
-  std::cout << (sent == received ? "equal" : "different") << '\n';
-  return sent == received ? 0 : 1;
+  std::cout << (sent == received ? "equal" : "different") << (caught ? "" : ", and an exception got lost")
+            << '\n';
+  return sent == received && caught ? 0 : 1;
 } catch (std::exception const& error) {
   std::cerr << "consumer: " << error.what() << '\n';
   return 1;
