@@ -55,6 +55,7 @@ missing() {
   if $want_ci; then
     have ccache || echo ccache
     have git || echo git
+    have doxygen || echo doxygen
     have clang++-19 || echo clang-19
     compgen -G '/usr/lib/llvm-19/lib/clang/*/lib/*/libclang_rt.tsan*' >/dev/null || echo libclang-rt-19-dev
     have clang-tidy-19 || echo clang-tidy-19

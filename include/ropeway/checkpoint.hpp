@@ -18,7 +18,7 @@ namespace ropeway {
 
 /// A tensor in a checkpoint, and where its bytes lie.
 struct stored_tensor {
-  tensor_info info;
+  tensor_info info;         ///< name, dtype and shape, as the file's header has them
   std::uint64_t bytes = 0;  ///< its size; 0 is fine
   std::uint64_t offset = 0; ///< of its first byte, from the start of the file
   std::uint32_t file = 0;   ///< index into `checkpoint::files()`
@@ -43,19 +43,23 @@ class ROPEWAY_API checkpoint {
   std::span<stored_tensor const> tensors() const&& = delete; ///< would dangle: name the checkpoint
   /// The index into `tensors()`, or nothing.
   std::optional<std::size_t> find(std::string_view name) const;
-  /// The bytes of all tensors, and of the largest.
+  /// The bytes of all tensors.
   std::uint64_t total_bytes() const noexcept;
+  /// The bytes of the largest.
   std::uint64_t largest_tensor() const noexcept;
   /// Of a sharded checkpoint: that of all shards; the first shard wins.
   checkpoint_metadata const& metadata() const& noexcept;
-  checkpoint_metadata const& metadata() const&& = delete;
+  checkpoint_metadata const& metadata() const&& = delete; ///< would dangle: name the checkpoint
+  /// The safetensors files, in the order in which `stored_tensor::file` counts them.
   std::span<std::filesystem::path const> files() const& noexcept;
-  std::span<std::filesystem::path const> files() const&& = delete;
+  std::span<std::filesystem::path const> files() const&& = delete; ///< would dangle: name the checkpoint
   /// How many tensors the shards hold that the index does not list.
   std::size_t unlisted() const noexcept;
 
+  /// \cond
   struct state;
   state const& internals() const noexcept { return *state_; }
+  /// \endcond
 
  private:
   explicit checkpoint(std::shared_ptr<state const> s) : state_(std::move(s)) {}
@@ -64,9 +68,15 @@ class ROPEWAY_API checkpoint {
 
 /// How bytes come from the disk. `automatic` is io_uring where the build has it and the kernel allows it,
 /// else pread.
-enum class io_backend : std::uint8_t { automatic, io_uring, pread };
+enum class io_backend : std::uint8_t {
+  automatic, ///< the better one of those that work here
+  io_uring,  ///< one ring, no thread
+  pread,     ///< plain reads on a few threads
+};
+/// The enumerator's own spelling: "io_uring".
 ROPEWAY_API std::string_view to_string(io_backend backend) noexcept;
 
+/// How a reader reads. A plain value; setters return the options.
 class ROPEWAY_API read_options {
  public:
   /// `io_uring` throws where it is not available, instead of falling back.
@@ -76,9 +86,9 @@ class ROPEWAY_API read_options {
   /// Whether to go past the page cache where the file system can (O_DIRECT); the default is yes.
   read_options& direct(bool yes) noexcept;
 
-  io_backend backend() const noexcept { return backend_; }
-  std::uint32_t queue_depth() const noexcept { return queue_depth_; }
-  bool direct() const noexcept { return direct_; }
+  io_backend backend() const noexcept { return backend_; }            ///< `automatic` unless set
+  std::uint32_t queue_depth() const noexcept { return queue_depth_; } ///< 16 unless set
+  bool direct() const noexcept { return direct_; }                    ///< true unless set
 
  private:
   io_backend backend_ = io_backend::automatic;
@@ -95,14 +105,18 @@ class ROPEWAY_API checkpoint_reader {
  public:
   /// Names one started read; never 0, rising.
   using ticket = std::uint64_t;
+  /// How one read ended.
   struct finished {
-    ticket id = 0;
-    std::optional<transfer_error> error;
+    ticket id = 0;                       ///< which one
+    std::optional<transfer_error> error; ///< nothing if every byte is in its place
   };
 
+  /// Starts the backend. Throws `errc::invalid_argument` for a queue depth that there is not, and the
+  /// system's error if `options` insist on an io_uring that is not here, or threads ran out.
   explicit checkpoint_reader(checkpoint from, read_options const& options = {});
-  checkpoint_reader(checkpoint_reader&&) noexcept;
-  checkpoint_reader& operator=(checkpoint_reader&&) noexcept;
+  checkpoint_reader(checkpoint_reader&&) noexcept; ///< the other may then only be assigned to and destroyed
+  checkpoint_reader&
+  operator=(checkpoint_reader&&) noexcept; ///< ends what this one was, as the destructor does
   /// Waits for what is in flight; the rest is dropped.
   ~checkpoint_reader();
 
@@ -130,6 +144,7 @@ class ROPEWAY_API checkpoint_reader {
   std::size_t pending() const noexcept;
   /// Readable whenever `poll` may have news; `poll` consumes it. For an event loop; owned by the reader.
   int event_fd();
+  /// The one that reads: never `automatic`.
   io_backend backend() const noexcept;
   /// Whether any file is read past the page cache.
   bool direct() const noexcept;

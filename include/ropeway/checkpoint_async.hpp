@@ -16,7 +16,9 @@ namespace ropeway {
 /// must be serialised (one thread, or one strand). Several coroutines may read at the same time.
 class ROPEWAY_API async_checkpoint_reader {
  public:
+  /// Reads complete on `executor`, whose loop must run while they do. Throws as `checkpoint_reader` does.
   async_checkpoint_reader(asio::any_io_executor executor, checkpoint from, read_options const& options = {});
+  /// Reads that run go on, with the new one. The other may then only be destroyed.
   async_checkpoint_reader(async_checkpoint_reader&&) noexcept = default;
   async_checkpoint_reader(async_checkpoint_reader const&) = delete;
   async_checkpoint_reader& operator=(async_checkpoint_reader const&) = delete;
@@ -29,7 +31,9 @@ class ROPEWAY_API async_checkpoint_reader {
   /// `asio::error::operation_aborted`.
   asio::awaitable<void> read(std::size_t tensor, std::uint64_t offset, std::span<std::byte> into);
 
+  /// The one that reads: never `automatic`.
   io_backend backend() const noexcept;
+  /// As `checkpoint_reader::max_in_flight_seen`.
   std::size_t max_in_flight_seen() const noexcept;
 
  private:

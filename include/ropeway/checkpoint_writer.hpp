@@ -24,8 +24,9 @@ class ROPEWAY_API checkpoint_writer {
   /// space, no right).
   checkpoint_writer(std::filesystem::path path, std::span<tensor_info const> tensors,
                     checkpoint_metadata const& metadata = {}, layout order = layout::sorted);
-  checkpoint_writer(checkpoint_writer&&) noexcept;
-  checkpoint_writer& operator=(checkpoint_writer&&) noexcept;
+  checkpoint_writer(checkpoint_writer&&) noexcept; ///< the other may then only be assigned to and destroyed
+  checkpoint_writer&
+  operator=(checkpoint_writer&&) noexcept; ///< drops the file that this one had not committed
   ~checkpoint_writer();
 
   /// Bytes of tensor number `tensor` (as given to the constructor), in any order and in pieces of any size.

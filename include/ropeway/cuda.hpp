@@ -15,12 +15,17 @@ namespace ropeway {
 /// operation that was given it has completed. `device` is the one that the stream or event belongs to.
 class ready_after {
  public:
-  enum class kind : std::uint8_t { nothing, stream, event };
-  constexpr ready_after() = default;
-  constexpr kind type() const noexcept { return kind_; }
-  constexpr CUstream_st* stream() const noexcept { return stream_; }
-  constexpr CUevent_st* event() const noexcept { return event_; }
-  constexpr device where() const noexcept { return where_; }
+  /// Which of the three it is.
+  enum class kind : std::uint8_t {
+    nothing, ///< no wait
+    stream,  ///< for a stream's work so far
+    event,   ///< for a recorded event
+  };
+  constexpr ready_after() = default;                     ///< nothing to wait for; `after` makes the others
+  constexpr kind type() const noexcept { return kind_; } ///< which member below counts
+  constexpr CUstream_st* stream() const noexcept { return stream_; } ///< nullptr is the legacy default stream
+  constexpr CUevent_st* event() const noexcept { return event_; }    ///< nullptr unless `type` is `event`
+  constexpr device where() const noexcept { return where_; }         ///< whose stream or event it is
 
   friend constexpr ready_after after(CUstream_st* stream, device where) noexcept;
   friend constexpr ready_after after(CUevent_st* event, device where) noexcept;

@@ -27,19 +27,22 @@ class destination_set;
 /// *torn* until a later load commits it: check `torn()` before serving.
 class ROPEWAY_API destinations {
  public:
+  /// None yet: an update with any tensor does not fit them.
   destinations();
-  destinations(destinations&&) noexcept;
-  destinations& operator=(destinations&&) noexcept;
+  destinations(destinations&&) noexcept;            ///< the other may then only be assigned to and destroyed
+  destinations& operator=(destinations&&) noexcept; ///< forgets what was listed here
   ~destinations();
 
   /// The whole tensor with the view's name, which must have the view's dtype and shape.
   destinations& add(mutable_tensor_view const& into);
   /// The box of that tensor that starts at `start` and has the view's shape (a tensor-parallel shard, say).
-  /// `start` has one number a dimension, else `errc::invalid_argument` is thrown.
+  /// `start` has one number a dimension, in elements, else `errc::invalid_argument` is thrown.
+  /// @{
   destinations& add_part(std::span<std::uint64_t const> start, mutable_tensor_view const& into);
   destinations& add_part(std::initializer_list<std::uint64_t> start, mutable_tensor_view const& into) {
     return add_part(std::span(start.begin(), start.size()), into);
   }
+  /// @}
 
   /// The shard of `rank` of a tensor that is split evenly along `dimension` among `ranks` (tensor
   /// parallelism: dimension 0 for rows, 1 for columns of a matrix). The view has the shard's shape; a tensor
@@ -54,6 +57,7 @@ class ROPEWAY_API destinations {
   destinations& allow_unsent(bool on = true);   ///< destinations whose tensor is not sent stay as they are
   destinations& allow_unplaced(bool on = true); ///< tensors that are sent and have no destination are ignored
 
+  /// How many were added.
   std::size_t size() const noexcept;
   /// Whether some destination holds parts of different versions, or of none.
   bool torn() const noexcept;

@@ -57,14 +57,18 @@ enum class errc : std::uint16_t {
 
 /// The category of `errc`; its `message()` is a sentence that says what happened and what to do.
 ROPEWAY_API std::error_category const& ropeway_category() noexcept;
+/// Lets an `errc` be compared with, and assigned to, a `std::error_code`.
 ROPEWAY_API std::error_code make_error_code(errc e) noexcept;
 
 /// What the throwing forms of the operations throw: a `std::system_error` that also names what it was about.
 /// `what()` is one complete line.
 class ROPEWAY_API transfer_error : public std::system_error {
  public:
+  /// `text` says what was being done; `what()` is that and the code's own sentence.
+  /// @{
   transfer_error(std::error_code code, std::string const& text) : std::system_error(code, text) {}
   transfer_error(errc code, std::string const& text) : std::system_error(make_error_code(code), text) {}
+  /// @}
 
   /// The tensor concerned, or empty.
   std::string const& tensor() const noexcept { return tensor_; }
@@ -75,6 +79,8 @@ class ROPEWAY_API transfer_error : public std::system_error {
   /// What the peer itself said, or empty. Foreign text: never interpret it.
   std::string const& peer_words() const noexcept { return peer_words_; }
 
+  /// These name what it is about, for whoever throws: they change nothing but the getters above.
+  /// @{
   transfer_error& tensor(std::string_view name) {
     tensor_ = name;
     return *this;
@@ -91,6 +97,7 @@ class ROPEWAY_API transfer_error : public std::system_error {
     peer_words_ = words;
     return *this;
   }
+  /// @}
 
  private:
   std::string tensor_, peer_, peer_words_;
@@ -99,5 +106,7 @@ class ROPEWAY_API transfer_error : public std::system_error {
 
 } // namespace ropeway
 
+/// \cond
 template <>
 struct std::is_error_code_enum<ropeway::errc> : std::true_type {};
+/// \endcond

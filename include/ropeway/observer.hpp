@@ -12,8 +12,9 @@ namespace ropeway {
 class ROPEWAY_API observer {
  public:
   virtual ~observer() = default;
-  /// A receiver finished its handshake, or is gone (with a reason in one line).
+  /// A receiver finished its handshake. Heard by senders only.
   virtual void receiver_joined(std::string_view /*name*/) {}
+  /// A receiver is gone, with the reason in one line. Heard by senders only.
   virtual void receiver_left(std::string_view /*name*/, std::string_view /*why*/) {}
   /// An update was announced.
   virtual void update_began(std::uint64_t /*version*/, std::uint64_t /*bytes*/, std::uint32_t /*buckets*/) {}

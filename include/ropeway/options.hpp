@@ -15,6 +15,7 @@
 
 namespace ropeway {
 
+/// What limits are given in.
 using std::chrono::milliseconds;
 
 #define ROPEWAY_KNOB(type, knob, initial)                                                                    \
@@ -45,14 +46,19 @@ class copy_pace {
 
 /// How a sender works. Durations of silence count from the last word of the peer; 0 is not "for ever"
 /// anywhere.
+///
+/// Each member below is a pair of functions, with the default that is shown: `slots()` gives the value, and
+/// `slots(3)` sets it and returns the options, so that several can be set in one expression. Values are
+/// checked by the constructor of `sender` (`errc::invalid_argument`). A plain value, copied by the sender.
 class sender_options {
-  /// Bytes of a slot of the staging ring. More is faster (facts in docs/performance.md) and costs memory.
+  /// Bytes of a slot of the staging ring, 256 to 1 TiB, rounded up to 256. More is faster (facts in
+  /// docs/performance.md) and costs memory.
   ROPEWAY_KNOB(std::uint64_t, bucket_bytes, std::uint64_t(64) << 20)
-  /// Slots of the ring: 2 packs one bucket while the other is loaded; 1 is lock-step.
+  /// Slots of the ring, 1 to 64: 2 packs one bucket while the other is loaded; 1 is lock-step.
   ROPEWAY_KNOB(std::uint32_t, slots, 2)
   /// A send with fewer committed receivers than this fails with `errc::too_few_receivers`.
   ROPEWAY_KNOB(std::uint32_t, min_receivers, 1)
-  /// Receivers beyond this are turned away.
+  /// Receivers beyond this are turned away; 1 to 1000.
   ROPEWAY_KNOB(std::uint32_t, max_receivers, 63)
   /// Connections that have not said who they are, beside the receivers. One more takes the place of the
   /// oldest of them: silent ones keep nobody out. A connection takes three descriptors.
@@ -82,14 +88,17 @@ class sender_options {
   ROPEWAY_KNOB(observer*, watched_by, nullptr)
 };
 
-/// How a receiver works.
+/// How a receiver works. Members are pairs of functions, as in `sender_options`. A plain value, copied by the
+/// receiver.
 class receiver_options {
   /// How this receiver is called in the sender's reports.
   ROPEWAY_KNOB(std::string, name, "receiver")
   /// Where updates will be loaded: the device whose memory maps the sender's ring and runs the copies.
   ROPEWAY_KNOB(device, where, device::host())
-  /// The name and size of the group whose members must all hold the same version; empty and 0 for none.
+  /// The name of the group whose members must all hold the same version (tensor-parallel ranks); empty for
+  /// none.
   ROPEWAY_KNOB(std::string, group, {})
+  /// How many members that group has; 0 for none. The same in all of them.
   ROPEWAY_KNOB(std::uint32_t, group_size, 0)
   /// How long `connect` waits for a sender to listen at the path.
   ROPEWAY_KNOB(milliseconds, connect_limit, std::chrono::seconds(10))

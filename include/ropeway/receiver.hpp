@@ -47,23 +47,27 @@ class load_target {
 /// A part of a tensor as it lies in a bucket: `bytes` bytes of the tensor's contiguous row-major image, from
 /// `tensor_offset` on. Aligned to 256 bytes in memory.
 struct bucket_piece {
-  std::uint32_t tensor = 0; ///< index into update::tensors()
-  std::uint64_t tensor_offset = 0;
-  std::uint64_t bytes = 0;
+  std::uint32_t tensor = 0;        ///< index into update::tensors()
+  std::uint64_t tensor_offset = 0; ///< of its first byte in the tensor
+  std::uint64_t bytes = 0;         ///< how many lie here
   std::byte const* data = nullptr; ///< readable memory on `where`; valid until the bucket is released
-  device where;
+  device where;                    ///< `receiver_options::where`, or the host if it is served through that
 };
 
 /// A bucket to read from: views into the sender's ring. Move-only; its slot stays taken until `release`, so
 /// release soon: the sender waits for it. Destroying it releases it.
 class ROPEWAY_API bucket {
  public:
-  bucket() = default;
-  bucket(bucket&&) noexcept = default;
+  bucket() = default;                  ///< empty: no pieces, nothing to release
+  bucket(bucket&&) noexcept = default; ///< leaves the other empty
+  /// Exchanges the two: what was held here is released with `other`.
   bucket& operator=(bucket&& other) noexcept;
   ~bucket();
 
+  /// Its place in the update, from 0; 0 for an empty one.
   std::uint32_t number() const noexcept;
+  /// What lies in it, in the order of the tensors. The list is valid as long as this bucket lives, the memory
+  /// until it is released.
   std::span<bucket_piece const> pieces() const noexcept;
   /// Ends the use of the views now, or after the work that `when` names. Any thread. Does nothing the second
   /// time.
@@ -86,13 +90,17 @@ concept loadable = std::same_as<T, destinations> || std::same_as<T, shadow_desti
 /// empty one (made by default, moved from) can only be assigned to and destroyed.
 class ROPEWAY_API update {
  public:
-  update() = default;
-  update(update&&) noexcept = default;
+  update() = default;                  ///< empty
+  update(update&&) noexcept = default; ///< leaves the other empty
+  /// Exchanges the two: what was held here ends with `other`.
   update& operator=(update&& other) noexcept;
   ~update();
 
+  /// As the sender numbered it. A sender that was started anew may begin again at any number.
   std::uint64_t version() const noexcept;
+  /// Of all tensors, counted once.
   std::uint64_t total_bytes() const noexcept;
+  /// How many will come; 0 if no tensor has any bytes.
   std::uint32_t buckets() const noexcept;
   /// The tensors that will arrive, in order; valid as long as this update lives.
   std::span<tensor_info const> tensors() const noexcept;
@@ -110,6 +118,7 @@ class ROPEWAY_API update {
   /// being written are torn (never a live shadow set; see there). Completion: always after every copy into
   /// the destinations has finished. Cancellation (all types): aborts the update for this receiver; the
   /// session stays.
+  /// @{
   awaitable<load_report> load_into(destinations& into, ready_after when = {}) {
     return await_load(operation_, target(into), when);
   }
@@ -128,10 +137,12 @@ class ROPEWAY_API update {
   requires(!std::same_as<std::remove_cvref_t<Token>, ready_after>) auto load_into(Into& into, Token&& token) {
     return load_into(into, ready_after(), std::forward<Token>(token));
   }
+  /// @}
 
   /// Accepts at the first call; then the next bucket, in order, or nothing after the last. Fails with
   /// `errc::slots_held` at once when every slot is held by buckets that were not released: nothing could
   /// come. Errors otherwise, and cancellation, as for `load_into`.
+  /// @{
   awaitable<std::optional<bucket>> next_bucket() { return await_bucket(operation_); }
   template <class Token>
   auto next_bucket(Token&& token) {
@@ -141,9 +152,12 @@ class ROPEWAY_API update {
     return detail::initiate<std::optional<bucket>, std::error_code>(executor(), std::move(start),
                                                                     std::forward<Token>(token));
   }
+  /// @}
 
   /// Says that everything of the update is in place, and completes when the sender agrees and was told. Every
-  /// bucket must have been taken and released (`errc::invalid_argument` otherwise).
+  /// bucket must have been taken and released (`errc::invalid_argument` otherwise). Errors otherwise, and
+  /// cancellation, as for `load_into`.
+  /// @{
   awaitable<load_report> commit() { return await_commit(operation_); }
   template <class Token>
   auto commit(Token&& token) {
@@ -153,6 +167,7 @@ class ROPEWAY_API update {
     return detail::initiate<load_report, std::error_code>(executor(), std::move(start),
                                                           std::forward<Token>(token));
   }
+  /// @}
 
   /// Says no; the sender's report carries the words. Before acceptance only; later it gives the update up.
   void refuse(std::string why);
@@ -189,17 +204,21 @@ class ROPEWAY_API update {
 /// ...), `connect` again on the same object.
 class ROPEWAY_API receiver {
  public:
+  /// Without a session yet. Throws `errc::invalid_argument` for options that make no sense.
   explicit receiver(asio::any_io_executor executor, receiver_options options = {});
-  receiver(receiver&&) noexcept = default;
+  receiver(receiver&&) noexcept = default; ///< the other may then only be assigned to and destroyed
+  /// Ends what this one was, as the destructor does, and takes over the other.
   receiver& operator=(receiver&& other) noexcept;
   ~receiver();
 
+  /// As given to the constructor; what operations with a token run on unless their handler has its own.
   asio::any_io_executor get_executor() const;
 
   /// Connects to the sender at `path`, waiting for it to appear until the connect limit.
   /// Errors: `connect_timeout`, `bad_path`, `not_permitted`, `peer_refused`, `version_mismatch`,
   /// `handshake_timeout`, `peer_gone`, `no_device` (for `receiver_options::where`), `busy` (a session
   /// exists). Cancellation: all types; there is no session then.
+  /// @{
   awaitable<void> connect(std::string path);
   template <class Token>
   auto connect(std::string path, Token&& token) {
@@ -209,11 +228,13 @@ class ROPEWAY_API receiver {
     return detail::initiate<detail::nothing, std::error_code>(get_executor(), std::move(start),
                                                               std::forward<Token>(token));
   }
+  /// @}
 
   /// Waits for the next update, without limit; nothing when the sender has closed gracefully. One that was
   /// announced while nobody waited is given at once, if the sender has not passed over it meanwhile. Errors:
   /// `not_open`, `busy`, and why the session ended (`peer_gone`, `peer_silent`, `protocol_error`, ...).
   /// Cancellation: all types; stops this wait only.
+  /// @{
   awaitable<std::optional<update>> next_update();
   template <class Token>
   auto next_update(Token&& token) {
@@ -221,6 +242,7 @@ class ROPEWAY_API receiver {
     return detail::initiate<std::optional<update>, std::error_code>(get_executor(), std::move(start),
                                                                     std::forward<Token>(token));
   }
+  /// @}
 
   /// The version that this receiver committed last, in any session. Any thread.
   std::optional<std::uint64_t> version() const noexcept;
@@ -228,6 +250,7 @@ class ROPEWAY_API receiver {
   receiver_status status() const;
 
   /// Says goodbye; a running update is given up. No error; bounded by `receiver_options::close_limit`.
+  /// @{
   awaitable<void> close();
   template <class Token>
   auto close(Token&& token) {
@@ -235,6 +258,7 @@ class ROPEWAY_API receiver {
     return detail::initiate<detail::nothing, std::error_code>(get_executor(), std::move(start),
                                                               std::forward<Token>(token));
   }
+  /// @}
 
  private:
   friend receiver detail::make_receiver(asio::any_io_executor, receiver_options,

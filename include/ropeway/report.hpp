@@ -22,6 +22,7 @@ enum class outcome : std::uint8_t {
   dropped,     ///< it died, fell silent or broke the protocol
   unconfirmed, ///< it was told to commit and its answer never came; its next hello settles it
 };
+/// The enumerator's own spelling: "committed".
 ROPEWAY_API std::string_view name(outcome what) noexcept;
 
 /// How the bytes reached a receiver.
@@ -30,6 +31,7 @@ enum class route : std::uint8_t {
   staged, ///< through a ring in device memory
   host,   ///< through a ring in shared host memory
 };
+/// The enumerator's own spelling: "staged".
 ROPEWAY_API std::string_view name(route way) noexcept;
 
 /// Which ways an update may take. A sender and a receiver each have a choice; what both allow is used.
@@ -39,40 +41,45 @@ enum class route_choice : std::uint8_t {
   staged,    ///< through a ring in the memory of the sender's tensors: device memory, where it can be mapped
   host,      ///< through a ring in shared host memory
 };
-std::string_view name(route_choice way) noexcept;
+/// The enumerator's own spelling: "staged".
+ROPEWAY_API std::string_view name(route_choice way) noexcept;
 /// The reverse of `name`; nothing if the word is unknown.
-std::optional<route_choice> parse_route_choice(std::string_view word) noexcept;
+ROPEWAY_API std::optional<route_choice> parse_route_choice(std::string_view word) noexcept;
 
+/// What reports measure in, by the steady clock.
 using nanoseconds = std::chrono::nanoseconds;
 
 /// One receiver's part of a `send_report`.
 struct receiver_report {
-  std::string name; ///< as it called itself, with its process number
-  outcome what = outcome::skipped;
-  std::error_code error; ///< why it is not `committed`
-  std::string text;      ///< in words, the receiver's own where it said any; else why the route was taken
-  route way = route::host;
-  nanoseconds after{}; ///< from the call until this was known
+  std::string name;                ///< as it called itself, with its process number
+  outcome what = outcome::skipped; ///< for programs: what this receiver holds now follows from it
+  std::error_code error;           ///< why it is not `committed`
+  std::string text;        ///< in words, the receiver's own where it said any; else why the route was taken
+  route way = route::host; ///< how its bytes went, or would have gone
+  nanoseconds after{};     ///< from the call until this was known
 };
 
 /// What `send_weights` and `sending::done` give. Filled whether or not the operation failed.
 struct ROPEWAY_API send_report {
-  std::uint64_t version = 0;
-  std::uint64_t bytes = 0; ///< of all tensors, counted once
-  std::uint32_t tensors = 0;
-  std::uint32_t buckets = 0;
+  std::uint64_t version = 0; ///< as the caller numbered it
+  std::uint64_t bytes = 0;   ///< of all tensors, counted once
+  std::uint32_t tensors = 0; ///< how many the update has, those of no bytes included
+  std::uint32_t buckets = 0; ///< how many slots' worth they fill; 0 if there are no bytes
   nanoseconds total{};       ///< from the call until every outcome was known
   nanoseconds source_free{}; ///< from the call until the tensors' memory was no longer read; 0 if never
-  std::vector<receiver_report> receivers;
+  std::vector<receiver_report> receivers; ///< one for each that was connected when the send began
 
+  /// How many receivers ended so.
   std::size_t count(outcome what) const noexcept;
 };
 
 /// What the throwing form of a send throws: the words, and the report so far.
 class ROPEWAY_API send_failed : public transfer_error {
  public:
+  /// Of an error and what was known by then.
   send_failed(transfer_error const& error, send_report report)
       : transfer_error(error), report_(std::move(report)) {}
+  /// What came of each receiver all the same; valid as long as this exception lives.
   send_report const& report() const noexcept { return report_; }
 
  private:
@@ -81,12 +88,12 @@ class ROPEWAY_API send_failed : public transfer_error {
 
 /// What loading an update gives.
 struct load_report {
-  std::uint64_t version = 0;
-  std::uint64_t bytes = 0; ///< of all tensors of the update
-  std::uint32_t tensors = 0;
-  std::uint32_t buckets = 0;
-  nanoseconds total{}; ///< from the acceptance until the commit
-  route way = route::host;
+  std::uint64_t version = 0; ///< which is held now
+  std::uint64_t bytes = 0;   ///< of all tensors of the update
+  std::uint32_t tensors = 0; ///< how many the update has, with or without a destination here
+  std::uint32_t buckets = 0; ///< how many came through the ring
+  nanoseconds total{};       ///< from the acceptance until the commit
+  route way = route::host;   ///< how the bytes came
 };
 
 } // namespace ropeway

@@ -42,7 +42,8 @@ concept tensor_range = std::ranges::input_range<R const> &&
 /// with the sender that prepared them (`errc::invalid_argument` with another).
 class prepared_tensors {
  public:
-  prepared_tensors() = default;
+  prepared_tensors() = default; ///< none, which no send takes
+  /// Whether there are any: false for one made by default.
   explicit operator bool() const noexcept { return set_ != nullptr; }
 
  private:
@@ -56,15 +57,18 @@ class prepared_tensors {
 /// destroyed.
 class ROPEWAY_API sending {
  public:
-  sending() = default;
-  sending(sending&&) noexcept = default;
+  sending() = default;                   ///< empty
+  sending(sending&&) noexcept = default; ///< leaves the other empty
+  /// Exchanges the two: what was held here ends with `other`.
   sending& operator=(sending&& other) noexcept;
   ~sending();
 
+  /// As `start` was told; 0 for an empty one.
   std::uint64_t version() const noexcept;
 
   /// Completes when no copy reads the tensors any more: the trainer may change its weights. Fails if the
   /// version was given up. Cancellation: stops this wait only.
+  /// @{
   awaitable<void> source_free();
   template <class Token>
   auto source_free(Token&& token) {
@@ -74,8 +78,10 @@ class ROPEWAY_API sending {
     return detail::initiate<detail::nothing, std::error_code>(executor(), std::move(start),
                                                               std::forward<Token>(token));
   }
+  /// @}
 
   /// Completes when every outcome is known. Errors, report and cancellation as for `sender::send_weights`.
+  /// @{
   awaitable<send_report> done();
   template <class Token>
   auto done(Token&& token) {
@@ -85,6 +91,7 @@ class ROPEWAY_API sending {
     return detail::initiate<send_report, std::error_code>(executor(), std::move(start),
                                                           std::forward<Token>(token));
   }
+  /// @}
 
  private:
   friend class sender;
@@ -103,7 +110,7 @@ class ROPEWAY_API sending {
 
 /// What `sender::receivers` tells of one of them.
 struct connected_receiver {
-  std::string name;
+  std::string name;           ///< as it called itself, with its process number
   bool holds_version = false; ///< of this sender instance
   std::uint64_t version = 0;  ///< which, if so
 };
@@ -132,11 +139,14 @@ class ROPEWAY_API sender {
   /// Throws transfer_error: `errc::bad_path`, `errc::not_permitted`, `errc::address_in_use`,
   /// `errc::invalid_argument`.
   sender(asio::any_io_executor executor, std::string path, sender_options options = {});
-  sender(sender&&) noexcept = default;
+  sender(sender&&) noexcept = default; ///< the other may then only be assigned to and destroyed
+  /// Ends what this one was, as the destructor does, and takes over the other.
   sender& operator=(sender&& other) noexcept;
   ~sender();
 
+  /// As given to the constructor; what operations with a token run on unless their handler has its own.
   asio::any_io_executor get_executor() const;
+  /// Where it listens, as given.
   std::string const& path() const noexcept;
 
   /// Sends `tensors` as `version` to every receiver that is connected now, and completes when every outcome
@@ -149,6 +159,7 @@ class ROPEWAY_API sender {
   /// `asio::error::operation_aborted`. What goes wrong with one receiver is no error of the send: it stands
   /// in the report, which is filled either way. Cancellation (all types): gives the version up; receivers
   /// keep what they hold, or are torn where they load in place; sessions stay.
+  /// @{
   template <tensor_range R>
   awaitable<send_report> send_weights(std::uint64_t version, R const& tensors, ready_after when = {}) {
     return await_send(core_, version, collect(tensors), when);
@@ -161,8 +172,10 @@ class ROPEWAY_API sender {
   auto send_weights(std::uint64_t version, R const& tensors, ready_after when, Token&& token) {
     return initiate_send(version, collect(tensors), when, std::forward<Token>(token));
   }
+  /// @}
 
   /// The same for tensors that were prepared.
+  /// @{
   awaitable<send_report> send_weights(std::uint64_t version, prepared_tensors const& tensors,
                                       ready_after when = {}) {
     return await_send(core_, version, tensors.set_, when);
@@ -175,8 +188,10 @@ class ROPEWAY_API sender {
   auto send_weights(std::uint64_t version, prepared_tensors const& tensors, ready_after when, Token&& token) {
     return initiate_send(version, tensors.set_, when, std::forward<Token>(token));
   }
+  /// @}
 
   /// The same for tensors that are made on the fly. `source` must outlive the operation.
+  /// @{
   awaitable<send_report> send_weights(std::uint64_t version, tensor_source& source) {
     return await_send(core_, version, collect(source), ready_after());
   }
@@ -184,8 +199,10 @@ class ROPEWAY_API sender {
   auto send_weights(std::uint64_t version, tensor_source& source, Token&& token) {
     return initiate_send(version, collect(source), ready_after(), std::forward<Token>(token));
   }
+  /// @}
 
   /// The same for tensors that are written straight into the ring. `writer` must outlive the operation.
+  /// @{
   awaitable<send_report> send_weights(std::uint64_t version, slot_writer& writer) {
     return await_send(core_, version, collect(writer), ready_after());
   }
@@ -193,9 +210,12 @@ class ROPEWAY_API sender {
   auto send_weights(std::uint64_t version, slot_writer& writer, Token&& token) {
     return initiate_send(version, collect(writer), ready_after(), std::forward<Token>(token));
   }
+  /// @}
 
   /// Starts a version and completes as soon as it is announced; see `sending` for the rest. Errors: those of
-  /// `send_weights` that are known by then; the others come from `sending`.
+  /// `send_weights` that are known by then; the others come from `sending`. A source or writer must outlive
+  /// the `sending`. Cancellation (all types): gives the version up.
+  /// @{
   template <tensor_range R>
   awaitable<sending> start(std::uint64_t version, R const& tensors, ready_after when = {}) {
     return await_start(core_, version, collect(tensors), when);
@@ -233,6 +253,7 @@ class ROPEWAY_API sender {
   auto start(std::uint64_t version, slot_writer& writer, Token&& token) {
     return initiate_start(version, collect(writer), ready_after(), std::forward<Token>(token));
   }
+  /// @}
 
   /// Compares names and shapes once, for sends that skip even that. The views' memory and strides are kept as
   /// they are now. An error in them (a name twice, say) is reported by the send.
@@ -244,6 +265,7 @@ class ROPEWAY_API sender {
   /// Completes with the number of receivers once at least `count` are connected.
   /// Errors: `errc::too_few_receivers` after `limit`; `not_open`. Cancellation: all types, stops this wait
   /// only.
+  /// @{
   awaitable<std::size_t> wait_for_receivers(std::size_t count, milliseconds limit);
   template <class Token>
   auto wait_for_receivers(std::size_t count, milliseconds limit, Token&& token) {
@@ -253,8 +275,10 @@ class ROPEWAY_API sender {
     return detail::initiate<std::size_t, std::error_code>(get_executor(), std::move(start),
                                                           std::forward<Token>(token));
   }
+  /// @}
 
   /// The receivers that are connected now. No error; no cancellation.
+  /// @{
   awaitable<std::vector<connected_receiver>> receivers();
   template <class Token>
   auto receivers(Token&& token) {
@@ -262,6 +286,7 @@ class ROPEWAY_API sender {
     return detail::initiate<std::vector<connected_receiver>, std::error_code>(
         get_executor(), std::move(start), std::forward<Token>(token));
   }
+  /// @}
 
   /// Lets receivers map tensors that lie in this memory. Keeps it as long as the sender lives, or until
   /// `release_memory`. Before the send whose tensors lie there.
@@ -285,6 +310,7 @@ class ROPEWAY_API sender {
   /// Ends gracefully: a running send is given up, receivers are told goodbye, the socket is removed. No
   /// error. A send whose copies take longer than `sender_options::close_limit` ends after it. Cancellation:
   /// none.
+  /// @{
   awaitable<void> close();
   template <class Token>
   auto close(Token&& token) {
@@ -292,6 +318,7 @@ class ROPEWAY_API sender {
     return detail::initiate<detail::nothing, std::error_code>(get_executor(), std::move(start),
                                                               std::forward<Token>(token));
   }
+  /// @}
 
  private:
   /// Compares tensors with the last layout, in one pass; allocates only for a new one.

@@ -32,16 +32,19 @@ enum class shadow_form : std::uint8_t {
 /// Move-only; ends with its destruction. Any thread. It must not outlive the memory of the set.
 class ROPEWAY_API weights_lease {
  public:
-  weights_lease() = default; ///< holds nothing
-  weights_lease(weights_lease&&) noexcept;
-  weights_lease& operator=(weights_lease&& other) noexcept;
+  weights_lease() = default;                                ///< holds nothing
+  weights_lease(weights_lease&&) noexcept;                  ///< the other holds nothing then
+  weights_lease& operator=(weights_lease&& other) noexcept; ///< ends what was held here
   ~weights_lease() { end(); }
 
+  /// Whether there is anything to read.
   explicit operator bool() const noexcept { return of_ != nullptr; }
   /// Which set it is for: 0 for the first, 1 for the second.
   std::size_t set() const noexcept { return set_; }
   /// The version that the set holds, whole.
   std::uint64_t version() const noexcept { return version_; }
+  /// Ends it before its destruction; nothing of the set may be read any more. Nothing happens the second
+  /// time.
   void end() noexcept;
 
  private:
@@ -67,8 +70,10 @@ class ROPEWAY_API shadow_destinations {
   /// in memory of their own; `errc::invalid_argument` is thrown if they don't. What they hold so far counts
   /// as nothing.
   shadow_destinations(destinations first, destinations second, shadow_form form = shadow_form::swap);
-  shadow_destinations(shadow_destinations&&) noexcept;
-  shadow_destinations& operator=(shadow_destinations&&) noexcept;
+  shadow_destinations(
+      shadow_destinations&&) noexcept; ///< the other may then only be assigned to and destroyed
+  shadow_destinations&
+  operator=(shadow_destinations&&) noexcept; ///< leases keep what they need of the old ones
   ~shadow_destinations();
 
   /// The live set, to read from. Holds nothing before the first commit, and while a commit copies.

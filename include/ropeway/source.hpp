@@ -17,12 +17,13 @@ namespace ropeway {
 /// seen its last copy from it complete; whatever owns the memory belongs there.
 class source_tensor {
  public:
-  source_tensor() = default;
+  source_tensor() = default; ///< no tensor: a place to assign to
+  /// `tensor`, kept in place by `owner` and readable after `ready`.
   explicit source_tensor(tensor_view tensor, std::shared_ptr<void const> owner = {}, ready_after ready = {})
       : view(tensor), keep_alive(std::move(owner)), when(ready) {}
-  tensor_view view;
-  std::shared_ptr<void const> keep_alive;
-  ready_after when;
+  tensor_view view;                       ///< name, dtype and shape as announced; memory on any device
+  std::shared_ptr<void const> keep_alive; ///< may be empty: the memory then lives until the send completes
+  ready_after when;                       ///< before which no byte is read
 };
 
 /// Announces tensors first and makes them when they are needed, so that a trainer which gathers its shards on
@@ -46,10 +47,10 @@ class ROPEWAY_API tensor_source {
 /// A part of a tensor that is to be written: `bytes` bytes of the tensor's contiguous row-major image, from
 /// `tensor_offset` on. Aligned to 256 bytes in memory.
 struct slot_piece {
-  std::uint32_t tensor = 0; ///< index into what `slot_writer::manifest` gave
-  std::uint64_t tensor_offset = 0;
-  std::uint64_t bytes = 0;
-  std::byte* data = nullptr; ///< memory on `slot_writer::where`
+  std::uint32_t tensor = 0;        ///< index into what `slot_writer::manifest` gave
+  std::uint64_t tensor_offset = 0; ///< of its first byte in the tensor
+  std::uint64_t bytes = 0;         ///< how many are to be written
+  std::byte* data = nullptr;       ///< memory on `slot_writer::where`
 };
 
 /// Announces tensors and writes them straight into the slots of the ring, which saves the copy that packs

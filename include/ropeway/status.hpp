@@ -17,11 +17,12 @@ enum class holding : std::uint8_t {
   loading,   ///< an update is being written into it: bytes of two versions, or of none
   torn,      ///< an update was not finished; not to be served until a load of all that is torn commits
 };
+/// The enumerator's own spelling: "torn".
 ROPEWAY_API std::string_view name(holding what) noexcept;
 
 /// A snapshot, consistent in itself.
 struct weights_status {
-  holding what = holding::nothing;
+  holding what = holding::nothing; ///< first of all: whether there is one version to read
   /// Committed last. While `what` is `loading` or `torn`, its bytes are partly overwritten.
   std::optional<std::uint64_t> version;
   /// What is being written now, or was when it failed (`torn`).
@@ -44,11 +45,12 @@ enum class session_phase : std::uint8_t {
   loading,    ///< accepted; buckets arrive
   committing, ///< the sender has ordered the commit
 };
+/// The enumerator's own spelling: "idle".
 ROPEWAY_API std::string_view name(session_phase phase) noexcept;
 
 /// A snapshot, consistent in itself.
 struct receiver_status {
-  session_phase phase = session_phase::closed;
+  session_phase phase = session_phase::closed;   ///< what it is doing now
   std::optional<std::uint64_t> version;          ///< committed last, in any session
   std::optional<std::uint64_t> arriving;         ///< of the update that runs
   std::chrono::system_clock::time_point since{}; ///< when `phase` began
