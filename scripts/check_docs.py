@@ -7,6 +7,9 @@
   last argument; without --compile such blocks are only counted), or an excerpt: its lines stand one after the other,
   whatever their indentation, in a file under samples/, include/ or src/, which the build compiles. A block that is
   neither, because it shows what not to write, say, has the line `<!-- not compiled: REASON -->` just above it.
+- A page that has the line `<!-- compiled together -->` is a guide: its blocks hold whole functions and classes, which
+  COMMAND must compile, in the order of the page, after <ropeway/ropeway.hpp>. All guides are one file for the
+  compiler, a namespace each, because Asio's headers take it longer than everything else here.
 - A word in backticks that looks like a file of the project (src/..., tests/..., samples/demo.sh) exists.
 - A relative link leads to a file.
 - An --option in backticks or in a shell block is one that a program or script of ours has.
@@ -33,6 +36,16 @@ OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
 FOREIGN = {"--gpus", "--ipc", "--libs", "--reconfigure"}
 ENUMERATOR = re.compile(r"^\s*(\w+) = \d+,", re.MULTILINE)
 PROOF = re.compile(r"`(tests/[\w./-]+)`:((?:\s*\"[^\"]*\",?)+)")
+TOGETHER = re.compile(r"^<!--\s*compiled together\s*-->$", re.MULTILINE)
+# What a guide's blocks may use without saying so.
+GUIDE = """#include <asio/io_context.hpp>
+#include <asio/steady_timer.hpp>
+#include <asio/thread_pool.hpp>
+#include <asio/use_future.hpp>
+#include <iostream>
+#include <ropeway/ropeway.hpp>
+#include <thread>
+"""
 EXEMPT = re.compile(r"<!--\s*not compiled:\s*\S.*-->\s*$")
 
 
@@ -84,6 +97,14 @@ def compile_error(command, text):
         return done.stderr.strip() if done.returncode else ""
 
 
+def guide_error(command, blocks):
+    """`blocks` are (page, line, code); the compiler's complaints name page and line."""
+    text = GUIDE
+    for page, line, code in blocks:
+        text += f'namespace guide_{re.sub(r"[^a-z]", "_", page.stem)} {{\n#line {line + 1} "{page}"\n{code}}}\n'
+    return compile_error(command, text)
+
+
 def known_options(root):
     known = set(FOREIGN)
     for top in ("src/cli", "packaging", "benchmarks", "samples", "tests", "scripts", ".ci"):
@@ -118,7 +139,7 @@ def check(root, command):
     documents = sorted(root.glob("*.md"))
     for top in ("docs", "samples", "benchmarks", "tests"):
         documents += sorted((root / top).rglob("*.md"))
-    passed, complaints = 0, []
+    passed, complaints, guides = 0, [], []
 
     def verdict(good, words):
         nonlocal passed
@@ -148,6 +169,9 @@ def check(root, command):
             code = block.group(3)
             if EXEMPT.search(above):
                 continue
+            if TOGETHER.search(text):
+                guides.append((name, text.count(chr(10), 0, block.start()) + 1, code))
+                continue
             if re.search(r"\bmain\s*\(", code):
                 error = compile_error(command, code) if command else ""
                 verdict(not error, f"{where}: does not compile: {error}")
@@ -174,6 +198,9 @@ def check(root, command):
         for target in sorted(set(LINK.findall(prose))):
             if not re.match(r"[a-z]+:|#", target):
                 verdict((document.parent / target.split("#")[0]).exists(), f"{name}: a link leads nowhere: {target}")
+    error = guide_error(command, guides) if command and guides else ""
+    verdict(not error, f"the guides' blocks do not compile: {error}")
+    passed += len(guides) - 1 if guides and not error else 0
     return passed, complaints
 
 
