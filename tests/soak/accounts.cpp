@@ -62,7 +62,8 @@ void conductor::compare_samples(child& who, std::uint64_t warm) {
     if (now.device_mib > first.device_mib + device_slack_mib)
       return differs("MiB of GPU memory", first.device_mib, now.device_mib);
     if (instrumented) return {}; // their own memory comes and goes
-    if (now.mappings > first.mappings + mapping_slack) return differs("mappings", first.mappings, now.mappings);
+    if (now.mappings > first.mappings + mapping_slack)
+      return differs("mappings", first.mappings, now.mappings);
     if (now.shared_kib > first.shared_kib + shared_slack_kib)
       return differs("KiB of shared memory", first.shared_kib, now.shared_kib);
     if (now.heap_bytes > first.heap_bytes + heap_slack)
