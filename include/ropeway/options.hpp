@@ -41,6 +41,7 @@ class copy_pace {
   ROPEWAY_KNOB(std::uint64_t, bytes_per_second, 0)
 
  public:
+  /// Whether neither limit is set.
   bool unlimited() const noexcept { return most_blocks_ == 0 && bytes_per_second_ == 0; }
 };
 

@@ -297,6 +297,7 @@ class ROPEWAY_API sender {
   /// more. The next update maps anew. (The staging ring stays.)
   /// Errors: `busy` while a send runs, `peer_silent` if a receiver has not done so within
   /// `sender_options::commit_limit`, `not_open`. Cancellation: all types, stops this wait only.
+  /// @{
   awaitable<void> release_memory();
   template <class Token>
   auto release_memory(Token&& token) {
@@ -306,6 +307,7 @@ class ROPEWAY_API sender {
     return detail::initiate<detail::nothing, std::error_code>(get_executor(), std::move(start),
                                                               std::forward<Token>(token));
   }
+  /// @}
 
   /// Ends gracefully: a running send is given up, receivers are told goodbye, the socket is removed. No
   /// error. A send whose copies take longer than `sender_options::close_limit` ends after it. Cancellation:

@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <memory>
 
+#include "ropeway/detail/visibility.hpp"
+
 namespace ropeway {
 
 namespace detail {
@@ -20,15 +22,18 @@ class shared_block;
 /// A handle: copies share the memory, which is unmapped with the last of them and of the senders that it was
 /// given to. Receivers that have mapped it keep it alive, and can read all of it at any time: put nothing
 /// else there. Zero-filled, page-aligned. Thread-safe as a std::shared_ptr is.
-class shared_memory {
+class ROPEWAY_API shared_memory {
  public:
   /// No memory.
   shared_memory() = default;
   /// Throws transfer_error: `errc::out_of_memory`, `errc::no_resources`, `errc::invalid_argument` (0 bytes).
   static shared_memory make(std::uint64_t bytes);
 
+  /// The first byte; null without memory.
   std::byte* data() const noexcept;
+  /// As it was asked for, in bytes.
   std::uint64_t size() const noexcept;
+  /// Whether there is memory.
   explicit operator bool() const noexcept { return block_ != nullptr; }
 
  private:
