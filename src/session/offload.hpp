@@ -5,6 +5,7 @@
 #include <asio/thread_pool.hpp>
 #include <exception>
 #include <memory>
+#include <optional>
 #include <unistd.h>
 #include <utility>
 
@@ -33,20 +34,22 @@ class offload {
   /// strand; `error` is what the job threw.
   template <class Job, class Then>
   void run(strand const& back, Job job, Then then) {
-    auto work = [back, job = std::move(job), then = std::move(then)]() mutable {
-      using result = decltype(job());
+    using result = decltype(job());
+    struct answer {
+      Then then;
       std::exception_ptr error;
-      auto value = std::make_shared<result>();
+      result value{};
+    };
+    // Handed over as a whole, so that this thread keeps no part of what the strand may be the last to hold: a
+    // closure that has captured something const is copied where it should be moved.
+    auto said = std::make_shared<answer>(answer{std::move(then), nullptr});
+    auto work = [back, job = std::optional<Job>(std::move(job)), said = std::move(said)]() mutable {
       try {
-        *value = job();
-      } catch (...) { error = std::current_exception(); }
-      // The job may own what is slow to destroy: let go of it here.
-      { [[maybe_unused]] auto const gone = std::move(job); }
-      // Moved, so that this thread keeps no part of what the strand may be the last to hold.
-      auto answer = [then = std::move(then), error = std::move(error), value = std::move(value)]() mutable {
-        then(std::move(error), std::move(*value));
-      };
-      asio::post(back, std::move(answer));
+        said->value = (*job)();
+      } catch (...) { said->error = std::current_exception(); }
+      job.reset(); // it may own what is slow to destroy: let go of it here
+      auto tell = [said = std::move(said)] { said->then(std::move(said->error), std::move(said->value)); };
+      asio::post(back, std::move(tell));
     };
     asio::post(pool(), std::move(work));
   }

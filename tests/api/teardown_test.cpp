@@ -6,12 +6,15 @@
 #include <condition_variable>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <sys/socket.h>
 #include <sys/un.h>
+#include <thread>
 
 #include "api/with_backends.hpp"
 #include "base/unique_fd.hpp"
 #include "line.hpp"
+#include "session/offload.hpp"
 #include "support/co_test.hpp"
 #include "support/leak_check.hpp"
 #include "support/scripted_backend.hpp"
@@ -516,4 +519,51 @@ TEST_CASE("sender, receiver and an update in hand on the stack, and a loop that 
   std::optional<bucket> held;
   next->next_bucket([&](std::error_code, std::optional<bucket> taken) { held = std::move(taken); });
   while (!held) io.run_one();
+}
+
+namespace {
+
+/// The threads on which copies of a witness were destroyed.
+struct threads_seen {
+  std::mutex mutex;
+  std::set<std::thread::id> all;
+};
+class witness {
+ public:
+  explicit witness(threads_seen& seen) : seen_(&seen) {}
+  witness(witness const&) = default;
+  witness& operator=(witness const&) = delete;
+  ~witness() {
+    std::scoped_lock const lock(seen_->mutex);
+    seen_->all.insert(std::this_thread::get_id());
+  }
+
+ private:
+  threads_seen* seen_;
+};
+
+} // namespace
+
+// Held by a copy on the thread of slow jobs, a receiver was destroyed there, beside the loop that it waits
+// on.
+TEST_CASE("what a slow job's answer owns is destroyed on the loop, also if its closure can't be moved") {
+  threads_seen seen;
+  asio::io_context io;
+  auto const strand = wire::make_strand(io.get_executor());
+  bool answered = false;
+  {
+    session::offload slow;
+    witness const owned(seen);
+    auto job = [] { return 1; };
+    // A const variable makes the closure's member const, and its move a copy.
+    auto then = [owned, &answered](std::exception_ptr, int) { answered = true; };
+    slow.run(strand, job, std::move(then));
+    auto const end = std::chrono::steady_clock::now() + patient(milliseconds(5000));
+    while (!answered && std::chrono::steady_clock::now() < end) {
+      io.restart();
+      io.run_for(milliseconds(10));
+    }
+  } // and the thread has ended
+  CHECK(answered);
+  CHECK(seen.all == std::set{std::this_thread::get_id()});
 }
