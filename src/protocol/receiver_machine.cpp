@@ -286,6 +286,7 @@ void receiver_machine::refuse_update(errc code, std::string text, time_point now
   if (m.at != impl::stage::offered) return;
   m.idle = {};
   m.say(refuse{m.current.update, static_cast<std::uint16_t>(code), one_line(text)});
+  m.turned_down = true;
   m.finish_update();
 }
 
@@ -296,6 +297,7 @@ void receiver_machine::not_now_update(std::chrono::milliseconds retry, std::stri
   auto const ms = std::clamp<std::int64_t>(retry.count(), 0, UINT32_MAX);
   m.idle = {};
   m.say(not_now{m.current.update, static_cast<std::uint32_t>(ms), one_line(text)});
+  m.turned_down = true;
   m.finish_update();
 }
 

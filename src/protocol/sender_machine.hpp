@@ -202,6 +202,9 @@ class sender_machine {
 
   /// Receivers that have not yet confirmed that they unmapped what was retired.
   std::size_t unmapping() const;
+  /// Whether what send_parts ordered may still be said: not once the peer has decided or the update is given
+  /// up.
+  bool awaits_parts(peer_id peer, std::uint64_t update) const;
   bool updating() const;
   std::size_t greeted() const; ///< peers that finished their handshake and are still there
   struct peer_state {

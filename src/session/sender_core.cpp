@@ -1126,7 +1126,8 @@ void sender_core::act(send_action::send_parts& action) {
   auto then = [weak = weak_from_this(), order = action](std::exception_ptr error,
                                                         std::vector<memory::part_handle> made) {
     auto const self = weak.lock();
-    if (!self || self->closed_) return;
+    // Whoever turned the update down, or was told that it is given up, expects nothing more of it.
+    if (!self || self->closed_ || !self->machine_.awaits_parts(order.to, order.update)) return;
     segment_part part;
     part.update = order.update;
     part.segment = order.segment;
@@ -1151,7 +1152,6 @@ void sender_core::act(send_action::send_parts& action) {
 }
 
 void sender_core::say_part(protocol::peer_id to, segment_part what, std::shared_ptr<unique_fd const> fd) {
-  // Whoever gave the update up meanwhile ignores it.
   auto const found = peers_.find(to);
   if (found == peers_.end()) return;
   message said = std::move(what);

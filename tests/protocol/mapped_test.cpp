@@ -260,6 +260,22 @@ TEST_CASE("segments are sent in batches, and only those of the placement, before
   broken(all_copied{1}); // before it was told to read
 }
 
+TEST_CASE("parts are awaited by whoever asked, until it has decided or the update is given up") {
+  mapping_bench b;
+  b.greet(1, {"", 0, true});
+  CHECK_FALSE(b.machine.awaits_parts(1, 1));
+  b.start();
+  b.from(1, need_segment{1, 5, 0});
+  CHECK(b.machine.awaits_parts(1, 1));
+  CHECK_FALSE(b.machine.awaits_parts(2, 1));
+  CHECK_FALSE(b.machine.awaits_parts(1, 2));
+  SUBCASE("it has accepted") { b.from(1, b.accept_mapped()); }
+  SUBCASE("it has refused") { b.from(1, refuse{1, code(errc::peer_refused), "asleep"}); }
+  SUBCASE("it has gone") { b.machine.gone(1, errc::peer_gone, "killed", b.now); }
+  SUBCASE("the sender gives up") { b.machine.give_up(errc::source_failed, "why", b.now); }
+  CHECK_FALSE(b.machine.awaits_parts(1, 1));
+}
+
 TEST_CASE("asking for the same segment without end is a flood; for many different ones it is work") {
   mapping_bench b;
   b.mapped.segments.clear();
@@ -457,6 +473,26 @@ TEST_CASE("a part that can't be exported ends its batch") {
   b.hears(segment_part{1, 6, 0, 0, 0, {}, code(errc::not_reachable), "freed"});
   CHECK(b.done() == lines("take part 0 of segment 6, the last"));
   b.hears(segment_part{1, 6, 1, 2, 10, {}, 0, {}});
+  CHECK(b.done().find("closed") != std::string::npos);
+}
+
+TEST_CASE("parts that cross a refusal end no session, and mean nothing") {
+  mapping_receiver b;
+  b.machine.placement_known({false, false}, b.now);
+  b.machine.need_segment(6, 0, 2, b.now);
+  SUBCASE("refused") { b.machine.refuse_update(errc::peer_refused, "it was cancelled", b.now); }
+  SUBCASE("put off") { b.machine.not_now_update(10ms, "leases", b.now); }
+  b.machine.take();
+  b.hears(segment_part{1, 6, 0, 2, 10, {}, 0, {}});
+  b.hears(segment_part{1, 6, 1, 2, 10, {}, 0, {}});
+  CHECK(b.done().empty());
+  auto flooded = b.machine.clone();
+  for (int i = 0; i <= max_idle_messages; ++i)
+    flooded.received(segment_part{1, 6, 1, 2, 10, {}, 0, {}}, b.now);
+  CHECK(show(flooded.take()).find("closed") != std::string::npos);
+  b.announce(2);
+  b.machine.take();
+  b.hears(segment_part{1, 6, 0, 2, 10, {}, 0, {}}); // by now it knows
   CHECK(b.done().find("closed") != std::string::npos);
 }
 

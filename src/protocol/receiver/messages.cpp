@@ -87,7 +87,7 @@ void receiver_machine::impl::on(begin const& m) {
   if (life != session::open) return;
   current = m;
   last_update = m.update;
-  said_aborted = gave_up = false;
+  said_aborted = gave_up = turned_down = false;
   bucket_bytes.clear();
   needed_buckets.clear();
   placed = mapped = told_to_read = read = false;
@@ -123,6 +123,7 @@ void receiver_machine::impl::on(placement_follows const& m) {
 }
 
 void receiver_machine::impl::on(segment_part const& m) {
+  if (turned_down && m.update == last_update) return heard_idly(m);
   if (!is_current(m.update, m)) return;
   if (at != stage::offered || m.segment != asked_segment || m.part != next_part || next_part == end_part)
     return violated(words("the sender sent part ", m.part, " of segment ", m.segment, " for update ",
