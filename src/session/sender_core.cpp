@@ -1099,19 +1099,19 @@ void sender_core::act(send_action::await_source&) {
   }
   try {
     device const where = operation->when.where();
-    auto& gate = gates_[where.ordinal()];
-    if (!gate) {
+    auto gate = gates_.find(where.ordinal());
+    if (gate == gates_.end()) {
       auto made = make_stream(*memory_->get(where), where, false);
       std::scoped_lock lock(shared_mutex_);
       if (abandoned_) return;
       all_streams_.push_back(made);
-      gate = std::move(made);
+      gate = gates_.emplace(where.ordinal(), std::move(made)).first;
     }
-    gate->start_after(operation->when);
+    gate->second->start_after(operation->when);
     session::copied what;
     what.whose = operation;
     what.what = session::copied::kind::source;
-    gate->then(std::move(what));
+    gate->second->then(std::move(what));
     ++copies_in_flight_;
   } catch (...) { give_up_later(session::as_transfer_error(std::current_exception(), errc::device_failed)); }
 }
