@@ -462,6 +462,7 @@ void receiver_core::dissolve() noexcept {
   auto const closed = std::exchange(on_closed_, {});
   auto const unclaimed = std::exchange(unclaimed_, {});
   attempt_.reset();
+  auto const mapping = std::exchange(mapping_, {});
   auto const load = std::exchange(load_, nullptr);
   if (!load) return;
   load->over = true;
@@ -1219,14 +1220,18 @@ void receiver_core::act(receive_action::take_part& action) {
     result.importer = std::move(importer);
     return result;
   };
-  auto then = [weak = weak_from_this(), load, whole](std::exception_ptr error, mapped_so_far result) {
+  // Loads own the core, which must not stay alive for the sake of a job.
+  auto then = [weak = weak_from_this(), mapped_for = std::weak_ptr(load), whole](std::exception_ptr error,
+                                                                                 mapped_so_far result) {
     auto const self = weak.lock();
     if (!self) return;
-    bool const wanted = self->mapping_ && self->mapping_->load == load;
+    --self->mapping_jobs_;
+    auto const load = mapped_for.lock();
+    bool const wanted = load && self->mapping_ && self->mapping_->load == load;
     if (!wanted || error) {
       self->offload_.dispose(std::move(result.importer));
       self->offload_.dispose(std::move(result.region));
-      if (!wanted) return;
+      if (!wanted) return self->unmap_later();
       self->drop_mapping();
       return self->accept_unmapped(load, failure(session::as_transfer_error(error, errc::not_reachable)));
     }
@@ -1235,6 +1240,7 @@ void receiver_core::act(receive_action::take_part& action) {
     self->map_next_segment();
   };
   offload_.run(strand_, std::move(map), std::move(then));
+  ++mapping_jobs_;
 }
 
 void receiver_core::segment_mapped(std::shared_ptr<load_operation> const& load,
@@ -1249,14 +1255,19 @@ void receiver_core::segment_mapped(std::shared_ptr<load_operation> const& load,
 /// Everything is mapped: resolves where each byte goes, once for this placement.
 void receiver_core::prepare_copies(std::shared_ptr<load_operation> const& load) {
   auto const& placement = *load->placement;
-  auto const made = std::make_shared<mapped_copies>();
+  auto made = std::make_shared<mapped_copies>();
   made->sender = load->sender;
   made->placement = load->what.placement;
   try {
     auto ops = std::make_shared<std::vector<memory::copy_op>>();
     for (std::uint32_t i = 0; i < placement.tensors.size(); ++i) {
       if (!placement.tensors[i].mapped() || !load->part->scatter.wants(i)) continue;
-      auto const& segment = *segments_.at(placement.segments[placement.tensors[i].segment].id);
+      auto const& said = placement.segments[placement.tensors[i].segment];
+      auto const& segment = *segments_.at(said.id);
+      if (segment.size() < said.bytes) // mapped for another placement, when it was said to be smaller
+        throw transfer_error(errc::bad_region, "segment " + std::to_string(said.id) + " has " +
+                                                   std::to_string(segment.size()) + " bytes, not the " +
+                                                   std::to_string(said.bytes) + " that are announced now");
       load->part->scatter.ops_for_source(
           i, placement.view(i, *load->manifest, segment.data(), segment.where()), *ops);
     }
@@ -1266,14 +1277,19 @@ void receiver_core::prepare_copies(std::shared_ptr<load_operation> const& load) 
         made->mappings.push_back(at->second);
       }
     auto prepare = [backend = backend_, ops] { return backend->prepare(*ops); };
-    auto then = [weak = weak_from_this(), load, made](std::exception_ptr error,
-                                                      std::shared_ptr<memory::prepared_copies const> copies) {
+    auto then = [weak = weak_from_this(), made_for = std::weak_ptr(load), made](
+                    std::exception_ptr error, std::shared_ptr<memory::prepared_copies const> copies) mutable {
       auto const self = weak.lock();
       if (!self) return;
+      --self->mapping_jobs_;
       made->list = std::move(copies);
-      if (error)
+      auto const load = made_for.lock();
+      bool const wanted = load && self->load_ == load && !load->over && !load->aborting;
+      if (!wanted || error) {
+        self->offload_.dispose(std::move(made));
+        if (!wanted) return self->unmap_later();
         return self->accept_unmapped(load, failure(session::as_transfer_error(error, errc::device_failed)));
-      if (self->load_ != load || load->over || load->aborting) return self->offload_.dispose(made);
+      }
       auto place = std::make_shared<mapped_copies_place>(made);
       if (auto const before = std::exchange(load->part->mapped, place))
         self->offload_.dispose(before->take());
@@ -1283,7 +1299,9 @@ void receiver_core::prepare_copies(std::shared_ptr<load_operation> const& load) 
       self->accept(*load, load_operation::way::into);
       self->pump();
     };
+    made.reset(); // the answer is the one that holds it
     offload_.run(strand_, std::move(prepare), std::move(then));
+    ++mapping_jobs_;
   } catch (...) {
     accept_unmapped(load, failure(session::as_transfer_error(std::current_exception(), errc::not_reachable)));
   }
@@ -1372,12 +1390,12 @@ void receiver_core::read_on(std::shared_ptr<load_operation> const& load) {
 
 void receiver_core::act(receive_action::unmap& action) {
   to_unmap_.insert(to_unmap_.end(), action.segments.begin(), action.segments.end());
-  if (!load_ || !load_->mapped || load_->copies_in_flight == 0) unmap_later();
+  unmap_later();
 }
 
-/// Unmaps what the sender wants back, off the loop, and says so.
+/// Unmaps what the sender wants back, off the loop, and says so; once nobody reads or maps.
 void receiver_core::unmap_later() {
-  if (to_unmap_.empty() || !machine_) return;
+  if (to_unmap_.empty() || !machine_ || mapping_jobs_ != 0 || (load_ && load_->mapped)) return;
   auto const ids = std::exchange(to_unmap_, {});
   auto const gone = std::make_shared<std::vector<std::shared_ptr<void const>>>();
   for (auto& copies : take_copies_of(ids)) gone->push_back(std::move(copies));

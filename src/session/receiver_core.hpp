@@ -243,11 +243,12 @@ class receiver_core : public std::enable_shared_from_this<receiver_core> {
   std::vector<std::weak_ptr<mapped_copies_place>> mapped_copies_; // that may read mapped segments
   std::uint64_t unmappable_ = 0;                                  // a placement that could not be mapped
   failure unmappable_why_;
-  std::vector<std::uint64_t> to_unmap_;          // while copies run
-  std::shared_ptr<memory::backend> backend_;     // where copies run
   std::shared_ptr<session::lookout> lookout_;    // for answers to a receiver on a GPU
   std::weak_ptr<mapped_copies const> read_last_; // and how long that took:
   std::chrono::steady_clock::duration reading_took_{};
+  std::vector<std::uint64_t> to_unmap_;      // while a load reads or a job maps
+  std::uint32_t mapping_jobs_ = 0;           // under way: they hold what they map, wanted or not
+  std::shared_ptr<memory::backend> backend_; // where copies run
   std::shared_ptr<load_operation> load_;
   std::optional<update> unclaimed_; // offered while nobody waited
   bool closing_ = false, graceful_end_ = false;
