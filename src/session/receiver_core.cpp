@@ -1226,16 +1226,16 @@ void receiver_core::act(receive_action::take_part& action) {
     auto const self = weak.lock();
     if (!self) return;
     --self->mapping_jobs_;
-    auto const load = mapped_for.lock();
-    bool const wanted = load && self->mapping_ && self->mapping_->load == load;
+    auto const wanting = mapped_for.lock();
+    bool const wanted = wanting && self->mapping_ && self->mapping_->load == wanting;
     if (!wanted || error) {
       self->offload_.dispose(std::move(result.importer));
       self->offload_.dispose(std::move(result.region));
       if (!wanted) return self->unmap_later();
       self->drop_mapping();
-      return self->accept_unmapped(load, failure(session::as_transfer_error(error, errc::not_reachable)));
+      return self->accept_unmapped(wanting, failure(session::as_transfer_error(error, errc::not_reachable)));
     }
-    if (whole) return self->segment_mapped(load, std::move(result.region));
+    if (whole) return self->segment_mapped(wanting, std::move(result.region));
     self->mapping_->importer = std::move(result.importer);
     self->map_next_segment();
   };
@@ -1283,20 +1283,21 @@ void receiver_core::prepare_copies(std::shared_ptr<load_operation> const& load) 
       if (!self) return;
       --self->mapping_jobs_;
       made->list = std::move(copies);
-      auto const load = made_for.lock();
-      bool const wanted = load && self->load_ == load && !load->over && !load->aborting;
+      auto const wanting = made_for.lock();
+      bool const wanted = wanting && self->load_ == wanting && !wanting->over && !wanting->aborting;
       if (!wanted || error) {
         self->offload_.dispose(std::move(made));
         if (!wanted) return self->unmap_later();
-        return self->accept_unmapped(load, failure(session::as_transfer_error(error, errc::device_failed)));
+        return self->accept_unmapped(wanting,
+                                     failure(session::as_transfer_error(error, errc::device_failed)));
       }
       auto place = std::make_shared<mapped_copies_place>(made);
-      if (auto const before = std::exchange(load->part->mapped, place))
+      if (auto const before = std::exchange(wanting->part->mapped, place))
         self->offload_.dispose(before->take());
       std::erase_if(self->mapped_copies_, [](auto const& weak_place) { return weak_place.expired(); });
       self->mapped_copies_.push_back(place);
-      load->mapped = made;
-      self->accept(*load, load_operation::way::into);
+      wanting->mapped = made;
+      self->accept(*wanting, load_operation::way::into);
       self->pump();
     };
     made.reset(); // the answer is the one that holds it
