@@ -1,10 +1,13 @@
 // Updates whose receivers read the sender's own tensors: which way is taken and why, memory that moves or is
 // wanted back, and who waits for whom. In host memory that the sender shares. Part of ropeway; Apache-2.0.
+#include <condition_variable>
 #include <cstdlib>
 #include <fstream>
+#include <mutex>
 
 #include "line.hpp"
 #include "support/co_test.hpp"
+#include "support/scripted_backend.hpp"
 
 using namespace ropeway;
 using namespace ropeway::testing;
@@ -300,4 +303,376 @@ CO_TEST("a receiver of a part of the tensors maps only the memory that they lie 
   CHECK(mappings_of(block_bytes) == 2);
   CHECK(mappings_of(block_bytes + 64 * kib) == 1);
   co_await over.close();
+}
+
+// ---- while somebody maps or reads ----
+
+namespace {
+
+/// Two receivers that map; the copies of the second wait for the test.
+struct late_reader {
+  setting how() {
+    auto made = mapped_setting(2);
+    made.how.into[1].devices = std::make_shared<scripted_devices>(copies);
+    return made;
+  }
+  explicit late_reader(any_io_executor executor, receiver_options options = quick_receiver())
+      : over(executor, how(), quick_sender(), options), source(over.how().how.from, layers(10), 1) {
+    for (int i = 0; i < 2; ++i) {
+      held.emplace_back(host_memory(), layers(10), 0);
+      into.push_back(held.back().into());
+    }
+  }
+  std::vector<task<load_report>> load_both() {
+    std::vector<task<load_report>> loads;
+    for (std::size_t i = 0; i < 2; ++i)
+      loads.push_back(beside(over.executor(), load_next(over.receiver(i), into[i])));
+    return loads;
+  }
+  awaitable<void> second_reads() {
+    while (copies->in_flight() == 0) co_await settle(1);
+    co_await settle();
+  }
+  /// One more update, without anything held.
+  awaitable<void> next_is_exact(std::uint64_t version) {
+    copies->set(script::pace::immediate);
+    source.fill(version);
+    auto const report = co_await deliver(over, version, source.views(), into);
+    CHECK(outcomes(report) == "committed committed");
+    for (auto const& one : report.receivers) CHECK(one.way == route::mapped);
+    for (auto const& each : held) CHECK(difference(source.images(), each) == "");
+    for (auto const& each : into) CHECK_FALSE(each.torn());
+    co_await over.close();
+  }
+
+  std::shared_ptr<script> copies = std::make_shared<script>(script::pace::held);
+  line over;
+  model source;
+  std::deque<model> held;
+  std::vector<destinations> into;
+};
+
+awaitable<load_report> load_this(update what, destinations& into) {
+  load_report report = co_await what.load_into(into);
+  co_return report;
+}
+
+awaitable<void> overwrite_when_free(sending& begun, model& source, bool& free) {
+  co_await begun.source_free();
+  free = true;
+  source.fill(1000);
+}
+
+/// A mapping that waits until the test opens it.
+class held_imports final : public memory::backends {
+ public:
+  std::shared_ptr<memory::backend> get(device where) override {
+    return std::make_shared<gated>(real_->get(where), *this);
+  }
+  std::vector<memory::device_uuid> cuda_devices() override { return {}; }
+  void hold(bool on) {
+    std::scoped_lock const lock(mutex_);
+    held_ = on;
+    came_ = came_ && on;
+    changed_.notify_all();
+  }
+  bool came() {
+    std::scoped_lock const lock(mutex_);
+    return came_;
+  }
+
+ private:
+  class gated final : public memory::backend {
+   public:
+    gated(std::shared_ptr<memory::backend> real, held_imports& gate) : real_(std::move(real)), gate_(gate) {}
+    device where() const noexcept override { return real_->where(); }
+    memory::device_uuid uuid() const noexcept override { return real_->uuid(); }
+    shared_region make_region(std::uint64_t bytes) override { return real_->make_region(bytes); }
+    std::shared_ptr<memory::region> import_region(unique_fd handle, std::uint64_t bytes,
+                                                  memory::device_uuid const& origin) override {
+      return real_->import_region(std::move(handle), bytes, origin);
+    }
+    bool can_reach(memory::device_uuid const& origin) const noexcept override {
+      return real_->can_reach(origin);
+    }
+    std::shared_ptr<void> register_host(std::shared_ptr<memory::region> memory) override {
+      return real_->register_host(std::move(memory));
+    }
+    std::unique_ptr<memory::queue> make_queue() override { return real_->make_queue(); }
+    std::unique_ptr<memory::segment_importer> start_import(memory::part_kind kind, std::uint64_t bytes,
+                                                           std::uint32_t parts,
+                                                           memory::device_uuid const& origin) override {
+      gate_.wait();
+      return real_->start_import(kind, bytes, parts, origin);
+    }
+
+   private:
+    std::shared_ptr<memory::backend> real_;
+    held_imports& gate_;
+  };
+  void wait() {
+    std::unique_lock lock(mutex_);
+    came_ = true;
+    changed_.wait(lock, [&] { return !held_; });
+  }
+
+  std::shared_ptr<memory::backends> real_ = memory::system_backends();
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  bool held_ = true, came_ = false;
+};
+
+int stream_memory = 0;
+CUstream_st* const stream = reinterpret_cast<CUstream_st*>(&stream_memory);
+
+/// A sender that knows of a scripted device, whose stream the tensors wait for, and a receiver that maps.
+struct waits_for_stream {
+  setting how() {
+    auto made = mapped_setting(1);
+    made.how.devices = devices;
+    return made;
+  }
+  explicit waits_for_stream(any_io_executor executor)
+      : over(executor, how())
+      , source(over.how().how.from, layers(10), 1)
+      , held(host_memory(), layers(10), 0) {
+    into.push_back(held.into());
+  }
+  std::shared_ptr<script> when = std::make_shared<script>();
+  std::shared_ptr<scripted_devices> devices = std::make_shared<scripted_devices>(when, 1);
+  line over;
+  model source, held;
+  std::vector<destinations> into;
+};
+
+} // namespace
+
+CO_TEST(
+    "the tensors may be overwritten the moment the source is free: whoever is late has read them by then") {
+  late_reader with(co_await asio::this_coro::executor);
+  co_await with.over.connect();
+  auto loads = with.load_both();
+  auto const wanted = with.source.images();
+  auto const views = with.source.views();
+  auto begun = co_await with.over.sender().start(1, views);
+  bool free = false;
+  auto overwriting = beside(with.over.executor(), overwrite_when_free(begun, with.source, free));
+  auto const first = co_await loads[0].join();
+  CHECK_MESSAGE(first.ok(), first.said());
+  co_await with.second_reads();
+  CHECK_FALSE(free);
+  while (!loads[1].done()) {
+    with.copies->finish_next();
+    co_await settle(1);
+  }
+  auto const second = co_await loads[1].join();
+  CHECK_MESSAGE(second.ok(), second.said());
+  auto const overwritten = co_await overwriting.join();
+  CHECK_MESSAGE(overwritten.ok(), overwritten.said());
+  auto const report = co_await begun.done();
+  CHECK(outcomes(report) == "committed committed");
+  for (auto const& each : with.held) CHECK(difference(wanted, each) == "");
+  co_await with.next_is_exact(2);
+}
+
+CO_TEST("a send that is cancelled while a receiver reads ends when that one has stopped, and it is torn") {
+  late_reader with(co_await asio::this_coro::executor);
+  co_await with.over.connect();
+  auto loads = with.load_both();
+  auto const views = with.source.views();
+  auto send = beside(with.over.executor(), with.over.sender().send_weights(1, views));
+  auto const first = co_await loads[0].join();
+  CHECK_MESSAGE(first.ok(), first.said());
+  co_await with.second_reads();
+  send.cancel();
+  co_await settle();
+  CHECK_FALSE(send.done());
+  CHECK_FALSE(loads[1].done());
+  with.copies->finish_all();
+  auto const sent = co_await send.join();
+  CHECK(sent.error == asio::error::operation_aborted);
+  auto const second = co_await loads[1].join();
+  CHECK(second.error == errc::peer_aborted);
+  CHECK(with.into[1].torn());
+  co_await with.next_is_exact(2);
+}
+
+CO_TEST("a load that is cancelled while it reads ends when its copies have, and the other one commits") {
+  late_reader with(co_await asio::this_coro::executor);
+  co_await with.over.connect();
+  auto loads = with.load_both();
+  auto const views = with.source.views();
+  auto send = beside(with.over.executor(), with.over.sender().send_weights(1, views));
+  co_await with.second_reads();
+  loads[1].cancel();
+  co_await settle();
+  CHECK_FALSE(loads[1].done());
+  CHECK_FALSE(send.done()); // the tensors are still read
+  with.copies->finish_all();
+  auto const second = co_await loads[1].join();
+  CHECK(second.error == asio::error::operation_aborted);
+  CHECK(with.into[1].torn());
+  auto const sent = co_await send.join();
+  REQUIRE(sent.ok());
+  CHECK(outcomes(*sent.value) == "committed failed");
+  co_await with.next_is_exact(2);
+}
+
+CO_TEST("a load that is cancelled while it waits for its pace ends at once") {
+  auto options = quick_receiver();
+  copy_pace slow;
+  slow.bytes_per_second(1);
+  options.pace(slow);
+  line over(co_await asio::this_coro::executor, mapped_setting(1), quick_sender(), options);
+  co_await over.connect();
+  model source(over.how().how.from, layers(10), 1), held(host_memory(), layers(10), 0);
+  auto into = held.into();
+  auto loading = beside(over.executor(), load_next(over.receiver(), into));
+  auto const views = source.views();
+  auto send = beside(over.executor(), over.sender().send_weights(1, views));
+  while (!into.torn()) co_await settle(1);
+  co_await settle();
+  CHECK_FALSE(loading.done());
+  loading.cancel();
+  auto const loaded = co_await loading.join();
+  CHECK(loaded.error == asio::error::operation_aborted);
+  CHECK(into.torn());
+  auto const sent = co_await send.join();
+  REQUIRE(sent.report);
+  CHECK(outcomes(*sent.report) == "failed");
+  co_await over.close();
+}
+
+CO_TEST("a load that is cancelled while it maps ends at once, whole; its memory comes back all the same") {
+  auto how = host_setting(1);
+  auto const imports = std::make_shared<held_imports>();
+  how.how.into[0].devices = imports;
+  line over(co_await asio::this_coro::executor, how);
+  auto const memory = shared_memory::make(block_bytes);
+  over.sender().share(memory);
+  fill(memory, 1);
+  co_await over.connect();
+  std::vector<std::byte> held(3000);
+  std::vector<destinations> into(1);
+  into[0].add({"w", dtype::u8, {3000}, held.data()});
+  auto loading = beside(over.executor(), load_next(over.receiver(), into[0]));
+  std::vector<tensor_view> const views{bytes_at("w", memory, 0, 3000)};
+  auto send = beside(over.executor(), over.sender().send_weights(1, views));
+  while (!imports->came()) co_await settle(1);
+  loading.cancel();
+  auto const loaded = co_await loading.join();
+  CHECK(loaded.error == asio::error::operation_aborted);
+  CHECK_FALSE(into[0].torn());
+  auto const sent = co_await send.join();
+  REQUIRE(sent.report);
+  CHECK(outcomes(*sent.report) == "refused");
+  auto releasing = beside(over.executor(), over.sender().release_memory());
+  co_await settle();
+  CHECK_FALSE(releasing.done()); // it is being mapped
+  imports->hold(false);
+  auto const released = co_await releasing.join();
+  CHECK_MESSAGE(released.ok(), released.said());
+  CHECK(mappings_of(block_bytes) == 1);
+  over.sender().share(memory);
+  auto const report = co_await deliver(over, 2, views, into);
+  CHECK(of(report, "server").way == route::mapped);
+  CHECK(same(held, memory.data()));
+  co_await over.close();
+}
+
+CO_TEST("cancelled by either side after any number of turns: the session lives, and the memory comes back") {
+  line over(co_await asio::this_coro::executor, host_setting());
+  auto const memory = shared_memory::make(block_bytes);
+  co_await over.connect();
+  std::vector<std::byte> held(3000);
+  std::vector<destinations> into(1);
+  into[0].add({"w", dtype::u8, {3000}, held.data()});
+  std::vector<tensor_view> const views{bytes_at("w", memory, 0, 3000)};
+  std::uint64_t version = 0;
+  for (bool const by_sender : {false, true})
+    for (int turns = 0; turns < 60; ++turns) {
+      over.sender().share(memory);
+      fill(memory, ++version);
+      auto send = beside(over.executor(), over.sender().send_weights(version, views));
+      auto offered = co_await announced(over.receiver());
+      auto loading = beside(over.executor(), load_this(std::move(offered), into[0]));
+      co_await settle(turns);
+      by_sender ? send.cancel() : loading.cancel();
+      auto const sent = co_await send.join();
+      auto const loaded = co_await loading.join();
+      CHECK(loaded.ok() == (outcomes(sent.ok() ? *sent.value : sent.report.value()) == "committed"));
+      if (loaded.ok()) CHECK(same(held, memory.data()));
+      co_await over.sender().release_memory();
+      CHECK(mappings_of(block_bytes) == 1);
+      REQUIRE(over.receiver().status().phase == session_phase::idle);
+    }
+  over.sender().share(memory);
+  fill(memory, ++version);
+  auto const report = co_await deliver(over, version, views, into);
+  CHECK(of(report, "server").way == route::mapped);
+  CHECK(same(held, memory.data()));
+  co_await over.close();
+}
+
+CO_TEST("members of a group that map read when all have decided; if one refuses, nobody has written a byte") {
+  auto options = quick_receiver("rank");
+  options.group("ranks").group_size(2);
+  late_reader with(co_await asio::this_coro::executor, options);
+  with.copies->set(script::pace::immediate);
+  co_await with.over.connect();
+  auto loading = beside(with.over.executor(), load_next(with.over.receiver(0), with.into[0]));
+  auto second = beside(with.over.executor(), announced(with.over.receiver(1)));
+  auto const views = with.source.views();
+  auto send = beside(with.over.executor(), with.over.sender().send_weights(1, views));
+  auto offered = co_await second.join();
+  REQUIRE(offered.ok());
+  co_await settle();
+  CHECK(with.held[0].untouched());
+  offered.value->refuse("it does not want it");
+  auto const loaded = co_await loading.join();
+  CHECK(loaded.error == errc::group_incomplete);
+  CHECK(with.held[0].untouched());
+  CHECK_FALSE(with.into[0].torn());
+  auto const sent = co_await send.join();
+  CHECK_FALSE(sent.ok());
+  co_await with.next_is_exact(2);
+}
+
+CO_TEST("no byte is read before the stream that the tensors wait for has come so far") {
+  waits_for_stream with(co_await asio::this_coro::executor);
+  co_await with.over.connect();
+  auto loading = beside(with.over.executor(), load_next(with.over.receiver(), with.into[0]));
+  auto const views = with.source.views();
+  auto send = beside(with.over.executor(), with.over.sender().send_weights(1, views, after(stream)));
+  while (with.devices->count().waits == 0) co_await settle(1);
+  co_await settle();
+  CHECK(with.held.untouched());
+  with.source.fill(7); // what the stream does
+  with.when->signal(stream);
+  auto const sent = co_await send.join();
+  CHECK_MESSAGE(sent.ok(), sent.said());
+  auto const loaded = co_await loading.join();
+  REQUIRE(loaded.ok());
+  CHECK(loaded.value->way == route::mapped);
+  CHECK(difference(with.source.images(), with.held) == "");
+  co_await with.over.close();
+}
+
+CO_TEST("a stream that can't be waited for fails the update and no more") {
+  waits_for_stream with(co_await asio::this_coro::executor);
+  co_await with.over.connect();
+  for (std::uint64_t version = 1; version <= 2; ++version) {
+    with.devices->fail(scripted_devices::call::make_queue, errc::device_failed);
+    auto loading = beside(with.over.executor(), load_next(with.over.receiver(), with.into[0]));
+    auto const views = with.source.views();
+    auto const sent = co_await try_to(with.over.sender().send_weights(version, views, after(stream)));
+    CHECK(sent.error == errc::device_failed);
+    auto const loaded = co_await loading.join();
+    CHECK(loaded.error == errc::peer_aborted);
+    CHECK(with.held.untouched());
+  }
+  auto const report = co_await deliver(with.over, 3, with.source.views(), with.into);
+  CHECK(of(report, "server").way == route::mapped);
+  CHECK(difference(with.source.images(), with.held) == "");
+  co_await with.over.close();
 }

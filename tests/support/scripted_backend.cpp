@@ -9,6 +9,7 @@
 #include <unistd.h>
 #include <utility>
 
+#include "memory/host/backend.hpp"
 #include "memory/host/box.hpp"
 #include "memory/host/region.hpp"
 
@@ -374,6 +375,12 @@ class scripted_device final : public memory::backend {
     devices_->tell([](auto& c) { ++c.registrations_made, ++c.registrations_alive; });
     return {memory.get(),
             [memory, devices = devices_](void*) { devices->tell([](auto& c) { --c.registrations_alive; }); }};
+  }
+  std::unique_ptr<memory::segment_importer> start_import(memory::part_kind kind, std::uint64_t bytes,
+                                                         std::uint32_t parts,
+                                                         memory::device_uuid const& origin) override {
+    if (where_.is_cuda()) return backend::start_import(kind, bytes, parts, origin);
+    return memory::host::make_backend()->start_import(kind, bytes, parts, origin);
   }
   std::unique_ptr<memory::queue> make_queue() override {
     devices_->may_fail(call::make_queue, "make_queue");
