@@ -53,13 +53,17 @@ struct counts {
 /// A sender with one server in a process of its own.
 class sending_side {
  public:
-  sending_side(std::vector<tensor_info> specs, std::uint64_t bucket_bytes, std::array<std::uint64_t, 2> tell)
+  /// `mapped`: the tensors lie in memory that the server maps.
+  sending_side(std::vector<tensor_info> specs, std::uint64_t bucket_bytes, std::array<std::uint64_t, 2> tell,
+               bool mapped = false)
       : server_([path = directory_.file("s"), specs, tell](auto parent) {
         return follow(parent, path, specs, tell);
       })
-      , source_(host_memory(), std::move(specs), 1)
+      , way_(mapped ? route::mapped : route::host)
+      , source_(mapped ? shared_host_memory() : host_memory(), std::move(specs), 1)
       , views_(source_.views())
       , sender_(std::in_place, io_.get_executor(), directory_.file("s"), quick_sender(bucket_bytes)) {
+    for (auto const& memory : source_.kind().shared()) sender_->share(memory);
     server_.line().say("connect");
     bool there = false;
     auto handler = [&](std::error_code error, std::size_t) { there = !error; };
@@ -79,6 +83,7 @@ class sending_side {
     auto handler = [&](std::error_code error, send_report const& report) {
       CHECK_FALSE(error);
       CHECK(report.count(outcome::committed) == 1);
+      for (auto const& one : report.receivers) CHECK(one.way == way_);
       done = true;
     };
     counts const before{allocations(), mappings_made(), memory_files_made()};
@@ -102,6 +107,7 @@ class sending_side {
   scratch directory_;
   peer_process server_; // forks first
   asio::io_context io_{1};
+  route way_;
   model source_;
   std::vector<tensor_view> views_;
   std::optional<sender> sender_;
@@ -125,8 +131,9 @@ struct heap_blocks {
 
 /// The heap blocks of an update once everything is warm: the least of a few in the sender, the mean of ten in
 /// the receiver.
-heap_blocks warm(std::size_t tensors, std::uint64_t elements, std::uint64_t bucket_bytes, bool prepared) {
-  sending_side side(layers(tensors, elements), bucket_bytes, {6, 16});
+heap_blocks warm(std::size_t tensors, std::uint64_t elements, std::uint64_t bucket_bytes, bool prepared,
+                 bool mapped = false) {
+  sending_side side(layers(tensors, elements), bucket_bytes, {6, 16}, mapped);
   prepared_tensors const set = side.prepare();
   heap_blocks least{~std::size_t(0), 0};
   for (std::uint64_t version = 1; version <= 16; ++version) {
@@ -147,10 +154,11 @@ TEST_CASE("the second send makes no shared memory and no mapping, and heap block
           "tensors nor "
           "with the buckets") {
   deadline_guard const guard(patient(std::chrono::seconds(60)));
-  for (bool prepared : {false, true}) {
-    auto const few = warm(20, 1024, 8 * kib, prepared);               // 20 tensors, 10 buckets
-    auto const many_tensors = warm(2'000, 8, 64 * kib, prepared);     // 2,000 tensors, 8 buckets
-    auto const many_buckets = warm(20, 20 * 1024, 8 * kib, prepared); // 20 tensors, 200 buckets
+  for (auto const& [prepared, mapped] :
+       {std::pair(false, false), {true, false}, {false, true}, {true, true}}) {
+    auto const few = warm(20, 1024, 8 * kib, prepared, mapped);               // 20 tensors, 10 buckets
+    auto const many_tensors = warm(2'000, 8, 64 * kib, prepared, mapped);     // 2,000 tensors, 8 buckets
+    auto const many_buckets = warm(20, 20 * 1024, 8 * kib, prepared, mapped); // 20 tensors, 200 buckets
     auto const same = [](std::size_t a, std::size_t b) {
       return a <= b + 16 && b <= a + 16;
     }; // timing decides a little
@@ -161,6 +169,7 @@ TEST_CASE("the second send makes no shared memory and no mapping, and heap block
     CHECK(same(few.sender, many_buckets.sender));
     CHECK(same(few.receiver, many_buckets.receiver));
     MESSAGE("heap blocks of a warm " << std::string(prepared ? "prepared " : "")
+                                     << std::string(mapped ? "mapped " : "")
                                      << "update, sender/receiver: 10 buckets " << few.sender << "/"
                                      << few.receiver << ", 2,000 tensors " << many_tensors.sender << "/"
                                      << many_tensors.receiver << ", 200 buckets " << many_buckets.sender
@@ -170,10 +179,14 @@ TEST_CASE("the second send makes no shared memory and no mapping, and heap block
 
 TEST_CASE("1,000 updates: descriptors, mappings and memory stay flat in both processes") {
   deadline_guard const guard(patient(std::chrono::seconds(120)));
-  sending_side side(layers(20, 1024), 8 * kib, {100, 1000});
+  bool mapped = false;
+  SUBCASE("through the ring") {}
+  SUBCASE("mapped") { mapped = true; }
+  sending_side side(layers(20, 1024), 8 * kib, {100, 1000}, mapped);
   holdings here[2], there[2];
   for (std::uint64_t version = 1; version <= 1'000; ++version) {
-    side.send(version);
+    auto const now = side.send(version);
+    if (version != 1) CHECK(now.maps + now.files == 0);
     if (version != 100 && version != 1'000) continue;
     auto const which = version == 100 ? 0 : 1;
     there[which] = side.hear().held;
