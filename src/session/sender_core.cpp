@@ -1154,11 +1154,14 @@ void sender_core::act(send_action::send_parts& action) {
 void sender_core::say_part(protocol::peer_id to, segment_part what, std::shared_ptr<unique_fd const> fd) {
   auto const found = peers_.find(to);
   if (found == peers_.end()) return;
-  message said = std::move(what);
-  if (fd && *fd)
-    found->second.link->say(said, fd->get(), fd);
-  else
-    found->second.link->say(said);
+  send_action::say said{to, std::move(what)};
+  auto& link = *found->second.link;
+  session::between_failpoints<side::sender>(said, [&](auto& it) {
+    if (fd && *fd)
+      link.say(it.what, fd->get(), fd);
+    else
+      link.say(it.what);
+  });
 }
 
 void sender_core::act(send_action::drop& action) {

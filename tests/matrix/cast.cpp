@@ -101,6 +101,23 @@ class pretended_memory final : public memory_kind {
   std::shared_ptr<memory_kind> heap_ = host_memory();
 };
 
+/// Host memory that receivers map; for one model.
+class mappable_memory final : public memory_kind {
+ public:
+  device where() const override { return device::host(); }
+  std::shared_ptr<std::byte> allocate(std::uint64_t bytes) override {
+    if (bytes > block_.size()) throw std::runtime_error("the model is larger than its memory");
+    return {std::shared_ptr<void>(), block_.data()};
+  }
+  void write(std::byte* to, std::span<std::byte const> from) override { heap_->write(to, from); }
+  void read(std::span<std::byte> to, std::byte const* from) override { heap_->read(to, from); }
+  std::vector<shared_memory> shared() const override { return {block_}; }
+
+ private:
+  std::shared_ptr<memory_kind> heap_ = host_memory();
+  shared_memory block_ = shared_memory::make(std::uint64_t(64) << 10);
+};
+
 /// What a process has at its disposal.
 struct means {
   std::shared_ptr<memory::backends> devices;
@@ -121,16 +138,18 @@ means means_of(part const& which) {
     return all;
   };
   auto const has = which.first_life() ? which.what->has : trouble::none;
+  if (which.is_sender() && which.what->lies != scenario::memory::own)
+    result.memory = std::make_shared<mappable_memory>();
   if (which.is_sender() && has == trouble::ring_fails)
     scripted(0)->fail(scripted_devices::call::make_region, errc::out_of_memory);
   if (which.is_sender() && has == trouble::relays) {
     scripted(1);
     result.memory = std::make_shared<pretended_memory>();
   }
-  // The ring comes before the manifest.
+  // The ring comes before the manifest, and a placement after it, without a ring.
   if (which.is_odd() && has == trouble::ring_refused)
     scripted(0)->fail(scripted_devices::call::import_region, errc::not_reachable);
-  if (which.is_odd() && has == trouble::manifest_lost)
+  if (which.is_odd() && (has == trouble::manifest_lost || has == trouble::placement_lost))
     scripted(0)->fail(scripted_devices::call::import_region, errc::out_of_memory, 1);
   return result;
 }
@@ -177,11 +196,20 @@ std::string told(std::error_code const& error, send_report const* report) {
   return text;
 }
 
+/// Every second tensor of one model, the others of the other.
+std::vector<tensor_view> every_second(model const& even, model const& odd) {
+  std::vector<tensor_view> views;
+  for (std::size_t i = 0; i < even.size(); ++i) views.push_back(i % 2 == 0 ? even.view(i) : odd.view(i));
+  return views;
+}
+
 awaitable<std::string> send(sender& to, part const& which, model const& whole, std::uint64_t version) {
   bool const plainly = version != 1 || which.what->sends == scenario::sending::plain;
   attempt<send_report> sent;
   if (plainly) {
-    auto const views = whole.views();
+    model const elsewhere(host_memory(), specs(), version);
+    auto views = whole.views();
+    if (which.what->lies == scenario::memory::partly) views = every_second(whole, elsewhere);
     sent = co_await try_to(to.send_weights(version, views));
   } else {
     hesitant_source source(whole, which);
@@ -209,9 +237,11 @@ awaitable<void> play_sender(std::shared_ptr<words> line, part which) {
   model whole(has.memory, specs(), 1);
   belongings const before;
   std::optional<sender> to;
+  bool shared = false;
   for (; heard != "end"; heard = co_await line->hear()) {
     std::string answer;
     if (heard == "open") {
+      shared = false;
       auto const opened = [&] {
         to.emplace(detail::make_sender(executor, which.path, options_of_sender(which), has.devices));
       };
@@ -226,7 +256,13 @@ awaitable<void> play_sender(std::shared_ptr<words> line, part which) {
     } else if (heard.starts_with("send ")) {
       auto const version = std::stoull(heard.substr(5));
       whole.fill(version);
+      if (!std::exchange(shared, true))
+        for (auto const& block : has.memory->shared()) to->share(block);
       answer = co_await send(*to, which, whole, version);
+    } else if (heard == "release") {
+      auto const released = co_await try_to(to->release_memory());
+      shared = false;
+      answer = "released " + word(released.error);
     } else if (heard == "close") {
       co_await to->close();
       answer = "closed";

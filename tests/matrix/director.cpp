@@ -354,6 +354,7 @@ struct director::impl {
     switch (what.what->then) {
     case ending::none: return;
     case ending::odd_leaves: at(odd_one).ask("close"); break;
+    case ending::memory_wanted_back: sender().ask("release"); break;
     case ending::sender_closes:
     case ending::sender_is_lost:
       for (auto* one : receivers())

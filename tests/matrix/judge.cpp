@@ -65,7 +65,8 @@ class judgement {
     if (what_.more == scenario::extra::fills_the_last_place) return "";
     if (sender_gives_up()) return "skipped/" + senders_reason();
     if (what_.has == scenario::trouble::ring_refused) return "refused/not_reachable";
-    if (what_.has == scenario::trouble::manifest_lost) return "dropped/peer_gone";
+    if (what_.has == scenario::trouble::manifest_lost || what_.has == scenario::trouble::placement_lost)
+      return "dropped/peer_gone";
     switch (what_.odd_takes) {
     case taking::refuse: return "refused/peer_refused";
     case taking::not_now: return "skipped/peer_refused";
@@ -121,9 +122,11 @@ class judgement {
     expect(name_of(process) + " takes", first, right_take(process));
     bool const by_hand = what_.odd_takes == scenario::taking::by_hand ||
                          (process == odd_one && what_.odd_takes == scenario::taking::give_up);
-    if (torn && (by_hand || its.times("receiver: did bucket") == 0))
+    auto const wrote = its.times("receiver: did bucket") + its.times("receiver: did read_mapped");
+    auto const copied = its.times("receiver: event loaded") + its.times("receiver: event mapped_read");
+    if (torn && (by_hand || wrote == 0))
       wrong_.push_back(name_of(process) + " says torn, and nothing was written");
-    if (whole && !by_hand && its.times("receiver: event loaded") != 0)
+    if (whole && !by_hand && copied != 0)
       wrong_.push_back(name_of(process) + " says whole, and a part was written");
     if (all.size() < 2) return;
     std::string second = all[1];
@@ -141,7 +144,8 @@ class judgement {
     if (process == odd_one && offered && what_.odd_takes == taking::refuse) return {"refused"};
     if (process == odd_one && offered && what_.odd_takes == taking::not_now) return {"put off"};
     if (heard("receiver: event give_up")) return {"error loader_failed"};
-    if (heard("receiver: event manifest_bad")) return {"error out_of_memory"};
+    if (heard("receiver: event manifest_bad") || heard("receiver: event placement_bad"))
+      return {"error out_of_memory"};
     if (heard("receiver: heard abort_update") && offered) {
       words right;
       if (cell_.group()) right.insert("error group_incomplete");

@@ -108,6 +108,12 @@ std::vector<scenario> const& scenarios() {
     add("manifest lost").has = s::trouble::manifest_lost;
     add("ring fails").has = s::trouble::ring_fails;
     add("relayed").has = s::trouble::relays;
+    add("mapped").lies = s::memory::shared;
+    add("partly mapped").lies = s::memory::partly;
+    auto& lost = add("placement lost");
+    lost.lies = s::memory::shared, lost.has = s::trouble::placement_lost;
+    auto& released = add("memory released");
+    released.lies = s::memory::shared, released.then = s::ending::memory_wanted_back;
     return list;
   }();
   return all;

@@ -21,9 +21,24 @@ struct scenario {
   enum class taking { load, by_hand, refuse, not_now, give_up } odd_takes = taking::load;
   /// What the system refuses one of them; `relays`: the sender's tensors lie on a (scripted) device that
   /// no receiver maps.
-  enum class trouble { none, ring_refused, manifest_lost, ring_fails, relays } has = trouble::none;
+  enum class trouble {
+    none,
+    ring_refused,
+    manifest_lost,
+    placement_lost,
+    ring_fails,
+    relays
+  } has = trouble::none;
+  /// Where the sender's tensors lie: in memory that the receivers map, all or every second one; or not.
+  enum class memory { own, shared, partly } lies = memory::own;
   /// What comes after the first update.
-  enum class ending { none, odd_leaves, sender_closes, sender_is_lost } then = ending::none;
+  enum class ending {
+    none,
+    odd_leaves,
+    sender_closes,
+    sender_is_lost,
+    memory_wanted_back
+  } then = ending::none;
   /// One more receiver: it takes the last place and then leaves, or is lost before the update.
   enum class extra { none, fills_the_last_place, is_lost } more = extra::none;
 };
