@@ -122,6 +122,24 @@ awaitable<void> send_once(std::shared_ptr<words> parent, std::string path) {
   parent->say(outcomes(report));
 }
 
+/// A receiver that maps, and reads so slowly that it never ends.
+awaitable<void> read_slowly(std::shared_ptr<words> parent, std::string path) {
+  auto const executor = co_await asio::this_coro::executor;
+  auto options = quick_receiver("victim");
+  copy_pace slow;
+  slow.bytes_per_second(1);
+  options.connect_limit(std::chrono::seconds(20)).pace(slow);
+  receiver from(executor, options);
+  co_await parent->expect("connect");
+  co_await from.connect(path);
+  model held(host_memory(), layers(), 0);
+  auto into = held.into();
+  auto loading = beside(executor, load_next(from, into));
+  while (!into.torn()) co_await settle(1);
+  parent->say("there");
+  co_await loading.join();
+}
+
 // ---- what the survivor does
 // -------------------------------------------------------------------------------------
 
@@ -489,4 +507,49 @@ TEST_CASE(
       [&](auto parent) { return send_until(parent, path, sender_point::streaming, silence); });
   run_to_end([&] { return receive_and_stop(directory, victim); }, std::chrono::seconds(30));
   CHECK(victim.process().wait() == 0);
+}
+
+namespace {
+
+awaitable<void> send_mapped_and_kill(scratch const& directory, peer_process& victim, peer_process& good) {
+  auto const executor = co_await asio::this_coro::executor;
+  sender to(executor, directory.file("s"), quick_sender(small_bucket));
+  model whole(shared_host_memory(), layers(), 1);
+  for (auto const& memory : whole.kind().shared()) to.share(memory);
+  victim.line().say("connect");
+  good.line().say("connect");
+  co_await good.line().expect("there");
+  co_await to.wait_for_receivers(2, std::chrono::seconds(20));
+  auto begun = co_await to.start(1, whole.views());
+  co_await victim.line().expect("there");
+  co_await good.line().expect("exact");
+  bool free = false;
+  auto freed = [&](std::error_code) { free = true; };
+  begun.source_free(freed);
+  co_await settle();
+  CHECK_FALSE(free); // the victim reads
+  victim.process().kill();
+  auto const report = co_await begun.done();
+  CHECK(free);
+  CHECK(of(report, "victim").what == outcome::dropped);
+  CHECK(of(report, "good").what == outcome::committed);
+  CHECK(of(report, "good").way == route::mapped);
+  whole.fill(2);
+  auto const next = co_await to.send_weights(2, whole.views());
+  CHECK(outcomes(next) == "committed");
+  co_await good.line().expect("exact");
+  co_await to.close();
+  co_await good.line().expect("closed");
+}
+
+} // namespace
+
+TEST_CASE(
+    "a receiver that is killed while it reads the sender's memory: the others commit, the source is free") {
+  scratch const directory;
+  std::string const path = directory.file("s");
+  peer_process victim([&](auto parent) { return read_slowly(parent, path); });
+  peer_process good([&](auto parent) { return follow(parent, path, "good"); });
+  run_to_end([&] { return send_mapped_and_kill(directory, victim, good); });
+  victim.process().wait();
 }
