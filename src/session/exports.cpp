@@ -229,11 +229,13 @@ std::shared_ptr<exported_placement> exports::place(std::shared_ptr<session::layo
   retire_unused(retired);
   last_.assign(tensors.begin(), tensors.end());
   allocations_ = std::move(found);
+  // A layout that comes again after another one is made anew, if it was not prepared.
   auto const before = std::find_if(placements_.begin(), placements_.end(), [&](auto const& one) {
-    return one->layout == layout && one->what == made->what;
+    return one->layout->manifest.layout() == manifest.layout() && one->what == made->what;
   });
   if (before != placements_.end()) {
     std::rotate(before, before + 1, placements_.end());
+    placements_.back()->layout = layout;
     return placements_.back();
   }
   made->id = next_placement_++;

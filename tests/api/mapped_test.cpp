@@ -7,6 +7,7 @@
 
 #include "line.hpp"
 #include "support/co_test.hpp"
+#include "support/leak_check.hpp"
 #include "support/scripted_backend.hpp"
 
 using namespace ropeway;
@@ -21,11 +22,12 @@ std::vector<tensor_info> layers(std::size_t count, std::uint64_t elements = 500)
   return specs;
 }
 
-/// Mappings of this process that are exactly so large.
+/// Mappings of shared memory in this process that are exactly so large.
 std::size_t mappings_of(std::uint64_t bytes) {
   std::ifstream maps("/proc/self/maps");
   std::size_t count = 0;
   for (std::string text; std::getline(maps, text);) {
+    if (text.find("/memfd:ropeway") == text.npos) continue;
     char* end = nullptr;
     auto const low = std::strtoull(text.c_str(), &end, 16);
     auto const high = std::strtoull(end + 1, nullptr, 16);
@@ -280,6 +282,30 @@ CO_TEST("a paced update is exact, and so is the next one without a pace") {
     auto const report = co_await deliver(over, version, source.views(), into);
     CHECK(of(report, "server").way == route::mapped);
     CHECK(difference(source.images(), held) == "");
+  }
+  co_await over.close();
+}
+
+CO_TEST("layouts that take turns have a placement each, which is told once") {
+  line over(co_await asio::this_coro::executor, host_setting());
+  auto const memory = shared_memory::make(block_bytes);
+  over.sender().share(memory);
+  co_await over.connect();
+  std::vector<std::byte> held[2] = {std::vector<std::byte>(3000), std::vector<std::byte>(2000)};
+  std::vector<destinations> into[2];
+  for (std::size_t i = 0; i < 2; ++i)
+    into[i].emplace_back().add({"w", dtype::u8, {held[i].size()}, held[i].data()});
+  std::size_t first = 0;
+  for (std::uint64_t version = 1; version <= 12; ++version) {
+    fill(memory, version);
+    auto const which = version % 2;
+    std::vector<tensor_view> views{bytes_at("w", memory, 64 * which, held[which].size())};
+    auto const report = co_await deliver(over, version, std::move(views), into[which]);
+    CHECK(of(report, "server").way == route::mapped);
+    CHECK(same(held[which], memory.data() + 64 * which));
+    auto const open = leak_check::open_fds().size();
+    if (version == 2) first = open;
+    if (version > 2) CHECK(open <= first); // each that is told lies in memory of its own
   }
   co_await over.close();
 }
