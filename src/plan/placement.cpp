@@ -124,7 +124,8 @@ placement placement::decode(std::span<std::byte const> bytes, manifest const& of
     if (!reach_of(info.dims, to.strides, bits(from.type), touched)) wrong(" is larger than any memory");
     if (!to.strided) to.strides = {};
     std::uint64_t const size = result.segments[to.segment].bytes; // at most 2^48: no sum overflows
-    if (to.offset > size || std::uint64_t(-touched.low) > to.offset ||
+    // Not -low, which INT64_MIN has no room for.
+    if (to.offset > size || std::uint64_t(0) - static_cast<std::uint64_t>(touched.low) > to.offset ||
         std::uint64_t(touched.high) > size - to.offset)
       wrong(" is not within its segment");
   }
