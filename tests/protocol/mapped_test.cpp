@@ -288,6 +288,37 @@ TEST_CASE("asking for the same segment without end is a flood; for many differen
   CHECK(b.done().find("drop 1") != std::string::npos);
 }
 
+TEST_CASE("asking for parts that were sent already is a flood in any order, and no reason to wait longer") {
+  mapping_bench b;
+  b.greet(1, {"", 0, true});
+  b.start();
+  b.machine.take();
+  SUBCASE("a flood") {
+    for (int i = 0; i <= max_idle_messages; ++i) b.from(1, need_segment{1, 6, i % 2 == 0 ? 0u : 32u});
+    for (int i = 0; i < 3; ++i) b.from(1, need_segment{1, 6, 0});
+    CHECK(b.done().find("drop 1") != std::string::npos);
+  }
+  SUBCASE("the limit for its decision passes") {
+    b.from(1, need_segment{1, 6, 0});
+    for (int i = 0; i < 19; ++i) {
+      b.pass(500ms);
+      b.from(1, need_segment{1, 6, 0});
+    }
+    CHECK(b.done().find("abort_update") == std::string::npos);
+    b.pass(500ms);
+    CHECK(b.done().find("it did not decide about update 1") != std::string::npos);
+  }
+  SUBCASE("and is put off by what is new") {
+    for (int i = 0; i < 19; ++i) {
+      b.pass(500ms);
+      b.from(1, alive{1});
+    }
+    b.from(1, need_segment{1, 6, 32});
+    b.pass(9500ms);
+    CHECK(b.done().find("abort_update") == std::string::npos);
+  }
+}
+
 TEST_CASE("a sender without a placement is asked for none, and accepts nobody as mapped") {
   sender_bench b;
   b.greet(1);

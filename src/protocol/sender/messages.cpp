@@ -86,14 +86,16 @@ void sender_machine::impl::on(peer_id id, peer& p, need_segment const& m) {
   if (found == all.end() || m.first_part >= found->parts)
     return violated(id, words("need_segment for part ", m.first_part, " of segment ", m.segment,
                               ", which update ", m.update, " does not have"));
-  bool const next = m.segment == part->asked_segment && m.first_part == part->asked_part + segment_batch;
-  // It may ask again, but not without end.
-  heard_idly = !p.segments.insert(m.segment).second && !next;
-  part->asked_segment = m.segment;
-  part->asked_part = m.first_part;
-  part->since = now; // mapping is work, as long as it goes on
-  actions.emplace_back(send_action::send_parts{id, m.update, m.segment, m.first_part,
-                                               std::min(segment_batch, found->parts - m.first_part)});
+  p.segments.insert(m.segment);
+  std::uint32_t const count = std::min(segment_batch, found->parts - m.first_part);
+  // It may ask again, but not without end; and mapping is work as long as it goes on, and no longer.
+  auto& asked = part->asked_parts[m.segment];
+  heard_idly = m.first_part < asked;
+  if (!heard_idly) {
+    asked = m.first_part + count;
+    part->since = now;
+  }
+  actions.emplace_back(send_action::send_parts{id, m.update, m.segment, m.first_part, count});
 }
 
 void sender_machine::impl::on(peer_id id, peer& p, unmapped const& m) {

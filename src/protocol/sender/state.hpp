@@ -70,10 +70,10 @@ struct sender_machine::impl {
     stage at = stage::owing;
     std::string group;
     bool accepted = false, asked_manifest = false, asked_placement = false;
-    bool may_map = false;            ///< until it has accepted: it may read the sender's tensors
-    bool reads = false;              ///< it was told to, and has not said that it is done
-    std::uint64_t asked_segment = 0; ///< the last that it asked for, and from which part on
-    std::uint32_t asked_part = 0;
+    bool may_map = false; ///< until it has accepted: it may read the sender's tensors
+    bool reads = false;   ///< it was told to, and has not said that it is done
+    /// Of each segment that it asked for: the first part behind all that it asked for.
+    std::map<std::uint64_t, std::uint32_t> asked_parts;
     bool was_told = false;                     ///< to read
     std::uint32_t published = 0, released = 0; ///< counts of buckets
     time_point since{};                        ///< when this stage's limit began to run
