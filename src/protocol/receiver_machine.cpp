@@ -222,7 +222,13 @@ void receiver_machine::unmapped(std::vector<std::uint64_t> segments, time_point 
   impl& m = *impl_;
   move_clock(m.now, now);
   if (m.life != impl::session::open) return;
-  m.say(protocol::unmapped{std::move(segments)});
+  for (std::size_t i = 0; i < segments.size(); i += max_unmap) {
+    protocol::unmapped some;
+    auto const first = segments.begin() + static_cast<std::ptrdiff_t>(i);
+    auto const count = std::min(max_unmap, segments.size() - i);
+    some.segments.assign(first, first + static_cast<std::ptrdiff_t>(count));
+    m.say(std::move(some));
+  }
 }
 
 void receiver_machine::mapped_read(time_point now) {

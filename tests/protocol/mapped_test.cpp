@@ -525,6 +525,21 @@ TEST_CASE("parts that cross a refusal end no session, and mean nothing") {
   b.machine.take();
   b.hears(segment_part{1, 6, 0, 2, 10, {}, 0, {}}); // by now it knows
   CHECK(b.done().find("closed") != std::string::npos);
+TEST_CASE("more segments than one message holds are unmapped in several") {
+  mapping_receiver b;
+  b.machine.take();
+  std::vector<std::uint64_t> all(2 * max_unmap + 1, 5);
+  b.machine.unmapped(all, b.now);
+  std::vector<std::byte> datagram;
+  std::size_t count = 0;
+  for (auto const& action : b.machine.take()) {
+    auto const& said = std::get<receive_action::say>(action).what;
+    CHECK_NOTHROW(encode(said, datagram));
+    count += std::get<protocol::unmapped>(said).segments.size();
+  }
+  CHECK(count == all.size());
+  b.machine.unmapped({}, b.now);
+  CHECK(b.done().empty());
 }
 
 TEST_CASE("what a sender says of mapped memory at the wrong moment ends the session") {
