@@ -260,8 +260,6 @@ void receiver_machine::accept_update(time_point now, acceptance how) {
   if (m.at != impl::stage::offered) return;
   m.idle = {};
   m.mapped = how.mapped && m.placed;
-  m.asked_segment = 0;
-  m.next_part = m.end_part = 0;
   if (m.mapped) {
     auto const& needed = m.needed_buckets;
     m.expected_buckets = static_cast<std::uint32_t>(std::count(needed.begin(), needed.end(), true));
@@ -292,7 +290,6 @@ void receiver_machine::refuse_update(errc code, std::string text, time_point now
   if (m.at != impl::stage::offered) return;
   m.idle = {};
   m.say(refuse{m.current.update, static_cast<std::uint16_t>(code), one_line(text)});
-  m.turned_down = true;
   m.finish_update();
 }
 
@@ -303,7 +300,6 @@ void receiver_machine::not_now_update(std::chrono::milliseconds retry, std::stri
   auto const ms = std::clamp<std::int64_t>(retry.count(), 0, UINT32_MAX);
   m.idle = {};
   m.say(not_now{m.current.update, static_cast<std::uint32_t>(ms), one_line(text)});
-  m.turned_down = true;
   m.finish_update();
 }
 

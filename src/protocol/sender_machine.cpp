@@ -104,13 +104,9 @@ void sender_machine::retire_segments(std::vector<std::uint64_t> const& ids, time
   impl_->settle();
 }
 
-bool sender_machine::awaits_parts(peer_id peer, std::uint64_t update) const {
-  auto const& running = impl_->running;
-  if (!running || running->id != update) return false;
-  auto const& all = running->participants;
-  return std::any_of(all.begin(), all.end(), [&](auto const& p) {
-    return p.result.peer == peer && p.at == impl::stage::deciding && p.may_map && !p.accepted;
-  });
+bool sender_machine::wants_parts(peer_id peer, std::uint64_t update) const {
+  auto const* const part = impl_->taking_part(peer);
+  return part && impl_->running->id == update && part->at == impl::stage::deciding && !part->accepted;
 }
 
 std::size_t sender_machine::unmapping() const {

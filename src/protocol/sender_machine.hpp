@@ -121,7 +121,7 @@ struct pack {
 /// Wait until the tensors are ready to be read, as far as the driver knows; answer source_ready. At most
 /// once an update.
 struct await_source {};
-/// Send segment_part messages for these parts of a segment, in order.
+/// Send segment_part messages for these parts of a segment, in order, as long as wants_parts() says so.
 struct send_parts {
   peer_id to = 0;
   std::uint64_t update = 0, segment = 0;
@@ -200,11 +200,11 @@ class sender_machine {
   /// When tick() must be called next; nothing if nobody is waited for.
   std::optional<time_point> deadline() const;
 
+  /// Whether the peer still decides about this update. Parts are made beside the machine; who has decided or
+  /// was told to abort must not be sent what it asked for before, or it comes when the next update has begun.
+  bool wants_parts(peer_id peer, std::uint64_t update) const;
   /// Receivers that have not yet confirmed that they unmapped what was retired.
   std::size_t unmapping() const;
-  /// Whether what send_parts ordered may still be said: not once the peer has decided or the update is given
-  /// up.
-  bool awaits_parts(peer_id peer, std::uint64_t update) const;
   bool updating() const;
   std::size_t greeted() const; ///< peers that finished their handshake and are still there
   struct peer_state {

@@ -1126,8 +1126,7 @@ void sender_core::act(send_action::send_parts& action) {
   auto then = [weak = weak_from_this(), order = action](std::exception_ptr error,
                                                         std::vector<memory::part_handle> made) {
     auto const self = weak.lock();
-    // Whoever turned the update down, or was told that it is given up, expects nothing more of it.
-    if (!self || self->closed_ || !self->machine_.awaits_parts(order.to, order.update)) return;
+    if (!self || self->closed_) return;
     segment_part part;
     part.update = order.update;
     part.segment = order.segment;
@@ -1153,7 +1152,7 @@ void sender_core::act(send_action::send_parts& action) {
 
 void sender_core::say_part(protocol::peer_id to, segment_part what, std::shared_ptr<unique_fd const> fd) {
   auto const found = peers_.find(to);
-  if (found == peers_.end()) return;
+  if (found == peers_.end() || !machine_.wants_parts(to, what.update)) return;
   send_action::say said{to, std::move(what)};
   auto& link = *found->second.link;
   session::between_failpoints<side::sender>(said, [&](auto& it) {

@@ -260,22 +260,6 @@ TEST_CASE("segments are sent in batches, and only those of the placement, before
   broken(all_copied{1}); // before it was told to read
 }
 
-TEST_CASE("parts are awaited by whoever asked, until it has decided or the update is given up") {
-  mapping_bench b;
-  b.greet(1, {"", 0, true});
-  CHECK_FALSE(b.machine.awaits_parts(1, 1));
-  b.start();
-  b.from(1, need_segment{1, 5, 0});
-  CHECK(b.machine.awaits_parts(1, 1));
-  CHECK_FALSE(b.machine.awaits_parts(2, 1));
-  CHECK_FALSE(b.machine.awaits_parts(1, 2));
-  SUBCASE("it has accepted") { b.from(1, b.accept_mapped()); }
-  SUBCASE("it has refused") { b.from(1, refuse{1, code(errc::peer_refused), "asleep"}); }
-  SUBCASE("it has gone") { b.machine.gone(1, errc::peer_gone, "killed", b.now); }
-  SUBCASE("the sender gives up") { b.machine.give_up(errc::source_failed, "why", b.now); }
-  CHECK_FALSE(b.machine.awaits_parts(1, 1));
-}
-
 TEST_CASE("asking for the same segment without end is a flood; for many different ones it is work") {
   mapping_bench b;
   b.mapped.segments.clear();
@@ -317,6 +301,25 @@ TEST_CASE("asking for parts that were sent already is a flood in any order, and 
     b.pass(9500ms);
     CHECK(b.done().find("abort_update") == std::string::npos);
   }
+}
+
+TEST_CASE("parts are for who still decides about the update that they were asked for") {
+  mapping_bench b;
+  for (peer_id id : {1u, 2u, 3u}) b.greet(id, {"", 0, true});
+  CHECK_FALSE(b.machine.wants_parts(1, 1));
+  b.start();
+  for (peer_id id : {1u, 2u, 3u}) {
+    b.from(id, need_segment{1, 6, 0});
+    CHECK(b.machine.wants_parts(id, 1));
+    CHECK_FALSE(b.machine.wants_parts(id, 2));
+  }
+  b.from(1, b.accept_mapped());
+  CHECK_FALSE(b.machine.wants_parts(1, 1));
+  b.from(2, refuse{1, code(errc::peer_refused), "no"});
+  CHECK_FALSE(b.machine.wants_parts(2, 1));
+  b.machine.give_up(errc::source_failed, "why", b.now);
+  CHECK_FALSE(b.machine.wants_parts(3, 1));
+  CHECK_FALSE(b.machine.wants_parts(4, 1));
 }
 
 TEST_CASE("a sender without a placement is asked for none, and accepts nobody as mapped") {
@@ -507,24 +510,45 @@ TEST_CASE("a part that can't be exported ends its batch") {
   CHECK(b.done().find("closed") != std::string::npos);
 }
 
-TEST_CASE("parts that cross a refusal end no session, and mean nothing") {
+TEST_CASE("parts that were on their way when the embedder decided are no breach, and others are") {
+  mapping_receiver b;
+  b.machine.placement_known({false, false}, b.now);
+  b.machine.need_segment(6, 0, 3, b.now);
+  b.hears(segment_part{1, 6, 0, 2, 10, {}, 0, {}});
+  SUBCASE("refused") { b.machine.refuse_update(errc::loader_failed, "no", b.now); }
+  SUBCASE("put off") { b.machine.not_now_update(5ms, "later", b.now); }
+  SUBCASE("accepted") { b.accept_mapped(); }
+  SUBCASE("given up") {
+    b.machine.give_up(errc::loader_failed, "no", b.now);
+    b.machine.drained(b.now);
+  }
+  SUBCASE("given up by the sender") {
+    b.hears(abort_update{1, code(errc::source_failed), "no"});
+    b.machine.drained(b.now);
+  }
+  b.machine.take();
+  b.hears(segment_part{1, 6, 1, 2, 10, {}, 0, {}});
+  b.hears(segment_part{1, 6, 2, 2, 10, {}, 0, {}});
+  CHECK(b.done().empty());
+}
+
+TEST_CASE("parts of an update that was refused, beyond those that were asked for, end the session") {
   mapping_receiver b;
   b.machine.placement_known({false, false}, b.now);
   b.machine.need_segment(6, 0, 2, b.now);
-  SUBCASE("refused") { b.machine.refuse_update(errc::peer_refused, "it was cancelled", b.now); }
-  SUBCASE("put off") { b.machine.not_now_update(10ms, "leases", b.now); }
+  b.machine.refuse_update(errc::loader_failed, "no", b.now);
   b.machine.take();
-  b.hears(segment_part{1, 6, 0, 2, 10, {}, 0, {}});
-  b.hears(segment_part{1, 6, 1, 2, 10, {}, 0, {}});
-  CHECK(b.done().empty());
-  auto flooded = b.machine.clone();
-  for (int i = 0; i <= max_idle_messages; ++i)
-    flooded.received(segment_part{1, 6, 1, 2, 10, {}, 0, {}}, b.now);
-  CHECK(show(flooded.take()).find("closed") != std::string::npos);
-  b.announce(2);
-  b.machine.take();
-  b.hears(segment_part{1, 6, 0, 2, 10, {}, 0, {}}); // by now it knows
+  SUBCASE("in another order") { b.hears(segment_part{1, 6, 1, 2, 10, {}, 0, {}}); }
+  SUBCASE("too many") {
+    for (std::uint32_t i = 0; i < 3; ++i) b.hears(segment_part{1, 6, i, 2, 10, {}, 0, {}});
+  }
+  SUBCASE("after the next update was announced") {
+    b.announce(2);
+    b.hears(segment_part{1, 6, 0, 2, 10, {}, 0, {}});
+  }
   CHECK(b.done().find("closed") != std::string::npos);
+}
+
 TEST_CASE("more segments than one message holds are unmapped in several") {
   mapping_receiver b;
   b.machine.take();

@@ -87,7 +87,7 @@ void receiver_machine::impl::on(begin const& m) {
   if (life != session::open) return;
   current = m;
   last_update = m.update;
-  said_aborted = gave_up = turned_down = false;
+  said_aborted = gave_up = false;
   bucket_bytes.clear();
   needed_buckets.clear();
   placed = mapped = told_to_read = read = false;
@@ -123,13 +123,18 @@ void receiver_machine::impl::on(placement_follows const& m) {
 }
 
 void receiver_machine::impl::on(segment_part const& m) {
-  if (turned_down && m.update == last_update) return heard_idly(m);
-  if (!is_current(m.update, m)) return;
-  if (at != stage::offered || m.segment != asked_segment || m.part != next_part || next_part == end_part)
+  // What was asked for may be on its way when the embedder decides, or gives up.
+  bool const asked = last_update != 0 && m.update == last_update && m.segment == asked_segment &&
+                     m.part == next_part && next_part != end_part;
+  if (asked) {
+    ++next_part;
+    if (m.code != 0) end_part = next_part; // what comes after it is not sent
+    if (at != stage::offered) return;
+  } else {
+    if (!is_current(m.update, m)) return;
     return violated(words("the sender sent part ", m.part, " of segment ", m.segment, " for update ",
                           m.update, ", which was not asked for"));
-  ++next_part;
-  if (m.code != 0) end_part = next_part; // what comes after it is not sent
+  }
   actions.emplace_back(receive_action::take_part{m, next_part == end_part});
 }
 

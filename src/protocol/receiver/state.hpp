@@ -68,7 +68,6 @@ struct receiver_machine::impl {
   std::uint64_t last_update = 0; ///< the newest that was begun
   bool said_aborted = false;     ///< for last_update
   bool gave_up = false;          ///< last_update ended by our abort: the sender may not have known yet
-  bool turned_down = false;      ///< the same by our refusal, which parts of a segment may have crossed
 
   time_point now{}, born{}, heard{}, said{}, waiting_since{};
   pace idle; ///< of what the sender says that moves nothing, updates that nobody has decided about included
