@@ -17,7 +17,9 @@ enum class fault : std::uint8_t {
   not_now,          ///< or puts it off
   ring_refused,     ///< a receiver can't map a ring
   ring_fails,       ///< the sender can't make one
-  manifest_bad,     ///< a manifest can't be read
+  import_fails,     ///< a receiver can't map the sender's memory, or does not want to
+  export_fails,     ///< the sender can't say what maps it
+  manifest_bad,     ///< a manifest, or a placement, can't be read
   load_fails,       ///< a bucket can't be loaded
   commit_fails,     ///< the embedder's commit throws
   receiver_cancels, ///< a receiver gives the update up
@@ -39,6 +41,7 @@ struct receiver_wish {
   bool on_device = false;
   bool late = false; ///< connects at any time; the others have been greeted before the exploration starts
   bool knows_layout = true;
+  bool maps = false; ///< it may read the sender's tensors
 };
 
 struct bounds {
@@ -50,7 +53,12 @@ struct bounds {
   bool device_ring = false; ///< updates are packed into device memory; who is not on the device needs relays
   /// Rings are made and mapped before the exploration starts: the first of the updates has gone through.
   bool ring_exists = true;
-  bool by_hand = false; ///< embedders that take buckets themselves, and release them in any order
+  /// Updates after the one that makes the rings have a placement: one segment, of so many parts; 0 for none.
+  std::uint8_t parts = 0;
+  std::uint8_t needed = 0;  ///< buckets that receivers which map need as well, a bit each
+  std::uint8_t retires = 0; ///< so often the sender's memory lies elsewhere from now on
+  bool only_mapped = false; ///< who can't map is refused
+  bool by_hand = false;     ///< embedders that take buckets themselves, and release them in any order
   /// Drivers look manifests up and commit at once, as src/session does. Else each is a step of its own, and
   /// loads are told of also while an update winds down.
   bool prompt = true;

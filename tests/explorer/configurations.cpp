@@ -60,6 +60,12 @@ std::vector<bounds> configurations(effort how) {
   late_member.grouped = true;
   receiver_wish late_device = latecomer;
   late_device.on_device = true;
+  receiver_wish mapper = plain;
+  mapper.maps = true;
+  receiver_wish mapping_member = member;
+  mapping_member.maps = true;
+  receiver_wish mapping_latecomer = latecomer;
+  mapping_latecomer.maps = true;
   std::vector<fault> const cuts{kill, receiver_cancels, sender_cancels};
   auto not_of_time = every_fault();
   std::erase(not_of_time, time_jumps);
@@ -166,6 +172,59 @@ std::vector<bounds> configurations(effort how) {
     b.buckets = {0, 1};
     b.by_hand = true;
     list.add(b, {0, 1, 2});
+  }
+  {
+    auto b = make("one receiver that maps, every fault", {mapper}, {2, 1}, every_fault());
+    b.prompt = false;
+    b.parts = 2;
+    b.needed = 2;
+    b.retires = 1;
+    list.add(b, {1, 1, 2});
+    b.name = "one receiver that maps, from the first update on, every fault";
+    b.ring_exists = false;
+    b.needed = 1;
+    list.add(b, {-1, 1, 2});
+    b = make("a receiver that maps, on the mapped route alone", {mapper}, {2, 1}, every_fault());
+    b.parts = 1;
+    b.only_mapped = true;
+    b.retires = 1;
+    list.add(b, {-1, 1, 3});
+    b = make("two receivers that map, death, cancel and no mapping", {mapper, mapper}, {1, 1},
+             {kill, receiver_cancels, sender_cancels, import_fails});
+    b.parts = 1;
+    list.add(b, {0, 1, 2});
+    b = make("two receivers that map, one may sleep, and need a bucket", {mapper, mapper}, {2},
+             {stop, kill, load_fails, sender_cancels});
+    b.parts = 1;
+    b.needed = 1;
+    list.add(b, {-1, 1, 2});
+    b = make("a receiver that maps and one that does not", {mapper, plain}, {2},
+             {kill, receiver_cancels, sender_cancels, import_fails, export_fails, ring_fails});
+    b.parts = 2;
+    b.needed = 2;
+    list.add(b, {0, 1, 2});
+    b.name = "a receiver that maps and one by a device's ring, from the first update on";
+    b.ring_exists = false;
+    b.device_ring = true;
+    list.add(b, {-1, 1, 2});
+    b = make("a group of two that maps", {mapping_member, mapping_member}, {1, 1},
+             {refuse, kill, load_fails, receiver_cancels, sender_cancels, commit_fails});
+    b.parts = 1;
+    list.add(b, {0, 1, 2});
+    b.name = "a group of which one maps, sleep and time";
+    b.receivers = {mapping_member, member};
+    b.buckets = {1};
+    b.faults = {stop, not_now, time_jumps, import_fails};
+    list.add(b, {-1, 1, 2});
+    b = make("a receiver that maps and a late one, 2 updates, memory that moves", {mapper, mapping_latecomer},
+             {1, 1}, {kill, sender_cancels});
+    b.parts = 1;
+    b.retires = 1;
+    list.add(b, {-1, 0, 1});
+    b = make("receivers that may map and take buckets by hand", {mapper}, {2, 1}, every_fault());
+    b.parts = 1;
+    b.by_hand = true;
+    list.add(b, {-1, 1, 2});
   }
   return list.all;
 }

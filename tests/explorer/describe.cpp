@@ -32,6 +32,11 @@ namespace {
 using machine_of_sender = whole_state::sender;
 using machine_of_receiver = whole_state::receiver;
 
+void put_all(auto const& numbers, writer& w) {
+  w.put(numbers.size());
+  for (auto const n : numbers) w.put(n);
+}
+
 void describe(message const& m, writer& w) {
   w.put(m.index());
   if (auto const* p = std::get_if<published>(&m)) {
@@ -47,6 +52,12 @@ void describe(message const& m, writer& w) {
     std::visit(
         [&](auto const& one) {
           if constexpr (requires { one.update; }) w.put(one.update);
+          if constexpr (requires { one.placement; }) w.put(one.placement);
+          if constexpr (requires { one.mapped; }) w.put(one.mapped);
+          if constexpr (requires { one.segment; }) w.put(one.segment);
+          if constexpr (requires { one.first_part; }) w.put(one.first_part);
+          if constexpr (requires { one.part; }) w.put(one.part << 1 | (one.code != 0));
+          if constexpr (requires { one.segments; }) put_all(one.segments, w);
           if constexpr (requires { one.ring; }) w.put(one.ring);
           if constexpr (requires { one.id; }) w.put(one.id);
         },
@@ -76,10 +87,13 @@ void describe_peer(machine_of_sender const& m, peer_id id, writer& w) {
   if (part) {
     w.put(part->at);
     w.put(part->result.ring);
+    w.put(part->reads);
     if (part->at == stage::over) {
       w.put(part->result.what);
     } else {
-      w.put(part->accepted | part->asked_manifest << 1);
+      w.put(part->accepted | part->asked_manifest << 1 | part->asked_placement << 2 | part->may_map << 3 |
+            part->was_told << 4 | part->result.mapped << 5);
+      for (auto const& [segment, parts] : part->asked_parts) w.put(segment << 4 | parts);
       w.put(part->published);
       w.put(part->released);
       if (part->at == stage::owing || part->at == stage::deciding || part->at == stage::committing)
@@ -93,6 +107,9 @@ void describe_peer(machine_of_sender const& m, peer_id id, writer& w) {
   w.put(p.greeted);
   if (!p.greeted) return w.age(p.connected);
   for (auto const& [number, ring] : p.rings) w.put(number << 4 | static_cast<std::uint32_t>(ring.what));
+  put_all(p.segments, w);
+  put_all(p.unmapping, w);
+  w.put(p.maps_not);
   w.put(p.owes);
   if (p.owes != machine_of_sender::debt::none) {
     w.put(p.owes_for);
@@ -114,11 +131,18 @@ void describe_machine(machine_of_receiver const& m, writer& w) {
   w.put(m.last_update);
   w.put(m.gave_up | m.said_aborted << 1 | m.closing << 2);
   w.age(m.said);
+  w.put(m.next_part != m.end_part);
+  if (m.next_part != m.end_part) {
+    w.put(m.asked_segment);
+    w.put(m.next_part << 4 | m.end_part);
+  }
   if (m.at == stage::idle) return;
   if (m.at == stage::draining) return w.put(m.at_drained);
   if (m.waits_for_sender()) w.age(std::max(m.heard, m.waiting_since));
   w.put(m.next_bucket);
   w.put(m.loaded_buckets);
+  w.put(m.current.placement);
+  w.put(m.placed | m.mapped << 1 | m.told_to_read << 2 | m.read << 3);
   if (m.at == stage::loading) w.put(m.in_place);
   for (auto const& h : m.held) {
     w.seq(h.seq);
@@ -143,6 +167,7 @@ void world::describe_sender(writer& w) const {
       auto const& content = side.memory[ring][s];
       if (!taken) continue;
       w.put(content.update << 4 | content.bucket << 1 | content.writing);
+      w.put(content.unmapped_only);
       if (content.seq != 0) w.seq(content.seq);
     }
     // In which order the free ones will be filled.
@@ -152,6 +177,7 @@ void world::describe_sender(writer& w) const {
   w.put(m.next_update);
   w.put(m.closed | side.running << 1 | side.source_free << 2 | side.drain_asked << 3 | side.drain << 4 |
         side.given_up << 5);
+  w.put(side.awaiting | side.source_ready << 1);
   for (auto const ring : side.making) w.put(ring);
   w.put(side.packs.size() << 4 | side.relays.size());
   for (auto const& p : side.packs) w.seq(p.seq);
@@ -161,7 +187,8 @@ void world::describe_sender(writer& w) const {
   w.put(u.next_bucket);
   w.put(u.packed);
   w.put(u.copies);
-  w.put(u.source_free | u.drain_said << 1 | u.drained << 2 | (u.code != errc::ok) << 3);
+  w.put(u.source_free | u.drain_said << 1 | u.drained << 2 | (u.code != errc::ok) << 3 | u.source_asked << 4 |
+        u.source_ready << 5);
   for (auto const& [group, committing] : u.group_committing) w.put(committing);
   w.put(u.loads.size());
   for (auto const& l : u.loads) {
@@ -175,7 +202,7 @@ void world::describe_sender(writer& w) const {
 void world::describe_receiver(std::size_t i, writer& w) const {
   auto const& r = *receivers_[i];
   auto const& wish = of_->receivers[i];
-  w.put(wish.grouped | wish.on_device << 1 | wish.late << 2 | wish.knows_layout << 3);
+  w.put(wish.grouped | wish.on_device << 1 | wish.late << 2 | wish.knows_layout << 3 | wish.maps << 4);
   w.put((i < joined_) | r.alive << 1 | r.stopped << 2 | r.sender_closed << 3 | r.receiver_closed << 4 |
         r.told << 5 | r.harmed << 6);
   if (i >= joined_) return;
@@ -183,7 +210,13 @@ void world::describe_receiver(std::size_t i, writer& w) const {
   auto const& side = *sender_;
   if (sender_alive_) {
     w.put(((side.present & bit) != 0) | ((side.lost & bit) != 0) << 1 | ((side.to_commit & bit) != 0) << 2 |
-          (r.harmed_update == side.update) << 3);
+          (side.update != 0 && r.harmed_update == side.update) << 3 | ((side.to_read & bit) != 0) << 4 |
+          ((side.mapping & bit) != 0) << 5 | ((side.accepted & bit) != 0) << 6);
+    w.put(side.exporting[i].size());
+    for (auto const& order : side.exporting[i]) {
+      w.put(order.update << 4 | order.segment);
+      w.put(order.first << 4 | order.count);
+    }
     describe_peer(whole_state::of(side.machine), static_cast<peer_id>(i + 1), w);
     if (!r.sender_closed) describe_socket(*to_sender_[i], w);
     if (side.update != 0) {
@@ -204,7 +237,13 @@ void world::describe_receiver(std::size_t i, writer& w) const {
     w.put(one.update << 4 | one.bucket << 1 | one.spoiled);
     w.put(one.ring << 4 | one.slot);
   }
+  w.put(r.reads_source | r.source_spoiled << 1);
   if (r.receiver_closed) return;
+  w.put(r.placement << 4 | r.placement_of);
+  w.put(r.mapped_segment << 4 | r.announced);
+  w.put(r.looking_up_placement | r.reading_placement << 1 | r.mapped << 2 | r.has_source << 3 |
+        static_cast<int>(r.segment) << 4);
+  put_all(r.to_unmap, w);
   w.put(r.layouts);
   w.put(r.looking_up | r.reading_manifest << 1 | r.deciding << 2 | r.committing << 3 | r.draining << 4 |
         r.by_hand << 5 | r.placing << 6);
@@ -223,6 +262,7 @@ void world::describe(std::vector<std::uint8_t>& into) const {
   writer w(into, whole_state::of(sender_->machine).next_seq, now_, clock() - std::chrono::seconds(now_));
   w.put(sender_alive_ | sender_stopped_ << 1 | steady_ << 2);
   w.put(begun_ << 4 | finished_);
+  w.put(segment_);
   w.put(faults_left_);
   for (std::size_t f = 0; f < fault_kinds && faults_left_ > 0; ++f) w.put(std::min(left_[f], faults_left_));
   if (sender_alive_) describe_sender(w);

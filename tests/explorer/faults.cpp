@@ -7,9 +7,10 @@ namespace ropeway::explorer {
 
 std::string_view name(fault what) {
   constexpr std::array<std::string_view, fault_kinds> names{
-      "refuse",        "not_now",          "ring_refused",    "ring_fails", "manifest_bad", "load_fails",
-      "commit_fails",  "receiver_cancels", "receiver_closes", "kill",       "stop",         "sender_cancels",
-      "sender_closes", "sender_dies",      "sender_stops",    "time_jumps"};
+      "refuse",          "not_now",      "ring_refused", "ring_fails",     "import_fails",
+      "export_fails",    "manifest_bad", "load_fails",   "commit_fails",   "receiver_cancels",
+      "receiver_closes", "kill",         "stop",         "sender_cancels", "sender_closes",
+      "sender_dies",     "sender_stops", "time_jumps"};
   return names.at(static_cast<std::size_t>(what));
 }
 
@@ -50,8 +51,10 @@ void world::fault_of(fault what, std::size_t i, std::vector<step>& into) const {
   case fault::refuse:
   case fault::not_now: possible = awake && r.deciding; break;
   case fault::ring_refused: possible = awake && !r.mapping.empty(); break;
-  case fault::manifest_bad: possible = awake && r.reading_manifest; break;
-  case fault::load_fails: possible = awake && !r.reads.empty() && !r.draining; break;
+  case fault::import_fails: possible = awake && r.deciding && r.announced != 0; break;
+  case fault::export_fails: possible = sender_works() && !sender_->exporting[i].empty(); break;
+  case fault::manifest_bad: possible = awake && (r.reading_manifest || r.reading_placement); break;
+  case fault::load_fails: possible = awake && (!r.reads.empty() || r.reads_source) && !r.draining; break;
   case fault::commit_fails: possible = awake && r.committing; break;
   case fault::receiver_cancels: possible = awake && r.machine.updating() && !r.draining; break;
   case fault::receiver_closes:
@@ -77,6 +80,7 @@ void world::go_wrong(step const& s) {
     side.machine.ring_failed(ring, errc::out_of_memory, words(), clock());
     return follow_sender();
   }
+  case fault::export_fails: return send_parts(i, true);
   case fault::sender_cancels:
     sender_.change().machine.give_up(errc::source_failed, words(), clock());
     return follow_sender();
@@ -92,11 +96,11 @@ void world::go_wrong(step const& s) {
   auto& machine = side.machine;
   switch (static_cast<fault>(s.arg)) {
   case fault::refuse:
-    side.deciding = false;
+    forget_work(side);
     machine.refuse_update(errc::destination_mismatch, words(), clock());
     break;
   case fault::not_now:
-    side.deciding = false;
+    forget_work(side);
     machine.not_now_update(std::chrono::milliseconds(100), words(), clock());
     break;
   case fault::ring_refused: {
@@ -105,7 +109,12 @@ void world::go_wrong(step const& s) {
     machine.ring_refused(ring, errc::not_reachable, words(), clock());
     break;
   }
+  case fault::import_fails: accept(i, 3); break;
   case fault::manifest_bad:
+    if (std::exchange(side.reading_placement, false)) {
+      machine.placement_bad(errc::out_of_memory, words(), clock());
+      break;
+    }
     side.reading_manifest = false;
     machine.manifest_bad(errc::out_of_memory, words(), clock());
     break;
@@ -135,6 +144,10 @@ void world::note_harm(fault what, std::size_t i) {
   case fault::receiver_closes:
   case fault::ring_refused:
   case fault::manifest_bad: receivers_[i].change().harmed = true; return;
+  case fault::import_fails: // it takes the ring
+  case fault::export_fails:
+    if (of_->only_mapped) receivers_[i].change().harmed_update = receivers_[i]->update;
+    return;
   default: receivers_[i].change().harmed_update = receivers_[i]->update; return;
   }
 }
@@ -144,6 +157,7 @@ void world::kill(std::size_t i) {
   auto& side = receivers_[i].change();
   side.alive = false;
   side.reads.clear();
+  side.reads_source = false;
   side.mapping.clear();
   to_receiver_[i].change().clear();
 }

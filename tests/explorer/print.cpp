@@ -16,6 +16,8 @@ std::string world::print(step const& s) const {
   case kind::relayed: return "the sender's oldest relay finishes";
   case kind::pack_forgotten: return "the sender's newest pack is forgotten";
   case kind::relay_forgotten: return "the sender's newest relay is forgotten";
+  case kind::source_readied: return "the sender's tensors are ready";
+  case kind::parts_sent: return "the sender has exported what " + r + " asked for";
   case kind::sender_drained: return "the sender's copies are drained";
   case kind::sender_ticks: return "the sender looks at its clock";
   case kind::receiver_hears: return r + " hears: " + first(*to_receiver_[s.who]);
@@ -23,14 +25,25 @@ std::string world::print(step const& s) const {
   case kind::ring_mapped: return r + " has mapped ring " + std::to_string(s.arg);
   case kind::looked_up: return r + " has looked the layout up";
   case kind::manifest_read: return r + " has read the manifest";
-  case kind::accepted: return r + " accepts" + (s.arg != 0 ? ", to take buckets by hand" : "");
+  case kind::placement_looked_up: return r + " has looked the placement up";
+  case kind::placement_read: return r + " has read the placement";
+  case kind::segment_asked: return r + " wants to map the tensors";
+  case kind::segment_mapped: return r + " has mapped the tensors";
+  case kind::accepted: {
+    constexpr char const* how[] = {"", ", to take buckets by hand", ", to read the tensors",
+                                   ", but can't map the tensors"};
+    return r + " accepts" + how[s.arg];
+  }
   case kind::loaded:
     return r + " has loaded bucket " + std::to_string(receivers_[s.who]->reads.at(s.arg).bucket);
+  case kind::source_read: return r + " has read the tensors";
+  case kind::unmapped: return r + " has unmapped what the sender wants back";
   case kind::placed: return r + " has all in place";
   case kind::committed: return r + " has committed";
   case kind::receiver_drained: return r + " has drained its copies";
   case kind::receiver_ticks: return r + " looks at its clock";
   case kind::begin: return "an update begins";
+  case kind::retire: return "the sender's tensors lie elsewhere from now on";
   case kind::join: return r + " connects";
   case kind::receiver_continues: return r + " continues";
   case kind::sender_continues: return "the sender continues";

@@ -20,12 +20,33 @@ void world::step_of_receiver(step const& s) {
     side.layouts |= static_cast<std::uint8_t>(1u << buckets_of(side.update));
     machine.manifest_known(sizes_of(side.update), clock());
     break;
-  case kind::accepted:
-    side.deciding = false;
-    side.by_hand = s.arg != 0;
-    side.placing = side.by_hand;
-    machine.accept_update(clock(), side.by_hand);
+  case kind::placement_looked_up: look_up_placement(i); break;
+  case kind::placement_read:
+    side.reading_placement = false;
+    side.placement = side.announced;
+    side.placement_of = buckets_of(side.update);
+    machine.placement_known(needed_of(side.update), clock());
     break;
+  case kind::segment_asked:
+    side.segment = mapping_of_segment::asking;
+    machine.need_segment(side.announced, 0, of_->parts, clock());
+    break;
+  case kind::segment_mapped:
+    side.segment = mapping_of_segment::none;
+    side.mapped_segment = side.announced;
+    break;
+  case kind::accepted: accept(i, s.arg); break;
+  case kind::source_read:
+    side.reads_source = false;
+    side.has_source = !side.source_spoiled;
+    machine.mapped_read(clock());
+    break;
+  case kind::unmapped: {
+    auto const all = std::exchange(side.to_unmap, {});
+    if (std::count(all.begin(), all.end(), side.mapped_segment) != 0) side.mapped_segment = 0;
+    machine.unmapped(all, clock());
+    break;
+  }
   case kind::loaded: finish_reading(i, s.arg); break;
   case kind::placed:
     side.placing = false;
@@ -35,6 +56,7 @@ void world::step_of_receiver(step const& s) {
   case kind::receiver_drained:
     side.draining = false;
     side.reads.clear();
+    side.reads_source = false;
     machine.drained(clock());
     break;
   case kind::receiver_ticks: machine.tick(clock()); break;
@@ -50,6 +72,44 @@ void world::look_up(std::size_t i) {
     side.machine.manifest_known(sizes_of(side.update), clock());
   else
     side.machine.manifest_unknown(clock());
+}
+
+void world::look_up_placement(std::size_t i) {
+  auto& side = receivers_[i].change();
+  side.looking_up_placement = false;
+  if (side.placement == side.announced && side.placement_of == buckets_of(side.update))
+    side.machine.placement_known(needed_of(side.update), clock());
+  else
+    side.machine.placement_unknown(clock());
+}
+
+void world::accept(std::size_t i, std::uint8_t how) {
+  auto& side = receivers_[i].change();
+  side.deciding = false;
+  side.segment = mapping_of_segment::none;
+  side.by_hand = side.placing = how == 1;
+  side.mapped = how == 2;
+  receiver_machine::acceptance answer;
+  answer.by_hand = side.by_hand;
+  answer.mapped = side.mapped;
+  if (how == 3) {
+    answer.code = errc::not_reachable;
+    answer.text = "it can't be mapped";
+  }
+  side.machine.accept_update(clock(), answer);
+}
+
+/// What the driver does for an update that is over.
+void world::forget_work(receiver_side& side) const {
+  side.looking_up = side.reading_manifest = side.deciding = side.committing = side.placing = false;
+  side.looking_up_placement = side.reading_placement = false;
+  side.segment = mapping_of_segment::none;
+}
+
+bool world::has_all(receiver_side const& side) const {
+  auto const all = (1u << buckets_of(side.update)) - 1;
+  if (!side.mapped) return side.good == all;
+  return side.has_source && side.good == (all & needed_bits(side.update));
 }
 
 void world::finish_reading(std::size_t i, std::size_t which) {
@@ -80,13 +140,13 @@ void world::act(std::size_t i, receive_action::say& a) {
   auto& side = receivers_[i].change();
   if (auto const* m = std::get_if<all_copied>(&a.what)) {
     check(!side.seen.at(m->update).all_copied, "all_copied is said once");
-    check(side.good == (1u << buckets_of(m->update)) - 1 || side.sender_closed,
-          "all_copied is said when every bucket was loaded as it was packed");
+    check(has_all(side) || side.sender_closed,
+          "all_copied is said when every bucket was loaded as it was packed, or the tensors were read");
     side.seen[m->update].all_copied = true;
   } else if (auto const* n = std::get_if<aborted>(&a.what)) {
     check(!side.seen.at(n->update).aborted, "aborted is said once");
     side.seen[n->update].aborted = true;
-    check(side.reads.empty(), "aborted is said when no copy runs");
+    check(side.reads.empty() && !side.reads_source, "aborted is said when no copy runs");
   } else if (auto const* r = std::get_if<released>(&a.what)) {
     check(std::none_of(side.reads.begin(), side.reads.end(), [&](auto const& k) { return k.seq == r->seq; }),
           "released is said when the bucket is no longer read");
@@ -107,12 +167,52 @@ void world::act(std::size_t i, receive_action::read_manifest&) {
 
 void world::act(std::size_t i, receive_action::look_up_manifest& a) {
   auto& side = receivers_[i].change();
-  check(side.reads.empty() && !side.draining && !side.committing,
+  check(side.reads.empty() && !side.reads_source && !side.draining && !side.committing,
         "an update begins after the last one's work");
   side.update = static_cast<std::uint8_t>(a.what.update);
   side.good = 0;
+  side.mapped = side.has_source = side.source_spoiled = false;
+  side.announced = of_->receivers[i].maps ? static_cast<std::uint8_t>(a.what.placement) : 0;
   side.looking_up = true;
   if (of_->prompt) look_up(i);
+}
+
+void world::act(std::size_t i, receive_action::look_up_placement& a) {
+  auto& side = receivers_[i].change();
+  check(a.what.update == side.update && side.announced != 0, "who maps looks for what was announced");
+  side.looking_up_placement = true;
+  if (of_->prompt) look_up_placement(i);
+}
+
+void world::act(std::size_t i, receive_action::read_placement&) {
+  receivers_[i].change().reading_placement = true;
+}
+
+void world::act(std::size_t i, receive_action::take_part& a) {
+  auto& side = receivers_[i].change();
+  check(side.deciding && side.segment == mapping_of_segment::asking && a.what.segment == side.announced,
+        "parts come to who asked for them");
+  if (a.what.code != 0)
+    side.segment = mapping_of_segment::failed;
+  else if (a.last)
+    side.segment = mapping_of_segment::importing;
+}
+
+void world::act(std::size_t i, receive_action::read_mapped& a) {
+  auto& side = receivers_[i].change();
+  check(a.update == side.update && side.mapped && !side.draining && !side.reads_source && !side.has_source,
+        "who maps is told to read once, and not after an abort");
+  bool const good = sender_->update == a.update && sender_->source_ready && !sender_->source_free;
+  check(good || side.sender_closed, "the tensors are ready and stay as they are while they are read");
+  check(side.mapped_segment == side.announced, "what is read is mapped");
+  side.reads_source = true;
+  side.source_spoiled = !good;
+}
+
+void world::act(std::size_t i, receive_action::unmap& a) {
+  auto& side = receivers_[i].change();
+  check(!side.reads_source || side.sender_closed, "nothing is wanted back while it is read");
+  side.to_unmap.insert(side.to_unmap.end(), a.segments.begin(), a.segments.end());
 }
 
 void world::act(std::size_t i, receive_action::offer& a) {
@@ -128,6 +228,10 @@ void world::act(std::size_t i, receive_action::bucket& a) {
   bool const good =
       content.seq == a.seq && content.update == a.update && content.bucket == a.bucket && !content.writing;
   check(good || side.sender_closed, "a published slot holds its bucket");
+  check(!content.unmapped_only || side.mapped || side.sender_closed,
+        "who does not map is published whole buckets");
+  check(!side.mapped || (needed_bits(a.update) >> a.bucket & 1) != 0,
+        "who maps is published only what it needs");
   reading r;
   r.seq = a.seq;
   r.update = static_cast<std::uint8_t>(a.update);
@@ -140,8 +244,8 @@ void world::act(std::size_t i, receive_action::bucket& a) {
 
 void world::act(std::size_t i, receive_action::commit& a) {
   auto& side = receivers_[i].change();
-  check(a.update == side.update && side.good == (1u << buckets_of(a.update)) - 1,
-        "nothing is committed before every bucket was loaded as it was packed");
+  check(a.update == side.update && has_all(side),
+        "nothing is committed before every bucket was loaded as it was packed, or the tensors were read");
   side.committing = true;
   if (of_->prompt && !of_->may(fault::commit_fails)) commit(i);
 }
@@ -151,7 +255,7 @@ void world::act(std::size_t i, receive_action::abort& a) {
   check(a.update == side.update, "what is aborted was announced");
   check(!side.draining, "one abort an update");
   check(!side.seen.at(a.update).committed, "what was committed is not aborted");
-  side.looking_up = side.reading_manifest = side.deciding = side.committing = side.placing = false;
+  forget_work(side);
   side.draining = true;
 }
 
@@ -165,9 +269,13 @@ void world::act(std::size_t i, receive_action::closed& a) {
   if (log) log->push_back("    r" + std::to_string(i + 1) + " ends its session: " + a.text);
   side.receiver_closed = true;
   side.mapping.clear();
-  side.looking_up = side.reading_manifest = side.deciding = side.committing = side.placing = side.draining =
-      false;
-  if (side.sender_closed) side.reads.clear();
+  forget_work(side);
+  side.draining = false;
+  side.to_unmap.clear();
+  if (side.sender_closed) {
+    side.reads.clear();
+    side.reads_source = false;
+  }
   to_receiver_[i].change().clear();
 }
 

@@ -44,6 +44,12 @@ void world::step_of_sender(step const& s) {
     side.memory[host_ring][side.relays.back().to].writing = false;
     side.relays.pop_back();
     break;
+  case kind::source_readied:
+    side.awaiting = false;
+    side.source_ready = true;
+    machine.source_ready(clock());
+    break;
+  case kind::parts_sent: return send_parts(s.who, false);
   case kind::sender_drained:
     side.drain = false;
     machine.drained(clock());
@@ -67,8 +73,14 @@ void world::begin_update() {
   for (auto const& p : side.machine.peers()) side.present |= bit(p.peer - 1);
   side.update = begun_;
   side.running = true;
-  side.source_free = side.drain_asked = side.given_up = false;
-  side.packed = side.lost = side.to_commit = 0;
+  side.source_free = side.source_ready = side.drain_asked = side.given_up = false;
+  side.packed = side.lost = side.to_commit = side.to_read = side.mapping = side.accepted = 0;
+  if (is_placed(begun_)) {
+    facts.placement = segment_;
+    facts.segments = {{segment_, of_->parts}};
+    facts.needed = needed_of(begun_);
+    facts.only_mapped = of_->only_mapped;
+  }
   check(side.machine.begin_update(std::move(facts), clock()) == begun_, "updates are numbered in order");
   follow_sender();
 }
@@ -77,6 +89,59 @@ std::vector<std::uint64_t> world::sizes_of(std::uint64_t update) const {
   std::vector<std::uint64_t> sizes;
   for (std::uint64_t b = 0; b < buckets_of(update); ++b) sizes.push_back(10 * buckets_of(update) + b);
   return sizes;
+}
+
+std::vector<bool> world::needed_of(std::uint64_t update) const {
+  std::vector<bool> needed;
+  for (unsigned b = 0; b < buckets_of(update); ++b) needed.push_back((of_->needed >> b & 1) != 0);
+  return needed;
+}
+
+std::uint8_t world::needed_bits(std::uint64_t update) const {
+  return static_cast<std::uint8_t>(of_->needed & ((1u << buckets_of(update)) - 1));
+}
+
+void world::send_parts(std::size_t i, bool last_fails) {
+  auto& side = sender_.change();
+  auto const order = side.exporting[i].front();
+  side.exporting[i].erase(side.exporting[i].begin());
+  if (!side.machine.wants_parts(order.to, order.update)) return;
+  for (std::uint32_t k = 0; k < order.count; ++k) {
+    segment_part part;
+    part.update = order.update;
+    part.segment = order.segment;
+    part.part = order.first + k;
+    part.kind = 1;
+    part.bytes = 10;
+    if (last_fails && k + 1 == order.count) part.code = static_cast<std::uint16_t>(errc::not_reachable);
+    if (log) log->push_back("    sender -> r" + std::to_string(i + 1) + " " + protocol::print(part));
+    auto const& to = receivers_[i];
+    if (to->alive && !to->receiver_closed) to_receiver_[i].change().push_back(part);
+  }
+}
+
+void world::act(send_action::await_source&) {
+  auto& side = sender_.change();
+  check(side.running && !side.awaiting && !side.source_ready && side.mapping != 0,
+        "the tensors are waited for once, for who maps");
+  side.awaiting = true;
+}
+
+void world::act(send_action::send_parts& a) {
+  auto& side = sender_.change();
+  check(side.running && a.update == side.update && a.segment == segment_ && a.count > 0 &&
+            a.first + a.count <= of_->parts,
+        "parts are of the running update's placement");
+  side.exporting.at(a.to - 1).push_back(a);
+}
+
+void world::spoil_source(char const* promise) {
+  for (auto& r : receivers_) {
+    if (!r->reads_source) continue;
+    // Who was dropped may still be copying; what it reads must never be committed.
+    check(r->sender_closed, promise);
+    r.change().source_spoiled = true;
+  }
 }
 
 void world::follow_sender() {
@@ -122,8 +187,21 @@ void world::act(send_action::say& a) {
     check_commit(i, c->update);
     sender_.change().to_commit |= bit(i);
   }
+  if (std::holds_alternative<protocol::read_mapped>(a.what)) {
+    auto& side = sender_.change();
+    check((side.mapping & bit(i)) != 0 && (side.to_read & bit(i)) == 0,
+          "read_mapped is said once, to who has accepted as one that maps");
+    check(side.source_ready && !side.source_free && !side.drain_asked,
+          "read_mapped is said when the tensors are ready, and before they are free");
+    for (std::size_t j = 0; j < receivers_.size(); ++j)
+      check((side.present & bit(j)) == 0 || !same_group(i, j) ||
+                ((side.accepted & bit(j)) != 0 && (side.lost & bit(j)) == 0),
+            "read_mapped is said to a group when all its members take part");
+    side.to_read |= bit(i);
+  }
   if (std::holds_alternative<abort_update>(a.what)) lose(i);
   if (auto* m = std::get_if<manifest_follows>(&a.what)) m->bytes = 100; // as a driver does
+  if (auto* m = std::get_if<placement_follows>(&a.what)) m->bytes = 100;
   if (log) log->push_back("    sender -> r" + std::to_string(i + 1) + " " + protocol::print(a.what));
   if (to->alive && !to->receiver_closed) to_receiver_[i].change().push_back(std::move(a.what));
 }
@@ -144,6 +222,7 @@ void world::act(send_action::pack& a) {
   what.seq = a.seq;
   what.update = side.update;
   what.bucket = static_cast<std::uint8_t>(a.bucket);
+  what.unmapped_only = a.unmapped_only;
   write(of_->device_ring, a.slot, what);
   side.packs.push_back(a);
 }
@@ -191,7 +270,10 @@ void world::close_for_sender(std::size_t i) {
   auto& to = receivers_[i].change();
   to.sender_closed = true;
   to_sender_[i].change().clear();
-  if (to.receiver_closed) to.reads.clear();
+  sender_.change().exporting[i].clear();
+  if (!to.receiver_closed) return;
+  to.reads.clear();
+  to.reads_source = false;
 }
 
 void world::act(send_action::source_free&) {
@@ -199,6 +281,7 @@ void world::act(send_action::source_free&) {
   check(side.running && !side.source_free, "source_free once");
   side.source_free = true;
   check(side.packs.empty(), "the source is free when no pack runs");
+  spoil_source("the source is free when nobody who is connected reads it");
 }
 
 void world::act(send_action::drain&) {
@@ -212,7 +295,8 @@ void world::act(send_action::finished& a) {
   check(side.running, "an update finishes once");
   check(side.source_free, "source_free comes before finished");
   check(side.packs.empty() && side.relays.empty() && !side.drain, "no copy runs when the update is finished");
-  side.running = false;
+  spoil_source("the update is finished when nobody who is connected reads the source");
+  side.running = side.awaiting = side.source_ready = false;
   ++finished_;
   check(a.results.size() == static_cast<std::size_t>(std::popcount(side.present)),
         "one result for each receiver that was there");
@@ -227,10 +311,13 @@ void world::act(send_action::finished& a) {
       log->push_back("    sender reports r" + std::to_string(i + 1) + " as " +
                      std::string(ropeway::name(r.what)));
     if (r.what == outcome::committed)
-      check(seen.committed, "who is reported as committed is");
+      check(seen.committed && r.mapped == ((side.mapping & bit(i)) != 0),
+            "who is reported as committed is, as one that maps or not");
     else
       check(!seen.committed || r.what == outcome::unconfirmed,
             "who has committed is reported so, or as unconfirmed");
+    check(!of_->only_mapped || !is_placed(side.update) || r.what != outcome::committed || r.mapped,
+          "where only the mapped route is allowed nobody commits by another");
     if (should_commit(i))
       check(r.what == outcome::committed,
             "whoever nothing went wrong with commits, whatever happens to others");

@@ -60,6 +60,7 @@ struct slot_content {
   std::uint64_t seq = 0;
   std::uint8_t update = 0, bucket = 0;
   bool writing = false;
+  bool unmapped_only = false; ///< not for who reads all of it
 };
 
 struct sender_side {
@@ -70,14 +71,19 @@ struct sender_side {
   std::vector<send_action::pack> packs;
   std::vector<send_action::relay> relays;
   bool drain = false;
+  bool awaiting = false; ///< the tensors of the running update
+  std::array<std::vector<send_action::send_parts>, max_receivers> exporting;
   std::array<std::array<slot_content, max_slots>, rings> memory{};
   // What has been seen of the running update.
   std::uint8_t update = 0, packed = 0;
-  bool running = false, source_free = false, drain_asked = false;
+  bool running = false, source_free = false, source_ready = false, drain_asked = false;
   bool given_up = false;      ///< by a fault of the sender's
   std::uint8_t present = 0;   ///< receivers that were greeted when it began, a bit each
   std::uint8_t lost = 0;      ///< of these, who said no, failed, left, was dropped or told to abort
   std::uint8_t to_commit = 0; ///< who was told to commit
+  std::uint8_t to_read = 0;   ///< who was told to read the tensors
+  std::uint8_t mapping = 0;   ///< who has accepted as one that maps
+  std::uint8_t accepted = 0;
 };
 
 /// A driver that copies a bucket out of a slot.
@@ -86,6 +92,9 @@ struct reading {
   std::uint8_t update = 0, bucket = 0, ring = 0, slot = 0;
   bool spoiled = false; ///< not what was published, or no longer
 };
+
+/// How far a receiver's driver is with the segment of an update's placement.
+enum class mapping_of_segment : std::uint8_t { none, asking, importing, failed };
 
 /// What was seen about one update at one receiver.
 struct history {
@@ -107,8 +116,17 @@ struct receiver_side {
   bool looking_up = false, reading_manifest = false, deciding = false, committing = false, draining = false;
   bool by_hand = false, placing = false;
   std::vector<reading> reads;
-  std::uint8_t update = 0; ///< the newest that was announced
-  std::uint8_t good = 0;   ///< buckets of it that were loaded as they were packed, a bit each
+  bool looking_up_placement = false, reading_placement = false;
+  mapping_of_segment segment = mapping_of_segment::none;
+  bool reads_source = false, source_spoiled = false; ///< the tensors have changed since, or may have
+  std::vector<std::uint64_t> to_unmap;
+  // Where the sender's memory lies, as it knows it: of the layout with so many buckets, and what is mapped.
+  std::uint8_t placement = 0, placement_of = 0, mapped_segment = 0;
+  std::uint8_t announced = 0; ///< the placement of the newest update; 0: none, or it does not map
+  bool mapped = false;        ///< it accepted the newest update as one that maps
+  bool has_source = false;    ///< and has read the tensors as they were
+  std::uint8_t update = 0;    ///< the newest that was announced
+  std::uint8_t good = 0;      ///< buckets of it that were loaded as they were packed, a bit each
   std::array<history, max_updates + 1> seen{};
   // What went wrong here: for good, or only with one update.
   bool harmed = false;
@@ -127,6 +145,8 @@ enum class kind : std::uint8_t {
   relayed,
   pack_forgotten, ///< it had not started when the update was given up
   relay_forgotten,
+  source_readied,
+  parts_sent, ///< who: to whom
   sender_drained,
   sender_ticks,
   // a receiver's
@@ -135,14 +155,21 @@ enum class kind : std::uint8_t {
   ring_mapped,
   looked_up,
   manifest_read,
-  accepted, ///< arg 1: by hand
+  placement_looked_up,
+  placement_read,
+  segment_asked,
+  segment_mapped,
+  accepted, ///< arg 1: by hand, 2: mapped, 3: it can't map
   loaded,   ///< arg: which reading
+  source_read,
+  unmapped,
   placed,
   committed,
   receiver_drained,
   receiver_ticks,
   // decided by someone, or by time
   begin,
+  retire, ///< the tensors lie elsewhere from now on
   join,
   receiver_continues,
   sender_continues,
@@ -203,8 +230,8 @@ class world {
   void act(send_action::make_ring& a);
   void act(send_action::pack& a);
   void act(send_action::relay& a);
-  void act(send_action::await_source&) { throw broken("no placement was announced"); }
-  void act(send_action::send_parts&) { throw broken("no placement was announced"); }
+  void act(send_action::await_source& a);
+  void act(send_action::send_parts& a);
   void act(send_action::drop& a);
   void act(send_action::source_free& a);
   void act(send_action::drain& a);
@@ -222,17 +249,28 @@ class world {
   void act(std::size_t i, receive_action::map_ring& a);
   void act(std::size_t i, receive_action::read_manifest& a);
   void act(std::size_t i, receive_action::look_up_manifest& a);
-  void act(std::size_t, receive_action::look_up_placement&) { throw broken("nobody maps"); }
-  void act(std::size_t, receive_action::read_placement&) { throw broken("nobody maps"); }
-  void act(std::size_t, receive_action::take_part&) { throw broken("nobody maps"); }
-  void act(std::size_t, receive_action::read_mapped&) { throw broken("nobody maps"); }
-  void act(std::size_t, receive_action::unmap&) { throw broken("nobody maps"); }
+  void act(std::size_t i, receive_action::look_up_placement& a);
+  void act(std::size_t i, receive_action::read_placement& a);
+  void act(std::size_t i, receive_action::take_part& a);
+  void act(std::size_t i, receive_action::read_mapped& a);
+  void act(std::size_t i, receive_action::unmap& a);
   void act(std::size_t i, receive_action::offer& a);
   void act(std::size_t i, receive_action::bucket& a);
   void act(std::size_t i, receive_action::commit& a);
   void act(std::size_t i, receive_action::abort& a);
   void act(std::size_t i, receive_action::closed& a);
   void look_up(std::size_t i);
+  void look_up_placement(std::size_t i);
+  void accept(std::size_t i, std::uint8_t how);
+  void forget_work(receiver_side& side) const;
+  /// Whether everything of the newest update was copied as it was sent.
+  bool has_all(receiver_side const& side) const;
+  std::vector<bool> needed_of(std::uint64_t update) const;
+  std::uint8_t needed_bits(std::uint64_t update) const;
+  bool is_placed(std::uint64_t update) const { return of_->parts != 0 && !(of_->ring_exists && update == 1); }
+  void send_parts(std::size_t i, bool last_fails);
+  /// The tensors may change from now on.
+  void spoil_source(char const* promise);
   void finish_reading(std::size_t i, std::size_t which);
   void commit(std::size_t i);
   std::uint8_t buckets_of(std::uint64_t update) const { return of_->buckets.at(update - 1); }
@@ -246,6 +284,7 @@ class world {
   bool sender_alive_ = true, sender_stopped_ = false;
   bool steady_ = true; ///< nothing has happened that may make anybody give anybody up
   std::uint8_t begun_ = 0, finished_ = 0, joined_ = 0, faults_left_ = 0;
+  std::uint8_t segment_ = 1; ///< where the tensors lie; the placement has the same number
   std::array<std::uint8_t, fault_kinds> left_{};
   shared<sender_side> sender_;
   std::vector<shared<receiver_side>> receivers_;

@@ -39,6 +39,7 @@ receiver_machine make_receiver(bounds const& of, std::size_t i) {
   if (wish.on_device) s.greeting.devices.resize(1);
   s.handshake = handshake;
   s.silence = silence;
+  s.maps = wish.maps;
   return receiver_machine(s);
 }
 
@@ -119,11 +120,13 @@ void world::work_of_sender(std::vector<step>& into) const {
     if (r.sender_closed) continue;
     // A connection that was closed with something unread in it is reset, and what is under way may be lost.
     if (!to_sender_[i]->empty()) into.push_back(make(kind::sender_hears, i));
+    if (!side.exporting[i].empty()) into.push_back(make(kind::parts_sent, i));
     if (r.receiver_closed || !r.alive) into.push_back(make(kind::sender_sees_end, i));
   }
   for (auto const ring : side.making) into.push_back(make(kind::ring_made, 0, ring));
   if (!side.packs.empty()) into.push_back(make(kind::packed));
   if (!side.relays.empty()) into.push_back(make(kind::relayed));
+  if (side.awaiting) into.push_back(make(kind::source_readied));
   if (side.drain) {
     if (!side.packs.empty()) into.push_back(make(kind::pack_forgotten));
     if (!side.relays.empty()) into.push_back(make(kind::relay_forgotten));
@@ -140,7 +143,21 @@ void world::work_of(std::size_t i, std::vector<step>& into) const {
   if (!r.mapping.empty()) into.push_back(make(kind::ring_mapped, i, r.mapping.front()));
   if (r.looking_up) into.push_back(make(kind::looked_up, i));
   if (r.reading_manifest) into.push_back(make(kind::manifest_read, i));
-  if (r.deciding) into.push_back(make(kind::accepted, i, of_->by_hand ? 1 : 0));
+  if (r.looking_up_placement) into.push_back(make(kind::placement_looked_up, i));
+  if (r.reading_placement) into.push_back(make(kind::placement_read, i));
+  using enum mapping_of_segment;
+  if (r.segment == importing) into.push_back(make(kind::segment_mapped, i));
+  if (r.deciding && (r.announced == 0 || of_->by_hand))
+    into.push_back(make(kind::accepted, i, of_->by_hand ? 1 : 0));
+  else if (r.deciding && r.mapped_segment == r.announced)
+    into.push_back(make(kind::accepted, i, 2));
+  else if (r.deciding && r.segment == failed)
+    into.push_back(make(kind::accepted, i, 3));
+  else if (r.deciding && r.segment == none)
+    into.push_back(make(kind::segment_asked, i));
+  if (r.reads_source && !r.draining) into.push_back(make(kind::source_read, i));
+  // Not while it copies from there.
+  if (!r.to_unmap.empty() && !r.reads_source) into.push_back(make(kind::unmapped, i));
   // Copies of one queue finish in order, an embedder gives buckets back as it likes. While an update winds
   // down nothing is told but the end.
   std::size_t const ends = r.by_hand ? r.reads.size() : std::min<std::size_t>(1, r.reads.size());
@@ -170,6 +187,9 @@ void world::decisions(std::vector<step>& into) const {
   if (sender_works() && begun_ < of_->buckets.size() && !sender_->running &&
       !whole_state::of(sender_->machine).closed)
     into.push_back(make(kind::begin));
+  if (sender_works() && segment_ <= of_->retires && !sender_->running &&
+      !whole_state::of(sender_->machine).closed && begun_ > (of_->ring_exists ? 1 : 0))
+    into.push_back(make(kind::retire));
   if (joined_ < receivers_.size() && sender_alive_) into.push_back(make(kind::join, joined_));
   for (std::size_t i = 0; i < joined_; ++i)
     if (receivers_[i]->alive && receivers_[i]->stopped) into.push_back(make(kind::receiver_continues, i));
@@ -185,6 +205,10 @@ void world::take(step const& s) {
   case kind::receiver_hears:
   case kind::receiver_sees_end: return hear(s);
   case kind::begin: return begin_update();
+  case kind::retire:
+    sender_.change().machine.retire_segments({segment_}, clock());
+    ++segment_;
+    return follow_sender();
   case kind::join: return join(s.who);
   case kind::receiver_continues: receivers_[s.who].change().stopped = false; return;
   case kind::sender_continues: sender_stopped_ = false; return;
@@ -221,6 +245,11 @@ void world::hear(step const& s) {
     message const m = first(to_sender_[i]);
     // What ends an update at one member must keep its group from committing.
     if (ends_part(m, sender_->update)) lose(i);
+    if (auto const* a = std::get_if<protocol::accept>(&m); a && a->update == sender_->update) {
+      auto const bit = static_cast<std::uint8_t>(1u << i);
+      sender_.change().accepted |= bit;
+      if (a->mapped != 0) sender_.change().mapping |= bit;
+    }
     sender_.change().machine.received(static_cast<peer_id>(i + 1), m, clock());
     return follow_sender();
   }
@@ -257,6 +286,8 @@ bool world::at_rest(std::vector<step> const& steps) const {
     check(finished_ == begun_, "every update finishes once");
     check(side.packs.empty() && side.relays.empty() && side.making.empty() && !side.drain,
           "nothing is left to do for the sender");
+    check(sleeping || side.machine.unmapping() == 0, "what is wanted back is unmapped by all who are there");
+    check(!side.awaiting, "after the end nobody waits for the tensors");
     for (auto const& [number, ring] : whole_state::of(side.machine).rings)
       check(ring.ledger.taken() == 0, "after the end all slots are free");
   }
@@ -264,7 +295,8 @@ bool world::at_rest(std::vector<step> const& steps) const {
     if (!receiver_works(i)) continue;
     auto const& r = *receivers_[i];
     check(r.machine.over() || !r.machine.updating(), "no deadlock: a receiver's update comes to its end");
-    check(r.machine.over() || r.reads.empty(), "after the end nothing is read");
+    check(r.machine.over() || (r.reads.empty() && !r.reads_source), "after the end nothing is read");
+    check(r.machine.over() || r.to_unmap.empty(), "after the end nothing is left to unmap");
     check(!r.sender_closed || r.receiver_closed, "who was dropped finds out");
   }
   return true;
