@@ -1166,7 +1166,15 @@ void receiver_core::accept_into(std::shared_ptr<load_operation> const& load) {
 /// Whether a segment of the load's placement is mapped, or not needed here.
 bool receiver_core::is_mapped(load_operation const& load, std::size_t segment) const {
   auto const& placement = *load.placement;
-  if (segments_.contains(placement.segments[segment].id)) return true;
+  if (auto const at = segments_.find(placement.segments[segment].id); at != segments_.end()) {
+    // Offsets were checked against what the placement says; one that says more than there is must not be
+    // read.
+    if (at->second->size() == placement.segments[segment].bytes) return true;
+    throw transfer_error(errc::bad_region,
+                         "segment " + std::to_string(placement.segments[segment].id) + " has " +
+                             std::to_string(at->second->size()) + " bytes, not the " +
+                             std::to_string(placement.segments[segment].bytes) + " that the placement says");
+  }
   for (std::uint32_t i = 0; i < placement.tensors.size(); ++i)
     if (placement.tensors[i].segment == segment && load.part->scatter.wants(i)) return false;
   return true;
@@ -1176,8 +1184,14 @@ bool receiver_core::is_mapped(load_operation const& load, std::size_t segment) c
 void receiver_core::map_next_segment() {
   auto const load = mapping_->load;
   auto const& segments = load->placement->segments;
-  if (mapping_->next_part == 0)
-    while (mapping_->segment < segments.size() && is_mapped(*load, mapping_->segment)) ++mapping_->segment;
+  try {
+    if (mapping_->next_part == 0)
+      while (mapping_->segment < segments.size() && is_mapped(*load, mapping_->segment)) ++mapping_->segment;
+  } catch (...) {
+    drop_mapping();
+    return accept_unmapped(load,
+                           failure(session::as_transfer_error(std::current_exception(), errc::bad_region)));
+  }
   if (mapping_->segment == segments.size()) {
     drop_mapping();
     return prepare_copies(load);
