@@ -62,17 +62,27 @@ std::size_t count_fds() {
 /// Sends two versions; each must be whole at the honest receiver.
 class audience {
  public:
-  explicit audience(line& over) : over_(over), whole_(host_memory(), lied_about(), 1) {
+  /// `shared`: in memory that the honest receiver maps.
+  explicit audience(line& over, bool shared = false)
+      : over_(over), whole_(shared ? shared_host_memory() : host_memory(), lied_about(), 1) {
+    share();
     for (std::size_t i = 0; i < over.receivers(); ++i)
       held_.push_back(std::make_unique<model>(host_memory(), lied_about(), 0));
     for (auto& one : held_) into_.push_back(one->into());
+  }
+  void share() {
+    for (auto const& block : whole_.memory()->shared()) over_.sender().share(block);
   }
   awaitable<send_report> hears(std::uint64_t version) {
     whole_.fill(version);
     auto const views = whole_.views();
     send_report report = co_await deliver(over_, version, views, into_);
     for (auto& one : held_) CHECK(difference(whole_.images(), *one) == "");
-    for (std::size_t i = 0; i < held_.size(); ++i) CHECK(of(report, "server").what == outcome::committed);
+    bool const mapped = !whole_.memory()->shared().empty();
+    for (std::size_t i = 0; i < held_.size(); ++i) {
+      CHECK(of(report, "server").what == outcome::committed);
+      CHECK(of(report, "server").way == (mapped ? route::mapped : route::host));
+    }
     co_return report;
   }
 
@@ -88,7 +98,7 @@ awaitable<void> lie_to_sender(receiver_lie const& what) {
   auto const executor = co_await asio::this_coro::executor;
   line over(executor, host_setting(1, lie_slots), quick_sender(lie_bucket));
   co_await over.connect();
-  audience honest(over);
+  audience honest(over, what.mapped);
   event const greeted(executor);
   struct signal {
     any_io_executor executor;
@@ -147,9 +157,15 @@ awaitable<void> lie_to_receiver(sender_lie const& what) {
       code = loaded.error;
       text = loaded.text;
       if (loaded.ok()) {
-        auto const after = co_await try_to(from.next_update());
-        code = after.error;
-        text = after.text;
+        if (what.at > sender_lie::step::committed) {
+          auto const after = co_await try_to(load_next(from, into));
+          code = after.error;
+          text = after.text;
+        } else {
+          auto const after = co_await try_to(from.next_update());
+          code = after.error;
+          text = after.text;
+        }
       }
     }
     if (what.how == way::ends) {
@@ -160,7 +176,8 @@ awaitable<void> lie_to_receiver(sender_lie const& what) {
     CHECK(wrong == "");
   }
   CHECK(held.guards_intact());
-  if (what.at <= sender_lie::step::asked) CHECK(held.untouched());
+  using at = sender_lie::step;
+  if (what.at <= at::asked || what.at == at::placing || what.at == at::mapping) CHECK(held.untouched());
 
   // The receiver goes on with an honest sender.
   sender to(executor, directory.file("honest"), quick_sender(lie_bucket));
@@ -195,6 +212,64 @@ TEST_CASE("a false sender is refused with one error, writes nowhere, and the nex
     leak_check const nothing_stays;
     run_to_end([&] { return lie_to_receiver(lie); });
   }
+}
+
+// ---- memory that is wanted back ----
+
+/// Maps what it is shown, reads it, and keeps it; says no to the next version.
+static std::string keep_mapping(std::string const& path) {
+  try {
+    auto me = liar::at(path);
+    me.say(honest_hello());
+    me.expect<protocol::welcome>();
+    auto const b = me.expect<protocol::begin>();
+    me.say(protocol::need_segment{b.update, 1, 0});
+    me.expect<protocol::segment_part>();
+    protocol::accept yes(b.update);
+    yes.mapped = 1;
+    me.say(yes);
+    me.expect<protocol::read_mapped>();
+    me.say(protocol::all_copied{b.update});
+    me.expect<protocol::commit>();
+    me.say(protocol::committed{b.update});
+    if (me.expect<protocol::unmap>().segments != std::vector<std::uint64_t>{1})
+      return "another segment is wanted back";
+    me.say(protocol::refuse{me.expect<protocol::begin>().update, 8, "no"});
+    me.hear_out();
+    return {};
+  } catch (std::exception const& error) { return error.what(); }
+}
+
+static awaitable<void> wanted_back() {
+  auto const executor = co_await asio::this_coro::executor;
+  auto options = quick_sender(lie_bucket);
+  options.commit_limit(patient(milliseconds(500)));
+  line over(executor, host_setting(1, lie_slots), options);
+  co_await over.connect();
+  audience honest(over, true);
+  auto keep = [&] { return keep_mapping(over.path()); };
+  {
+    beside_us liar(executor, std::move(keep));
+    co_await over.sender().wait_for_receivers(2, patient(milliseconds(5000)));
+    send_report const first = co_await honest.hears(1);
+    CHECK(outcomes(first) == "committed committed");
+    auto const released = co_await try_to(over.sender().release_memory());
+    CHECK(released.error == make_error_code(errc::peer_silent));
+    CHECK_MESSAGE(released.text.find("has not unmapped the sender's memory in time") != std::string::npos,
+                  released.text);
+    honest.share();
+    send_report const second = co_await honest.hears(2);
+    CHECK(of(second, "liar").what == outcome::refused);
+    co_await over.close();
+    auto const wrong = co_await liar.end();
+    CHECK(wrong == "");
+  }
+}
+
+TEST_CASE(
+    "a receiver that keeps what is wanted back holds up the release, within its limit, and nothing else") {
+  leak_check const nothing_stays;
+  run_to_end([] { return wanted_back(); });
 }
 
 // ---- two jobs ----

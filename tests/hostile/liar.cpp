@@ -245,6 +245,38 @@ protocol::begin honest_begin(std::uint64_t update) {
   return b;
 }
 
+protocol::begin honest_mapped_begin(std::uint64_t update, std::uint64_t placement) {
+  auto b = honest_begin(update);
+  b.placement = placement;
+  return b;
+}
+
+plan::placement honest_placement() {
+  plan::placement p;
+  plan::segment all;
+  all.id = lie_segment;
+  all.bytes = lie_segment_bytes;
+  all.parts = 1;
+  all.kind = 1;
+  p.segments.push_back(all);
+  for (std::size_t i = 0; i < lied_about().size(); ++i) {
+    auto& one = p.tensors.emplace_back();
+    one.segment = 0;
+    one.offset = 2000 * i;
+    one.type = dtype::f32;
+  }
+  return p;
+}
+
+protocol::segment_part honest_part(std::uint64_t update) {
+  protocol::segment_part part;
+  part.update = update;
+  part.segment = lie_segment;
+  part.kind = 1;
+  part.bytes = lie_segment_bytes;
+  return part;
+}
+
 protocol::published honest_published(std::uint64_t update, std::uint32_t bucket, std::uint32_t slot) {
   protocol::published p;
   p.update = update;

@@ -14,6 +14,7 @@
 
 #include "base/unique_fd.hpp"
 #include "plan/manifest.hpp"
+#include "plan/placement.hpp"
 #include "protocol/codec.hpp"
 #include "protocol/messages.hpp"
 #include "ropeway/error.hpp"
@@ -101,6 +102,11 @@ protocol::welcome honest_welcome();
 protocol::ring honest_ring(std::uint32_t id = 0);
 protocol::begin honest_begin(std::uint64_t update = 1);
 plan::manifest const& honest_manifest();
+/// The same with a placement: all tensors in one segment.
+protocol::begin honest_mapped_begin(std::uint64_t update = 1, std::uint64_t placement = 9);
+plan::placement honest_placement();
+inline constexpr std::uint64_t lie_segment = 5, lie_segment_bytes = 12'288;
+protocol::segment_part honest_part(std::uint64_t update);
 protocol::published honest_published(std::uint64_t update, std::uint32_t bucket, std::uint32_t slot);
 protocol::hello honest_hello(std::string name = "liar");
 
@@ -129,12 +135,25 @@ std::string judged(told const& last, errc code, char const* words);
 
 /// A false receiver goes so far as an honest one would, lies, and hears what the sender says to it.
 struct receiver_lie {
-  enum class step { connected, greeted, begun, accepted, published, released, copied, committing, committed };
+  enum class step {
+    connected,
+    greeted,
+    begun,
+    accepted,
+    published,
+    released,
+    copied,
+    committing,
+    committed,
+    reading
+  };
   char const* title;
   step at;
   void (*lie)(liar&);
   errc code;         ///< what the liar is told, and what the report says; ok: the connection just ends
   char const* words; ///< part of the text
+  /// The sender's tensors lie in memory that it shares, and the liar maps, or seems to.
+  bool mapped = false;
 };
 std::span<receiver_lie const> receiver_lies();
 /// Calls `ready` once it is greeted, if it lies later than that. Returns what is not as it should be.
@@ -142,14 +161,27 @@ std::string tell(receiver_lie const& what, std::string const& path, void (*ready
 
 /// A false sender likewise.
 struct sender_lie {
-  enum class step { accepted, welcomed, offered, begun, asked, loading, streaming, copied, committed };
+  enum class step {
+    accepted,
+    welcomed,
+    offered,
+    begun,
+    asked,
+    loading,
+    streaming,
+    copied,
+    committed,
+    placing,
+    mapping,
+    reading
+  }; // the last three: of the mapped route
   char const* title;
   step at;
   void (*lie)(liar&);
   errc code;
   char const* words;
-  /// ring_refused: the session goes on, and the words are in that message.
-  enum class way { ends, refused_ring } how = way::ends;
+  /// refused_ring, not_mapped: the session goes on, and the words are in ring_refused or in accept.
+  enum class way { ends, refused_ring, not_mapped } how = way::ends;
 };
 std::span<sender_lie const> sender_lies();
 std::string tell(sender_lie const& what, false_door& door);

@@ -19,6 +19,12 @@ void introduce(liar& me, Change change) {
   me.say(hi);
 }
 
+accept accept_as(liar& me, std::uint8_t mapped) {
+  accept a(me.update);
+  a.mapped = mapped;
+  return a;
+}
+
 void cut_short(liar& me, protocol::message const& what) {
   auto const bytes = liar::written(what);
   me.say_bytes(std::span(bytes).first(bytes.size() - 1));
@@ -209,6 +215,68 @@ constexpr receiver_lie lies[] = {
      broken, "all_copied for update 1"},
     {"accept instead of committed", step::committing, [](liar& me) { me.say(accept{me.update}); }, broken,
      "which it has accepted already"},
+    // ---- the sender's own tensors
+    {"accept as mapped what lies nowhere", step::begun, [](liar& me) { me.say(accept_as(me, 1)); }, broken,
+     "as mapped, which it can't be"},
+    {"a placement that there is not", step::begun, [](liar& me) { me.say(need_placement{me.update}); }, broken,
+     "without a placement"},
+    {"a segment before any update", step::greeted,
+     [](liar& me) {
+       me.say(need_segment{1, 1, 0});
+     },
+     broken, "need_segment for update 1, in which it does not take part"},
+    {"a segment that is not placed", step::begun,
+     [](liar& me) {
+       me.say(need_segment{me.update, 99, 0});
+     },
+     broken, "part 0 of segment 99, which update 1 does not have", true},
+    {"a part that its segment does not have", step::begun,
+     [](liar& me) {
+       me.say(need_segment{me.update, 1, 7});
+     },
+     broken, "part 7 of segment 1, which update 1 does not have", true},
+    {"the same segment without end", step::begun,
+     [](liar& me) {
+       for (int i = 0; i <= 2 * max_idle_messages; ++i) {
+         me.say(need_segment{me.update, 1, 0});
+         if (!me.hear()) return; // each part, and what it is told in the end
+       }
+     },
+     broken, "messages in a row that move nothing", true},
+    {"the placement twice", step::begun,
+     [](liar& me) {
+       me.say(need_placement{me.update});
+       me.say(need_placement{me.update});
+     },
+     broken, "need_placement for update 1 twice", true},
+    {"accept in a way that there is not", step::begun, [](liar& me) { me.say(accept_as(me, 2)); }, broken,
+     "as mapped, which it can't be", true},
+    {"all copied before it accepts to read", step::begun, [](liar& me) { me.say(all_copied{me.update}); }, broken,
+     "all_copied for update 1 after it released 0 of 3 buckets", true},
+    {"unmapped what nobody wants back", step::begun, [](liar& me) { me.say(unmapped{{1}}); }, broken,
+     "unmapped for segment 1, which it was not told to unmap", true},
+    {"unmapped nothing", step::begun, [](liar& me) { me.say(unmapped{}); }, broken, "unmapped for no segment", true},
+    {"what only a sender says of its tensors", step::begun, [](liar& me) { me.say(read_mapped{me.update}); }, broken,
+     "read_mapped, which a receiver never says", true},
+    {"a segment after accept", step::accepted,
+     [](liar& me) {
+       me.say(need_segment{me.update, 1, 0});
+     },
+     broken, "which it has accepted already", true},
+    {"accept again, and not as mapped", step::reading, [](liar& me) { me.say(accept_as(me, 0)); }, broken,
+     "which it has accepted already", true},
+    {"a bucket released that it did not get", step::reading,
+     [](liar& me) {
+       me.say(released{me.update, 1});
+     },
+     broken, "which it does not hold", true},
+    {"gone while it reads", step::reading, [](liar& me) { me.hang_up(); }, errc::peer_gone, "", true},
+    {"all that it has read twice", step::copied,
+     [](liar& me) {
+       me.expect<commit>();
+       me.say(all_copied{me.update});
+     },
+     broken, "all_copied for update 1", true},
     {"an abort of an update that is over", step::committed,
      [](liar& me) {
        me.say(abort_update{me.update, 6, "no"});
@@ -235,14 +303,18 @@ void walk(receiver_lie const& what, liar& me, void (*ready)(void*), void* with) 
   me.expect<welcome>();
   if (lie_at(step::greeted)) return;
   ready(with);
-  me.expect<ring>();
-  me.say(ring_mapped{0});
+  if (!what.mapped) {
+    me.expect<ring>();
+    me.say(ring_mapped{0});
+  }
   auto const b = me.expect<begin>();
   me.update = b.update;
   if (lie_at(step::begun)) return;
-  me.say(accept{b.update});
+  me.say(accept_as(me, what.mapped));
   if (lie_at(step::accepted)) return;
-  for (std::uint32_t i = 0; i < b.buckets; ++i) {
+  if (what.mapped) me.expect<read_mapped>();
+  if (lie_at(step::reading)) return;
+  for (std::uint32_t i = 0; i < b.buckets && !what.mapped; ++i) {
     me.seq = me.expect<published>().seq;
     if (i == 0 && lie_at(step::published)) return;
     me.say(released{b.update, me.seq});

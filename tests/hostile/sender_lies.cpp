@@ -45,6 +45,35 @@ void send_carrier(liar& me, unique_fd const& fd, std::uint64_t bytes) {
   me.say(manifest_follows{me.update, bytes}, {fd.get()});
 }
 
+// ---- where the tensors lie
+
+void send_placement_bytes(liar& me, std::span<std::byte const> bytes) {
+  auto const carrier = memory_file(bytes);
+  me.say(placement_follows{me.update, bytes.size()}, {carrier.get()});
+}
+template <class Change>
+void send_placement(liar& me, Change change) {
+  auto p = honest_placement();
+  change(p);
+  send_placement_bytes(me, p.encode());
+}
+template <class Change>
+void send_part(liar& me, unique_fd const& fd, Change change) {
+  auto part = honest_part(me.update);
+  change(part);
+  if (fd)
+    me.say(part, {fd.get()});
+  else
+    me.say(part);
+}
+/// All of the tensors have been read.
+void let_commit(liar& me) {
+  me.expect<all_copied>();
+  me.say(commit{me.update});
+  me.expect<committed>();
+}
+using plan::placement;
+
 template <class Change>
 void publish(liar& me, std::uint32_t bucket, std::uint32_t slot, Change change) {
   auto p = honest_published(me.update, bucket, slot);
@@ -384,6 +413,215 @@ constexpr sender_lie lies[] = {
      broken, "which only a receiver says"},
     {"the same update again", step::committed, [](liar& me) { me.say(honest_begin()); }, broken,
      "begin for update 1 after update 1"},
+
+    // ---- placements
+    {"a placement without its descriptor", step::placing, [](liar& me) { me.say(placement_follows{1, 100}); }, broken,
+     "0 descriptors with a message that has 1"},
+    {"a placement of no bytes", step::placing,
+     [](liar& me) {
+       auto const carrier = memory_file(10);
+       me.say(placement_follows{me.update, 0}, {carrier.get()});
+     },
+     broken, "has 0 bytes, allowed are 1 to"},
+    {"a placement of more than may be", step::placing,
+     [](liar& me) {
+       auto const carrier = memory_file(10);
+       me.say(placement_follows{me.update, (std::uint64_t(1) << 30) + 1}, {carrier.get()});
+     },
+     broken, "allowed are 1 to 1073741824"},
+    {"a placement in a pipe", step::placing,
+     [](liar& me) {
+       auto const pipe = pipe_end();
+       me.say(placement_follows{me.update, 100}, {pipe.get()});
+     },
+     errc::bad_region, "it is no memory file"},
+    {"a placement that is not sealed", step::placing,
+     [](liar& me) {
+       auto const carrier = memory_file(100, 0);
+       me.say(placement_follows{me.update, 100}, {carrier.get()});
+     },
+     errc::bad_region, "its size is not sealed"},
+    {"a placement shorter than announced", step::placing,
+     [](liar& me) {
+       auto const carrier = memory_file(99);
+       me.say(placement_follows{me.update, 100}, {carrier.get()});
+     },
+     errc::bad_region, "it has 99 bytes where 100 were announced"},
+    {"a placement of zeros", step::placing,
+     [](liar& me) { send_placement_bytes(me, std::vector<std::byte>(100)); }, broken, "placement: "},
+    {"a placement with bytes behind it", step::placing,
+     [](liar& me) {
+       auto bytes = honest_placement().encode();
+       bytes.push_back({});
+       send_placement_bytes(me, bytes);
+     },
+     broken, "placement: "},
+    {"a placement of too few tensors", step::placing,
+     [](liar& me) { send_placement(me, [](placement& p) { p.tensors.pop_back(); }); }, broken,
+     "5 tensors, the manifest has 6"},
+    {"a tensor in no segment", step::placing,
+     [](liar& me) { send_placement(me, [](placement& p) { p.tensors[0].segment = 1; }); }, broken,
+     "there is no such segment"},
+    {"a tensor beyond its segment", step::placing,
+     [](liar& me) { send_placement(me, [](placement& p) { p.tensors[5].offset = lie_segment_bytes - 1999; }); },
+     broken, "is not within its segment"},
+    {"a tensor at the end of all numbers", step::placing,
+     [](liar& me) { send_placement(me, [](placement& p) { p.tensors[0].offset = ~std::uint64_t(1999); }); }, broken,
+     "is not within its segment"},
+    {"strides that leave the segment", step::placing,
+     [](liar& me) {
+       send_placement(me, [](placement& p) {
+         p.tensors[0].strided = true;
+         p.tensors[0].strides = {-1};
+       });
+     },
+     broken, "is not within its segment"},
+    {"strides beyond any memory", step::placing,
+     [](liar& me) {
+       send_placement(me, [](placement& p) {
+         p.tensors[0].strided = true;
+         p.tensors[0].strides = {INT64_MIN};
+       });
+     },
+     broken, "is larger than any memory"},
+    {"a dtype that can't become the one announced", step::placing,
+     [](liar& me) { send_placement(me, [](placement& p) { p.tensors[0].type = dtype::i64; }); }, broken,
+     "can't be converted to what was announced"},
+    {"a segment twice", step::placing,
+     [](liar& me) { send_placement(me, [](placement& p) { p.segments.push_back(p.segments[0]); }); }, broken,
+     "segment 5 twice"},
+    {"a segment of 2^60 bytes", step::placing,
+     [](liar& me) { send_placement(me, [](placement& p) { p.segments[0].bytes = std::uint64_t(1) << 60; }); }, broken,
+     "an impossible size"},
+    {"a segment without parts", step::placing,
+     [](liar& me) { send_placement(me, [](placement& p) { p.segments[0].parts = 0; }); }, broken,
+     "an impossible number of parts"},
+    {"a part before the placement", step::placing,
+     [](liar& me) { send_part(me, memory_file(lie_segment_bytes), as_it_is); }, broken, "which was not asked for"},
+    {"read, before it accepts", step::placing, [](liar& me) { me.say(read_mapped{me.update}); }, broken,
+     "read_mapped for update 1 twice, or without being asked to"},
+    {"a segment in two parts that the host has none of", step::placing,
+     [](liar& me) {
+       send_placement(me, [](placement& p) { p.segments[0].parts = 2; });
+       me.expect<need_segment>();
+       for (std::uint32_t i = 0; i < 2; ++i)
+         send_part(me, memory_file(lie_segment_bytes), [i](segment_part& part) { part.part = i; });
+     },
+     errc::not_reachable, "", way::not_mapped},
+
+    // ---- segments
+    {"a part of another segment", step::mapping,
+     [](liar& me) { send_part(me, memory_file(lie_segment_bytes), [](segment_part& p) { p.segment = 6; }); }, broken,
+     "which was not asked for"},
+    {"a part that there is not", step::mapping,
+     [](liar& me) { send_part(me, memory_file(lie_segment_bytes), [](segment_part& p) { p.part = 1; }); }, broken,
+     "which was not asked for"},
+    {"the part twice", step::mapping,
+     [](liar& me) {
+       for (int i = 0; i < 2; ++i) send_part(me, memory_file(lie_segment_bytes), as_it_is);
+     },
+     broken, "which was not asked for"},
+    {"a part without its descriptor", step::mapping, [](liar& me) { send_part(me, {}, as_it_is); }, broken,
+     "0 descriptors with a message that has 1"},
+    {"a part with two descriptors", step::mapping,
+     [](liar& me) {
+       auto const memory = memory_file(lie_segment_bytes);
+       me.say(honest_part(me.update), {memory.get(), memory.get()});
+     },
+     broken, "2 descriptors where 1 are allowed"},
+    {"a descriptor with a part that has none", step::mapping,
+     [](liar& me) { send_part(me, memory_file(lie_segment_bytes), [](segment_part& p) { p.kind = 0; }); }, broken,
+     "1 descriptors with a message that has 0"},
+    {"a part of no kind", step::mapping, [](liar& me) { send_part(me, {}, [](segment_part& p) { p.kind = 77; }); },
+     errc::bad_region, "one part of its own size", way::not_mapped},
+    {"a part in a device's memory", step::mapping,
+     [](liar& me) { send_part(me, memory_file(lie_segment_bytes), [](segment_part& p) { p.kind = 2; }); },
+     errc::bad_region, "one part of its own size", way::not_mapped},
+    {"a part of another size than its segment", step::mapping,
+     [](liar& me) { send_part(me, memory_file(4096), [](segment_part& p) { p.bytes = 4096; }); }, errc::bad_region,
+     "one part of its own size", way::not_mapped},
+    {"a segment shorter than announced", step::mapping, [](liar& me) { send_part(me, memory_file(4096), as_it_is); },
+     errc::bad_region, "it has 4096 bytes where 12288 were announced", way::not_mapped},
+    {"a segment that may shrink", step::mapping,
+     [](liar& me) { send_part(me, memory_file(lie_segment_bytes, F_SEAL_GROW | F_SEAL_FUTURE_WRITE), as_it_is); },
+     errc::bad_region, "its size is not sealed", way::not_mapped},
+    {"a segment that shrinks once it is said", step::mapping,
+     [](liar& me) {
+       auto const memory = memory_file(lie_segment_bytes, 0);
+       send_part(me, memory, as_it_is);
+       if (::ftruncate(memory.get(), 0) != 0) throw std::runtime_error("ftruncate");
+     },
+     errc::bad_region, "can't import a region: it", way::not_mapped},
+    {"a segment in a pipe", step::mapping, [](liar& me) { send_part(me, pipe_end(), as_it_is); }, errc::bad_region,
+     "it is no memory file", way::not_mapped},
+    {"a segment that nobody has paid for", step::mapping,
+     [](liar& me) { send_part(me, memory_file(lie_segment_bytes, all_seals, false), as_it_is); }, errc::bad_region,
+     "are not all there", way::not_mapped},
+    {"a segment that can't be exported", step::mapping,
+     [](liar& me) {
+       send_part(me, {}, [](segment_part& p) {
+         p.code = static_cast<std::uint16_t>(errc::not_reachable);
+         p.text = "\x1b[2Jfreed\n";
+       });
+     },
+     errc::not_reachable, "freed", way::not_mapped},
+
+    // ---- reading
+    {"read twice", step::reading,
+     [](liar& me) {
+       me.say(read_mapped{me.update});
+       me.say(read_mapped{me.update});
+     },
+     broken, "read_mapped for update 1 twice"},
+    {"a bucket for who reads the tensors", step::reading, [](liar& me) { publish(me, 0, 0, as_it_is); }, broken,
+     "all 0 buckets were published already"},
+    {"commit before it was told to read", step::reading, [](liar& me) { me.say(commit{me.update}); }, broken,
+     "commit for update 1 before all_copied"},
+    {"a part after it has accepted", step::reading,
+     [](liar& me) { send_part(me, memory_file(lie_segment_bytes), as_it_is); }, broken, "which was not asked for"},
+    {"unmap without end", step::reading,
+     [](liar& me) {
+       me.hear_meanwhile();
+       for (int i = 0; i <= 2 * max_idle_messages; ++i) me.say(unmap{{lie_segment}});
+     },
+     broken, "messages in a row that move nothing"},
+    {"unmap nothing", step::reading, [](liar& me) { me.say(unmap{}); }, broken, "unmap for no segment"},
+    {"everything wanted back in the middle of a read", step::reading,
+     [](liar& me) {
+       me.say(read_mapped{me.update});
+       me.say(unmap{{1, lie_segment, 99}});
+       let_commit(me);
+       me.hang_up();
+     },
+     errc::peer_gone, ""},
+    {"everything wanted back before it is read", step::reading,
+     [](liar& me) {
+       me.say(unmap{{lie_segment}});
+       me.expect<unmapped>();
+       me.say(read_mapped{me.update});
+       let_commit(me);
+       me.hang_up();
+     },
+     errc::peer_gone, ""},
+    {"gone in the middle of a read", step::reading,
+     [](liar& me) {
+       me.say(read_mapped{me.update});
+       me.hang_up();
+     },
+     errc::peer_gone, ""},
+    {"a segment that has grown since it was mapped", step::reading,
+     [](liar& me) {
+       me.say(read_mapped{me.update});
+       let_commit(me);
+       me.update = 2;
+       me.say(honest_mapped_begin(2, 10));
+       me.expect<need_placement>();
+       send_placement(me, [](placement& p) {
+         p.segments[0].bytes = std::uint64_t(1) << 40;
+         p.tensors[3].offset = std::uint64_t(1) << 39;
+       });
+     },
+     errc::bad_region, "segment 5 has 12288 bytes, not the 1099511627776", way::not_mapped},
 };
 
 } // namespace
@@ -407,7 +645,8 @@ void walk(sender_lie const& what, liar& me) {
   me.say(honest_ring(), {memory.get()});
   if (lie_at(at::offered)) return;
   me.expect<ring_mapped>();
-  auto const b = honest_begin();
+  bool const maps = what.at >= at::placing;
+  auto const b = maps ? honest_mapped_begin() : honest_begin();
   me.update = b.update;
   me.say(b);
   if (lie_at(at::begun)) return;
@@ -416,6 +655,16 @@ void walk(sender_lie const& what, liar& me) {
   auto const text = honest_manifest().encode();
   auto const carrier = memory_file(text);
   me.say(manifest_follows{b.update, text.size()}, {carrier.get()});
+  if (maps) {
+    me.expect<need_placement>();
+    if (lie_at(at::placing)) return;
+    send_placement(me, as_it_is);
+    me.expect<need_segment>();
+    if (lie_at(at::mapping)) return;
+    send_part(me, memory_file(lie_segment_bytes), as_it_is);
+    if (me.expect<accept>().mapped != 1) throw std::runtime_error("it does not map");
+    return what.lie(me);
+  }
   me.expect<accept>();
   if (lie_at(at::loading)) return;
   for (std::uint32_t i = 0; i < b.buckets; ++i) {
@@ -442,6 +691,12 @@ std::string tell(sender_lie const& what, false_door& door) {
       auto wrong = judged({static_cast<errc>(no.code), no.text}, what.code, what.words);
       me.say(goodbye{0, "enough"});
       return wrong;
+    }
+    if (what.how == sender_lie::way::not_mapped) {
+      auto const yes = me.expect<accept>();
+      auto wrong = judged({static_cast<errc>(yes.code), yes.text}, what.code, what.words);
+      me.say(goodbye{0, "enough"});
+      return yes.mapped == 0 ? wrong : "it maps";
     }
     me.hear_out();
     return what.code == broken ? judged(me.last(), what.code, what.words) : "";
