@@ -510,6 +510,8 @@ constexpr sender_lie lies[] = {
      errc::not_reachable, "", way::not_mapped},
 
     // ---- segments
+    {"the placement twice", step::mapping, [](liar& me) { send_placement(me, as_it_is); }, broken,
+     "the sender sent a placement for update 1 that was not asked for"},
     {"a part of another segment", step::mapping,
      [](liar& me) { send_part(me, memory_file(lie_segment_bytes), [](segment_part& p) { p.segment = 6; }); }, broken,
      "which was not asked for"},
