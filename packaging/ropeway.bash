@@ -5,6 +5,9 @@ _ropeway() {
     case ${COMP_WORDS[i]} in send | receive | inspect | doctor | bench) command=${COMP_WORDS[i]} && break ;; esac
   done
   case $before in
+    --route)
+      COMPREPLY=($(compgen -W 'automatic mapped staged host' -- "$word"))
+      return ;;
     --device)
       COMPREPLY=($(compgen -W 'host cuda:0 cuda:1' -- "$word"))
       return ;;
@@ -19,8 +22,8 @@ _ropeway() {
   local options=''
   case $command in
     '') options='send receive inspect doctor bench --help --version' ;;
-    send) options='--socket --device --json --quiet --digest --no-digest --versions --bucket --slots --receivers --wait' ;;
-    receive) options='--socket --device --json --quiet --digest --no-digest --out --versions --name --connect-limit' ;;
+    send) options='--socket --device --route --json --quiet --digest --no-digest --versions --bucket --slots --receivers --wait' ;;
+    receive) options='--socket --device --route --json --quiet --digest --no-digest --out --versions --name --connect-limit' ;;
     inspect) options='--json' ;;
     doctor) options='--socket --trials --no-trials --json' ;;
     bench) options='--size --bucket --slots --repeats --json' ;;
