@@ -376,12 +376,6 @@ class scripted_device final : public memory::backend {
     return {memory.get(),
             [memory, devices = devices_](void*) { devices->tell([](auto& c) { --c.registrations_alive; }); }};
   }
-  std::unique_ptr<memory::segment_importer> start_import(memory::part_kind kind, std::uint64_t bytes,
-                                                         std::uint32_t parts,
-                                                         memory::device_uuid const& origin) override {
-    if (where_.is_cuda()) return backend::start_import(kind, bytes, parts, origin);
-    return memory::host::make_backend()->start_import(kind, bytes, parts, origin);
-  }
   std::unique_ptr<memory::queue> make_queue() override {
     devices_->may_fail(call::make_queue, "make_queue");
     return std::make_unique<scripted_queue>(where_, devices_);
@@ -420,7 +414,8 @@ class scripted_device final : public memory::backend {
   std::unique_ptr<memory::segment_importer> start_import(memory::part_kind kind, std::uint64_t bytes,
                                                          std::uint32_t parts,
                                                          memory::device_uuid const& origin) override {
-    if (!where_.is_cuda() || kind != memory::part_kind::cuda_memory || !can_reach(origin))
+    if (!where_.is_cuda()) return memory::host::make_backend()->start_import(kind, bytes, parts, origin);
+    if (kind != memory::part_kind::cuda_memory || !can_reach(origin))
       return backend::start_import(kind, bytes, parts, origin);
     return std::make_unique<scripted_importer>(where_, bytes, parts, devices_);
   }
