@@ -43,6 +43,7 @@ class game {
   static constexpr std::uint64_t bucket_bytes = 4096;
   /// The largest bucket that is allowed.
   static std::uint64_t most(unsigned how) { return std::uint64_t{1} << (how & 4 ? 63 : 20); }
+  static bool maps(unsigned how) { return (how & 8) != 0; }
   struct slot {
     std::uint64_t seq;
     std::uint32_t ring, number;
@@ -55,6 +56,7 @@ class game {
     s.max_slots = 4;
     s.max_bucket_bytes = most(how);
     s.max_manifest_bytes = 5000;
+    s.maps = maps(how);
     return s;
   }
   static welcome greeting() {
@@ -80,7 +82,7 @@ class game {
   // ---- events ----
 
   void event() {
-    switch (from_.below(24)) {
+    switch (from_.below(28)) {
     case 0: return pass(std::chrono::milliseconds(from_.byte() * 90));
     case 1: return pass(std::chrono::milliseconds(from_.byte()));
     case 2:
@@ -104,6 +106,8 @@ class game {
       default: return in_place();
       }
     case 13: return machine_.received(foreign(), now_);
+    case 24: return source_read();
+    case 25: return unmapped();
     default: return machine_.received(plausible(), now_);
     }
   }
@@ -152,7 +156,31 @@ class game {
       sizes_ = sizes;
       return machine_.manifest_known(std::move(sizes), now_);
     }
+    case question::known_placement:
+      if (how % 4 == 0) return machine_.placement_unknown(now_);
+      [[fallthrough]];
+    case question::placement:
+      if (how == 255 && asked == question::placement)
+        return machine_.placement_bad(errc::protocol_error, "a bad\nplacement", now_);
+      needed_.clear();
+      for (unsigned b = 0; b < how / 64u + 2; ++b) needed_.push_back((how / 4 >> b & 1) != 0);
+      placed_known_ = true;
+      return machine_.placement_known(needed_, now_);
     case question::offer:
+      if (how < 200 && placed_known_ && how % 8 == 5) return ask_for_segment(how);
+      if (how < 200 && how % 4 == 2) { // one that does not know where asks in vain
+        receiver_machine::acceptance as;
+        as.mapped = how % 8 == 6;
+        if (!as.mapped) {
+          as.code = errc::not_reachable;
+          as.text = "not\nhere";
+        }
+        accepted_ = true;
+        mapped_source_ = as.mapped && placed_known_;
+        needed_.resize(current_.buckets <= 50 ? current_.buckets : 0, true);
+        skip();
+        return machine_.accept_update(now_, std::move(as));
+      }
       if (how < 200) {
         by_hand_ = how % 4 == 3;
         accepted_ = true;
@@ -161,6 +189,30 @@ class game {
       if (how < 220) return machine_.refuse_update(errc::destination_mismatch, "does not\nfit", now_);
       return machine_.not_now_update(std::chrono::milliseconds(how == 221 ? -5 : 100), "busy\n", now_);
     }
+  }
+
+  /// Wants a part of the sender's memory mapped; the offer stays open.
+  void ask_for_segment(unsigned how) {
+    question_ = question::offer;
+    asked_ = segment_part{};
+    asked_.update = update_;
+    asked_.segment = 1 + how / 8 % 3;
+    asked_.part = how / 64;
+    std::uint32_t const parts = how / 32 % 2 == 0 ? asked_.part + 2 : 40;
+    parts_end_ = placed_known_ ? asked_.part + std::min(segment_batch, parts - asked_.part) : 0;
+    machine_.need_segment(asked_.segment, asked_.part, parts, now_);
+  }
+
+  void source_read() {
+    if (!reads_source_ || draining_) return;
+    reads_source_ = false;
+    has_source_ = true;
+    machine_.mapped_read(now_);
+  }
+
+  void unmapped() {
+    if (to_unmap_.empty()) return;
+    machine_.unmapped(std::exchange(to_unmap_, {}), now_);
   }
 
   void bucket_done() {
@@ -191,6 +243,7 @@ class game {
     if (!std::exchange(draining_, false)) return;
     loading_.clear();
     reading_.clear();
+    reads_source_ = false;
     machine_.drained(now_);
   }
 
@@ -207,8 +260,44 @@ class game {
     return which < 240 ? update_ : which < 250 ? update_ + 1 : from_.number();
   }
 
+  protocol::message about_memory() {
+    auto const how = from_.byte();
+    switch (how % 4) {
+    case 0: return placement_follows{some_update(), how < 240 ? 100 : from_.number()};
+    case 1: return protocol::read_mapped{some_update()};
+    case 2: {
+      unmap back;
+      for (unsigned n = how / 4 % 4; n > 0; --n) back.segments.push_back(n);
+      return back;
+    }
+    default: {
+      auto part = asked_;
+      part.kind = how / 4 % 4;
+      part.bytes = how;
+      if (how >= 200) part.code = 43;
+      if (how >= 220) part.part += 1;
+      if (how >= 240) part.segment += 1;
+      if (how >= 250) part.update = some_update();
+      return part;
+    }
+    }
+  }
+
+  /// Over buckets that a receiver which maps is not published.
+  void skip() {
+    while (mapped_source_ && next_bucket_ < needed_.size() && !needed_[next_bucket_]) ++next_bucket_;
+  }
+  std::uint32_t expected() const {
+    if (!mapped_source_) return current_.buckets;
+    return static_cast<std::uint32_t>(std::count(needed_.begin(), needed_.end(), true));
+  }
+
   protocol::message plausible() {
-    switch (from_.below(16)) {
+    switch (from_.below(20)) {
+    case 16:
+    case 17:
+    case 18:
+    case 19: return about_memory();
     case 0: {
       ring r;
       r.id = from_.below(4);
@@ -229,6 +318,7 @@ class game {
       auto const how = from_.byte();
       b.buckets = how < 250 ? how % 5 : static_cast<std::uint32_t>(from_.number());
       b.version = how;
+      b.placement = how / 5 % 3;
       return b;
     }
     case 4: return manifest_follows{some_update(), from_.flip() ? 100 : from_.number()};
@@ -267,6 +357,10 @@ class game {
         for (std::uint32_t id = 10; id < 80; ++id) machine_.received(ring{id, 0, {}, bucket_bytes, 1}, now_);
         return alive{0};
       }
+      case 4: // words that move nothing, and no time between them
+        for (int i = 0; i <= max_idle_messages; ++i) machine_.received(alive{update_}, now_);
+        promise(machine_.over() || !hello_said_, "who says nothing without end is left");
+        return alive{update_};
       default: return alive{update_};
       }
     default: return accept{update_};
@@ -295,8 +389,20 @@ class game {
   void said(need_manifest const& m) {
     promise(m.update == update_ && !accepted_, "asks for what was announced");
   }
+  void said(need_placement const& m) {
+    promise(m.update == update_ && !accepted_ && maps(how_) && current_.placement != 0,
+            "asks where the tensors lie, if it maps");
+  }
+  void said(need_segment const& m) {
+    promise(m.update == update_ && !accepted_ && placed_known_, "asks for segments when it knows of them");
+    promise(m.segment == asked_.segment && m.first_part == asked_.part, "and for what the driver wants");
+  }
+  void said(protocol::unmapped const& m) {
+    promise(!m.segments.empty() && m.segments.size() <= max_unmap, "unmapped says what, and not too much");
+  }
   void said(accept const& m) {
     promise(m.update == update_ && accepted_, "accepts what the embedder accepts");
+    promise(m.mapped == (mapped_source_ ? 1 : 0) && one_line(m.text), "and as it does");
   }
   void said(refuse const& m) { over(m.update, m.text); }
   void said(not_now const& m) { over(m.update, m.text); }
@@ -306,7 +412,8 @@ class game {
   }
   void said(all_copied const& m) {
     promise(m.update == update_ && accepted_ && !std::exchange(all_copied_, true), "all_copied once");
-    promise(loads_ == current_.buckets && released_ == loads_, "when all was loaded and released");
+    promise(loads_ == expected() && released_ == loads_, "when all was loaded and released");
+    promise(!mapped_source_ || has_source_, "and the tensors were read");
     promise(!by_hand_ || placed_, "and put in place");
   }
   void said(committed const& m) {
@@ -349,6 +456,9 @@ class game {
     current_ = a.what;
     update_ = a.what.update;
     accepted_ = all_copied_ = placed_ = over_said_ = commit_asked_ = by_hand_ = abort_told_ = false;
+    placed_known_ = mapped_source_ = told_to_read_ = reads_source_ = has_source_ = false;
+    parts_end_ = 0;
+    needed_.clear();
     loads_ = released_ = next_bucket_ = 0;
     loaded_.clear();
     loading_.clear();
@@ -360,11 +470,32 @@ class game {
     promise(a.what.update == update_ && a.bytes > 0 && a.bytes <= 5000, "a manifest is not too large");
     question_ = question::manifest;
   }
-  void act(receive_action::look_up_placement&) { promise(false, "this receiver does not map"); }
-  void act(receive_action::read_placement&) { promise(false, "this receiver does not map"); }
-  void act(receive_action::take_part&) { promise(false, "this receiver does not map"); }
-  void act(receive_action::read_mapped&) { promise(false, "this receiver does not map"); }
-  void act(receive_action::unmap&) {}
+  void act(receive_action::look_up_placement& a) {
+    promise(maps(how_) && a.what.update == update_ && a.what.placement != 0,
+            "who maps looks up what there is");
+    question_ = question::known_placement;
+  }
+  void act(receive_action::read_placement& a) {
+    promise(a.what.update == update_ && a.bytes > 0 && a.bytes <= 5000, "a placement is not too large");
+    question_ = question::placement;
+  }
+  void act(receive_action::take_part& a) {
+    promise(!accepted_ && a.what.update == update_ && a.what.segment == asked_.segment &&
+                a.what.part == asked_.part && asked_.part < parts_end_,
+            "parts come in order, and those that were asked for");
+    ++asked_.part;
+    promise(a.last == (asked_.part == parts_end_ || a.what.code != 0), "up to the last");
+    if (a.last) parts_end_ = 0;
+  }
+  void act(receive_action::read_mapped& a) {
+    promise(a.update == update_ && mapped_source_ && !draining_ && !std::exchange(told_to_read_, true),
+            "the tensors are read once");
+    reads_source_ = true;
+  }
+  void act(receive_action::unmap& a) {
+    promise(!a.segments.empty(), "unmap names some");
+    to_unmap_.insert(to_unmap_.end(), a.segments.begin(), a.segments.end());
+  }
   void act(receive_action::offer& a) {
     promise(a.what.update == update_ && sizes_.size() == current_.buckets, "an offer has its manifest");
     for (auto const bytes : sizes_) promise(bytes <= bucket_limit_, "buckets are as small as promised");
@@ -374,6 +505,7 @@ class game {
     promise(a.update == update_ && accepted_ && !draining_ && !all_copied_,
             "buckets come when they are wanted");
     promise(a.bucket == next_bucket_++ && a.seq > last_seq_, "in order");
+    skip();
     last_seq_ = a.seq;
     promise(mapped_.count(a.ring) == 1, "in a ring that is mapped");
     auto const& where = rings_.at(a.ring);
@@ -383,7 +515,7 @@ class game {
     loading_.push_back({a.seq, a.ring, a.slot});
   }
   void act(receive_action::commit& a) {
-    promise(a.update == update_ && all_copied_ && loads_ == current_.buckets, "commit when all was loaded");
+    promise(a.update == update_ && all_copied_ && loads_ == expected(), "commit when all was loaded");
     promise(!draining_ && !over_said_, "and nothing was given up");
     commit_asked_ = true;
   }
@@ -408,6 +540,8 @@ class game {
       while (!mapping_.empty()) ring_done(), settle();
       while (question_ != question::none) answer(), settle();
       while (!loading_.empty() && !draining_) bucket_done(), settle();
+      source_read(), settle();
+      unmapped(), settle();
       in_place(), settle();
       commit_answered(), settle();
       if (draining_) continue;
@@ -430,7 +564,7 @@ class game {
     promise(machine_.take().empty() && !machine_.deadline(), "nothing comes after the end");
   }
 
-  enum class question { none, known, manifest, offer };
+  enum class question { none, known, manifest, known_placement, placement, offer };
 
   choices from_;
   unsigned how_; ///< it is set up
@@ -449,6 +583,13 @@ class game {
   bool accepted_ = false, by_hand_ = false, placed_ = false, all_copied_ = false, over_said_ = false;
   bool commit_asked_ = false, draining_ = false, abort_told_ = false;
   std::uint32_t loads_ = 0, released_ = 0, next_bucket_ = 0;
+  // The sender's own tensors: it knows where they are, it accepted to read them, and so on.
+  bool placed_known_ = false, mapped_source_ = false, told_to_read_ = false, reads_source_ = false,
+       has_source_ = false;
+  std::vector<bool> needed_;
+  segment_part asked_; ///< the next part that is to come
+  std::uint32_t parts_end_ = 0;
+  std::vector<std::uint64_t> to_unmap_;
   std::vector<slot> loading_;
   std::set<std::pair<std::uint32_t, std::uint32_t>> reading_;
   std::set<std::uint64_t> loaded_, aborted_said_;

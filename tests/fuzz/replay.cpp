@@ -34,6 +34,7 @@ void replay(char const* name, void (*target)(ropeway::fuzz::input)) {
 
 TEST_CASE("the corpus of messages holds") { replay("message", ropeway::fuzz::message); }
 TEST_CASE("the corpus of manifests holds") { replay("manifest", ropeway::fuzz::manifest); }
+TEST_CASE("the corpus of placements holds") { replay("placement", ropeway::fuzz::placement); }
 TEST_CASE("the corpus of safetensors files holds") { replay("header", ropeway::fuzz::header); }
 TEST_CASE("the corpus of checkpoint indices holds") { replay("index", ropeway::fuzz::index); }
 TEST_CASE("the corpus of datagrams with descriptors holds") { replay("datagram", ropeway::fuzz::datagram); }

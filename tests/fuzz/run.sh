@@ -8,14 +8,14 @@
 #   --seconds N     each target for so long (default 60); --runs N: for so many executions
 #   --seed N        the same inputs each time, with --runs (default: others each time)
 #   --jobs N        processes at once (default: one a core)
-#   TARGET          message manifest header index datagram sender receiver (default: all)
+#   TARGET          message manifest placement header index datagram sender receiver (default: all)
 #
 # What is found lies in build-fuzz/TARGET.found/, new inputs in build-fuzz/TARGET.corpus/.
 # tests/fuzz/run.sh --merge puts what adds coverage into tests/fuzz/corpus, as small as it can.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 
-all_targets=(message manifest header index datagram sender receiver)
+all_targets=(message manifest placement header index datagram sender receiver)
 limit=(-max_total_time=60)
 jobs=$(nproc)
 coverage=true
@@ -37,11 +37,12 @@ done
 [ "${#targets[@]}" -gt 0 ] || targets=("${all_targets[@]}")
 
 # The longest input: what is interesting is short.
-declare -A longest=([message]=600 [manifest]=400 [header]=500 [index]=400 [datagram]=160 [sender]=160 [receiver]=160)
+declare -A longest=([message]=600 [manifest]=400 [placement]=400 [header]=500 [index]=400 [datagram]=160 [sender]=160 [receiver]=160)
 # The files whose lines must be reached, and, where a file does other things too, the functions in it.
 declare -A under_test=(
   [message]='src/protocol/codec.cpp src/base/codec.hpp src/protocol/text.hpp'
   [manifest]='src/plan/manifest.cpp src/plan/copies.cpp src/plan/destination.cpp src/plan/boxes.cpp src/plan/strided.cpp src/plan/utf8.hpp'
+  [placement]='src/plan/placement.cpp'
   [header]='src/checkpoint/header.cpp src/checkpoint/header_listener.cpp src/checkpoint/json_events.cpp'
   [index]='src/checkpoint/index.cpp src/checkpoint/json_events.cpp'
   [datagram]='src/wire/socket.cpp src/wire/connection.cpp src/memory/host/region.cpp'
@@ -51,12 +52,13 @@ declare -A functions=([datagram]='receive_now|send_now|try_receive|try_send|stat
 # What never runs, or never because of what anybody else does, and so does not count:
 #  message   the hash over the spelling of all messages (schema) is worked out by the compiler, as is the least size of
 #            each type, which for_each_member_type is for
-#  manifest  BOOST_DESCRIBE_STRUCT declares functions (boost_*_descriptor_fn) of which only the types are looked at
+#  manifest, placement  BOOST_DESCRIBE_STRUCT declares functions (boost_*_descriptor_fn) of which only the types are looked at
 # What is left out by naming functions above, for datagram: connecting, and sends that wait, which need a loop and
 # have tests of their own in tests/wire; making regions, which takes nothing from anybody.
 declare -A excluded=(
   [message]='codec::detail::schema::|6schema3add|codec::schema_hash<|for_each_member_type'
-  [manifest]='boost_[a-z_]*descriptor_fn')
+  [manifest]='boost_[a-z_]*descriptor_fn'
+  [placement]='boost_[a-z_]*descriptor_fn')
 
 command -v clang++-19 >/dev/null || { echo 'tests/fuzz/run.sh: clang 19 is missing (clang-19)' >&2; exit 2; }
 . scripts/common.sh

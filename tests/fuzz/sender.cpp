@@ -42,13 +42,16 @@ class game {
     bool greeted = false, owes = false; ///< an `aborted`
     std::string group;
     std::uint32_t group_size = 0;
-    std::set<std::uint32_t> offered, mapped, answered;
+    std::set<std::uint32_t> offered, mapped_rings, answered;
     std::vector<hold> holds;                                ///< published and not given back
     std::uint64_t last_seq = 0, update = 0, unanswered = 0; ///< the update whose commit it has not answered
     std::uint32_t published = 0, released = 0;              ///< buckets of the update
     bool begun = false, accepted = false, decided = false, all_copied = false, commit = false,
          stopped = false;
     bool committed = false;
+    bool mapped = false, told = false, reads = false; ///< the tensors: accepted so, was told to, may do so
+    std::uint32_t next_bucket = 0;                    ///< none before it is still to be published
+    std::set<std::uint64_t> asked, unmapping;         ///< segments
     time_point commit_at{}, owes_at{}; ///< since when it has not answered the commit, has not said `aborted`
   };
   struct slot_content {
@@ -68,6 +71,7 @@ class game {
     s.slots = slots_;
     auto const how = from_.byte();
     s.max_peers = 1 + how % 5;
+    if (how & 0x40) s.max_handshakes = 2;
     if (how & 0x80) s.commit = 5s; // sooner than silence
     commit_limit_ = s.commit;
     return s;
@@ -76,7 +80,7 @@ class game {
   // ---- events ----
 
   void event() {
-    switch (from_.below(24)) {
+    switch (from_.below(28)) {
     case 0:
     case 1: return join();
     case 2: return leave();
@@ -104,6 +108,12 @@ class game {
     case 17:
     case 18:
     case 19: return work();
+    case 20: return source_ready();
+    case 21: return exported();
+    case 22: return retire();
+    case 23:
+      if (from_.below(16) == 15) flood();
+      return;
     default: return oblige();
     }
   }
@@ -122,6 +132,7 @@ class game {
     } catch (transfer_error const& e) {
       promise(e.code() == make_error_code(errc::busy), "a second one is refused");
     }
+    if (!source_asked_) machine_.source_ready(now_);
     machine_.packed(next_id_ + (std::uint64_t{1} << 40), now_);
     machine_.relayed(next_id_ + (std::uint64_t{1} << 40), now_);
     machine_.ring_ready(77, now_);
@@ -132,7 +143,44 @@ class game {
   void work() {
     if (!rings_wanted_.empty()) return ring_made(true);
     if (!copies_.empty()) return copied();
+    if (!exports_.empty()) return exported();
+    if (source_asked_ && !source_ready_) return source_ready();
     drain_done();
+  }
+
+  /// The tensors of the running update are ready.
+  void source_ready() {
+    if (!source_asked_ || std::exchange(source_ready_, true)) return;
+    machine_.source_ready(now_);
+  }
+
+  /// What somebody asked for was exported; it may no longer be wanted.
+  void exported() {
+    if (exports_.empty()) return;
+    auto const order = exports_.front();
+    exports_.pop_front();
+    auto const to = peers_.find(order.to);
+    bool const wanted = machine_.wants_parts(order.to, order.update);
+    promise(!wanted || (to != peers_.end() && to->second.begun && !to->second.accepted &&
+                        !to->second.stopped && order.update == update_ && !finished_),
+            "parts are for who decides about the update");
+  }
+
+  /// Words that move nothing, and no time between them.
+  void flood() {
+    if (peers_.empty()) return;
+    auto const id = any_peer();
+    for (int i = 0; i <= max_idle_messages; ++i) machine_.received(id, alive{update_}, now_);
+    settle();
+    promise(peers_.count(id) == 0, "who says nothing without end is dropped");
+  }
+
+  /// The memory of all that was placed so far is gone; or of what a running update does not use.
+  void retire() {
+    std::vector<std::uint64_t> ids{1};
+    if (!machine_.updating())
+      for (; first_segment_ < next_segment_; ++first_segment_) ids.push_back(first_segment_);
+    machine_.retire_segments(ids, now_);
   }
 
   /// One of the peers does what it is asked for, or nearly.
@@ -158,16 +206,49 @@ class game {
       if (badly) return say_to_machine(id, failed{p.unanswered, 32, "can\nnot"});
       return say_to_machine(id, committed{p.unanswered});
     }
+    if (!p.unmapping.empty() && how % 4 != 3) {
+      unmapped all;
+      if (how % 4 == 0)
+        all.segments.push_back(*p.unmapping.begin());
+      else
+        all.segments.assign(p.unmapping.begin(), p.unmapping.end());
+      return say_to_machine(id, all);
+    }
     if (!p.begun || p.stopped) return say_to_machine(id, alive{update_});
+    if (!p.decided && facts_.placement != 0 && how % 8 < 6) {
+      auto const& segments = facts_.segments;
+      auto const& one = segments[how / 8 % segments.size()];
+      switch (how % 8) {
+      case 0: return say_to_machine(id, need_placement{p.update});
+      case 1: return say_to_machine(id, need_segment{p.update, one.id, how / 32 % one.parts});
+      case 2: return say_to_machine(id, need_segment{p.update, one.id, how / 64 % 2 * segment_batch});
+      case 3: return say_to_machine(id, answer(p.update, false, how / 8 % 2 == 0 ? 43 : 0));
+      default: return say_to_machine(id, answer(p.update, true, 0));
+      }
+    }
     if (!p.decided) {
       if (how % 8 == 6) return say_to_machine(id, need_manifest{p.update});
       if (badly) return say_to_machine(id, refuse{p.update, 8, "no"});
       return say_to_machine(id, accept{p.update});
     }
     if (badly) return say_to_machine(id, abort_update{p.update, 1, "no\nmore"});
-    if (p.accepted && p.released == facts_.bucket_bytes.size() && !p.all_copied)
+    if (p.accepted && p.released == expected(p) && !p.all_copied && (!p.mapped || p.told))
       return say_to_machine(id, all_copied{p.update});
     say_to_machine(id, alive{p.update});
+  }
+
+  static accept answer(std::uint64_t update, bool mapped, std::uint16_t code) {
+    accept a(update);
+    a.mapped = mapped;
+    a.code = code;
+    if (code != 0) a.text = "not\nhere";
+    return a;
+  }
+
+  /// Buckets that it is to be published.
+  std::uint32_t expected(peer const& p) const {
+    if (!p.mapped) return static_cast<std::uint32_t>(facts_.bucket_bytes.size());
+    return static_cast<std::uint32_t>(std::count(facts_.needed.begin(), facts_.needed.end(), true));
   }
 
   hello good_hello(peer_id id, unsigned how) {
@@ -242,11 +323,23 @@ class game {
     facts_.ring = how & 1;
     facts_.bucket_bytes.resize(how / 2 % 8 == 7 ? 0 : how / 2 % 8 % 5);
     for (auto& bytes : facts_.bucket_bytes) bytes = 1 + how;
+    if (how & 0x80) {
+      auto const where = from_.byte();
+      facts_.placement = first_segment_;
+      facts_.only_mapped = where % 8 == 7;
+      if (where % 4 == 2) facts_.note = "some are elsewhere";
+      next_segment_ = first_segment_ + 2;
+      facts_.segments = {{first_segment_, 1}, {first_segment_ + 1, 40}};
+      for (std::size_t b = 0; b < facts_.bucket_bytes.size(); ++b)
+        facts_.needed.push_back((where / 8 >> b & 1) != 0);
+      if (where == 255) refuse_odd_facts();
+    }
     present_.clear();
     for (auto& [id, p] : peers_) {
       bool const owes = p.owes;
       p.begun = p.accepted = p.decided = p.all_copied = p.commit = p.committed = p.stopped = false;
-      p.published = p.released = 0;
+      p.mapped = p.told = p.reads = false;
+      p.published = p.released = p.next_bucket = 0;
       p.owes = owes;
       if (p.greeted) present_.insert(id);
     }
@@ -254,12 +347,27 @@ class game {
             "who was greeted is there");
     bucket_of_.clear();
     ready_seqs_.clear();
-    drain_said_ = source_free_ = false;
+    unmapped_only_.clear();
+    drain_said_ = source_free_ = source_asked_ = source_ready_ = false;
     streaming_ = false;
+    next_packed_ = 0;
     finished_ = false;
     update_ = machine_.begin_update(facts_, now_);
     promise(update_ > last_update_, "updates have numbers of their own");
     last_update_ = update_;
+  }
+
+  /// What is an error of the driver's is thrown at it, and nothing has begun.
+  void refuse_odd_facts() {
+    auto odd = facts_;
+    odd.needed.push_back(true);
+    try {
+      (void)machine_.begin_update(odd, now_);
+      promise(false, "a placement has its list of needed buckets");
+    } catch (transfer_error const& e) {
+      promise(e.code() == make_error_code(errc::invalid_argument) && !machine_.updating(),
+              "or nothing has begun");
+    }
   }
 
   void ring_made(bool good) {
@@ -347,7 +455,7 @@ class game {
   std::string words() { return from_.flip() ? "no\nroom" : ""; }
 
   protocol::message plausible() {
-    auto const kind = from_.below(12);
+    auto const kind = from_.below(16);
     switch (kind) {
     case 0: return ring_mapped{from_.below(8) == 7 ? 5 : from_.below(2)};
     case 1: return ring_refused{from_.below(2), 43, words()};
@@ -368,6 +476,14 @@ class game {
       if (from_.flip()) return committed{some_update()};
       return failed{some_update(), 32, words()};
     case 10: return abort_update{some_update(), 1, words()};
+    case 11: return answer(some_update(), from_.flip(), from_.flip() ? 43 : 0);
+    case 12: return need_placement{some_update()};
+    case 13: return need_segment{some_update(), first_segment_ + from_.below(3), from_.below(48)};
+    case 14: {
+      unmapped all;
+      for (unsigned n = from_.below(4); n > 0; --n) all.segments.push_back(1 + from_.below(8));
+      return all;
+    }
     default:
       switch (from_.below(4)) {
       case 0: return goodbye{0, words()};
@@ -381,11 +497,19 @@ class game {
   void say_to_machine(peer_id id, protocol::message const& m) {
     peer& p = peers_.at(id);
     if (auto const* r = std::get_if<ring_mapped>(&m)) {
-      if (p.offered.count(r->ring) && p.answered.insert(r->ring).second) p.mapped.insert(r->ring);
+      if (p.offered.count(r->ring) && p.answered.insert(r->ring).second) p.mapped_rings.insert(r->ring);
     } else if (auto const* not_mapped = std::get_if<ring_refused>(&m)) {
       p.answered.insert(not_mapped->ring);
     } else if (auto const* a = std::get_if<accept>(&m)) {
-      if (a->update == update_ && p.begun) p.accepted = p.decided = true;
+      if (a->update == update_ && p.begun && !p.decided && !p.stopped) {
+        p.accepted = p.decided = true;
+        p.mapped = a->mapped == 1;
+        skip(p);
+      }
+    } else if (auto const* want = std::get_if<need_segment>(&m)) {
+      if (p.begun && want->update == update_ && !p.decided && !p.owes) p.asked.insert(want->segment);
+    } else if (auto const* done = std::get_if<unmapped>(&m)) {
+      for (auto const segment : done->segments) p.unmapping.erase(segment);
     } else if (auto const* no = std::get_if<refuse>(&m)) {
       if (no->update == update_) p.decided = true;
     } else if (auto const* later = std::get_if<not_now>(&m)) {
@@ -395,6 +519,7 @@ class game {
       if (had != 0 && back->update == update_) ++p.released;
     } else if (auto const* all = std::get_if<all_copied>(&m)) {
       if (all->update == update_) p.all_copied = true;
+      if (all->update == update_ && !p.owes && !p.stopped) p.reads = false;
     } else if (auto const* c = std::get_if<committed>(&m)) {
       if (c->update == update_ && p.commit && !p.owes) p.committed = true; // who has given up has not
       p.unanswered = 0;
@@ -408,11 +533,16 @@ class game {
       p.unanswered = 0;
     } else if (auto const* over = std::get_if<aborted>(&m)) {
       if (over->update == p.update) {
-        p.owes = false;
+        p.owes = p.reads = false;
         p.holds.clear();
       }
     }
     machine_.received(id, m, now_);
+  }
+
+  /// Over buckets that a receiver which maps is not published.
+  void skip(peer& p) {
+    while (p.mapped && p.next_bucket < facts_.needed.size() && !facts_.needed[p.next_bucket]) ++p.next_bucket;
   }
 
   // ---- actions ----
@@ -442,6 +572,10 @@ class game {
     machine_.take(actions_);
     for (auto& a : actions_) std::visit([this](auto& what) { act(what); }, a);
     promise(machine_.updating() != finished_, "an update runs until it is finished");
+    promise(machine_.unmapping() ==
+                static_cast<std::size_t>(std::count_if(
+                    peers_.begin(), peers_.end(), [](auto const& p) { return !p.second.unmapping.empty(); })),
+            "who has not unmapped yet is counted");
   }
 
   void act(send_action::say& a) {
@@ -476,18 +610,45 @@ class game {
     promise(p.greeted && b.update == update_ && !p.begun, "begin once, to who was greeted");
     promise(!p.owes, "no begin before the last update has ended");
     promise(!streaming_, "who takes part is settled before the first bucket");
-    promise(b.buckets == facts_.bucket_bytes.size(), "begin says how many buckets there are");
+    promise(b.buckets == facts_.bucket_bytes.size() && b.placement == facts_.placement,
+            "begin says how many buckets there are, and where the tensors lie");
     p.begun = true;
     p.update = b.update;
   }
   void said(peer& p, manifest_follows const& m) {
     promise(p.begun && m.update == update_ && !p.decided, "a manifest for who asked, before its decision");
   }
+  void said(peer& p, placement_follows const& m) {
+    promise(p.begun && m.update == update_ && !p.decided && facts_.placement != 0,
+            "a placement for who asked, before its decision");
+  }
+  void said(peer& p, read_mapped const& m) {
+    promise(m.update == update_ && p.accepted && p.mapped && !p.stopped && !p.owes && !p.told,
+            "read_mapped once, to who has accepted so");
+    promise(source_ready_ && !source_free_ && !drain_said_, "while the tensors are ready");
+    if (!p.group.empty())
+      for (auto const& [id, other] : peers_)
+        promise(other.group != p.group || present_.count(id) == 0 || (other.accepted && !other.owes),
+                "to a group when all its members take part");
+    p.told = p.reads = true;
+  }
+  void said(peer& p, unmap const& m) {
+    promise(!m.segments.empty() && m.segments.size() <= max_unmap, "unmap names some, and not too many");
+    for (auto const segment : m.segments) {
+      promise(p.asked.erase(segment) == 1 && p.unmapping.insert(segment).second,
+              "what was asked for is wanted back once");
+      promise(finished_ || segment < facts_.placement || facts_.placement == 0, "and not while it is used");
+    }
+  }
   void said(peer& p, published const& b) {
     streaming_ = true;
     promise(b.update == update_ && p.accepted && !p.stopped && !p.owes, "buckets are for who accepted");
-    promise(p.mapped.count(b.ring) == 1, "and mapped the ring");
-    promise(b.bucket == p.published++, "buckets come in order, each once");
+    promise(p.mapped_rings.count(b.ring) == 1, "and mapped the ring");
+    promise(b.bucket == p.next_bucket++,
+            "buckets come in order, each once, and to who maps only what it needs");
+    skip(p);
+    ++p.published;
+    promise(p.mapped || unmapped_only_.count(b.seq) == 0, "who does not map gets whole buckets");
     promise(b.seq > p.last_seq, "seq grows");
     p.last_seq = b.seq;
     promise(bucket_of_.count(b.seq) == 1 && bucket_of_[b.seq] == b.bucket, "a filling is of one bucket");
@@ -501,8 +662,10 @@ class game {
   }
   void said(peer& p, commit const& c) {
     promise(c.update == update_ && !p.commit && !p.stopped, "commit once");
-    promise(p.all_copied && p.accepted && p.released == facts_.bucket_bytes.size() && p.holds.empty(),
+    promise(p.all_copied && p.accepted && p.released == expected(p) && p.holds.empty(),
             "commit only after all buckets were released and all_copied was said");
+    promise(!p.mapped || (p.told && !p.reads), "and the tensors were read");
+    promise(!facts_.only_mapped || p.mapped, "on the mapped route, where no other is allowed");
     if (!p.group.empty())
       for (auto const& [id, other] : peers_)
         promise(other.group != p.group || !other.begun || other.all_copied,
@@ -530,8 +693,12 @@ class game {
   }
   void act(send_action::pack& a) {
     promise(!drain_said_ && !source_free_, "nothing is packed after drain or source_free");
-    promise(bucket_of_.size() == a.bucket && bucket_of_.emplace(a.seq, a.bucket).second,
+    promise((facts_.placement != 0 ? a.bucket >= next_packed_ : a.bucket == next_packed_) &&
+                bucket_of_.emplace(a.seq, a.bucket).second,
             "each is packed once");
+    next_packed_ = a.bucket + 1;
+    if (a.unmapped_only) unmapped_only_.insert(a.seq);
+    promise(!a.unmapped_only || facts_.needed.at(a.bucket), "what nobody needs is not packed");
     promise(a.seq > last_packed_, "in the order of seq");
     last_packed_ = a.seq;
     fill(facts_.ring, a.slot, a.seq);
@@ -546,8 +713,19 @@ class game {
     fill(host_ring, a.to, a.seq);
     copies_.push_back({true, a.seq, a.from, a.to});
   }
-  void act(send_action::await_source&) { promise(false, "no placement was announced"); }
-  void act(send_action::send_parts&) { promise(false, "no placement was announced"); }
+  void act(send_action::await_source&) {
+    promise(facts_.placement != 0 && !std::exchange(source_asked_, true), "the tensors are waited for once");
+  }
+  void act(send_action::send_parts& a) {
+    auto const& p = peers_.at(a.to);
+    promise(p.begun && !p.decided && !p.stopped && a.update == update_, "parts are for who decides");
+    bool found = false;
+    for (auto const& one : facts_.segments)
+      found = found || (one.id == a.segment && a.count > 0 && a.count <= segment_batch &&
+                        a.first < one.parts && a.count <= one.parts - a.first);
+    promise(found, "and of the update's placement, a batch at a time");
+    exports_.push_back(a);
+  }
   void act(send_action::drop& a) {
     promise(one_line(a.text), "a drop has one line");
     if (joining_ == a.peer && !peers_.count(a.peer)) {
@@ -560,6 +738,7 @@ class game {
   void act(send_action::source_free&) {
     promise(!std::exchange(source_free_, true), "source_free once");
     for (auto const& c : copies_) promise(c.relay, "the source is free when no pack runs");
+    nobody_reads();
   }
   void act(send_action::drain&) {
     promise(!std::exchange(drain_said_, true), "drain once");
@@ -569,10 +748,12 @@ class game {
     promise(source_free_, "source_free before finished");
     promise(copies_.empty() && !drain_wanted_, "no copy runs when the update is finished");
     promise(one_line(f.text), "its reason is one line");
+    nobody_reads();
     promise(f.results.size() == present_.size(), "one result for each receiver that was there");
     for (auto const& r : f.results) {
       promise(present_.erase(r.peer) == 1 && one_line(r.text) && one_line(r.name), "results are about them");
       bool const is_there = peers_.count(r.peer) == 1;
+      promise(!r.mapped || facts_.placement != 0, "nobody maps what is not placed");
       if (r.what == outcome::committed)
         promise(!is_there || peers_[r.peer].committed, "who is reported as committed has said so");
       else if (is_there)
@@ -584,12 +765,19 @@ class game {
     finished_ = true;
   }
 
+  void nobody_reads() const {
+    for (auto const& [id, p] : peers_)
+      promise(!p.reads, "the tensors are free when nobody who is there reads them");
+  }
+
   void wind_down() {
     for (unsigned i = 0; machine_.updating(); ++i) {
       promise(i < 200, "every update comes to its end");
       auto const before = now_;
       while (!rings_wanted_.empty()) ring_made(true), settle();
       while (!copies_.empty()) copied(), settle();
+      while (!exports_.empty()) exported(), settle();
+      source_ready();
       drain_done();
       settle();
       if (!machine_.updating()) break;
@@ -628,6 +816,11 @@ class game {
   std::set<std::uint64_t> ready_seqs_;
   bool drain_said_ = false, drain_wanted_ = false, source_free_ = false, streaming_ = false;
   bool finished_ = true;
+  bool source_asked_ = false, source_ready_ = false;
+  std::uint32_t next_packed_ = 0;
+  std::set<std::uint64_t> unmapped_only_;              ///< fillings that only who maps can use
+  std::uint64_t first_segment_ = 2, next_segment_ = 2; ///< where the tensors lie now
+  std::deque<send_action::send_parts> exports_;
 };
 
 /// Any steps of a ledger, also those that are its driver's error, beside the plainest books.
