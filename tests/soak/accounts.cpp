@@ -111,6 +111,8 @@ void conductor::print(std::FILE* to) const {
       number(counted_.settled));
   list("outcomes", counted_.outcomes);
   list("given as", counted_.ways);
+  list("tensors in shared memory", counted_.memories);
+  list("committed by route", counted_.routes);
   list("taken into", counted_.styles);
   list("faults", counted_.faults);
   list("sends that failed", counted_.errors);

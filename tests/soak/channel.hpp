@@ -42,6 +42,8 @@ enum class verb : std::uint8_t {
 
 /// How a sender gives an update's tensors.
 enum class way : std::uint8_t { views, prepared, started, source, writer, count };
+/// Which of them lie in memory that receivers can map.
+enum class sharing : std::uint8_t { none, partly, all, count };
 /// Where a receiver puts them.
 enum class style : std::uint8_t { whole, boxes, shard, subset, buckets, count };
 /// What goes wrong, or is decided.
@@ -69,6 +71,9 @@ struct order {
   std::uint64_t layout = 0;
   bool partial = false; ///< the update leaves tensors out
   way how = way::views;
+  sharing shared = sharing::none;
+  bool moves = false;   ///< the tensors lie elsewhere in their memory than in the update before
+  bool release = false; ///< afterwards the sender wants its memory back
   style into = style::whole;
   fault goes_wrong = fault::none;
   moment when = moment::announced;
@@ -97,6 +102,7 @@ enum class tell : std::uint8_t {
 struct peer_line {
   words<24> name;
   std::uint8_t what = 0; ///< ropeway::outcome
+  std::uint8_t way = 0;  ///< ropeway::route
   bool holds = false;
   std::uint64_t version = 0;
   words<160> text;

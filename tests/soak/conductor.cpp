@@ -26,6 +26,10 @@ char const* name(way what) {
   static constexpr std::array names{"views", "prepared", "started", "source", "writer"};
   return names[static_cast<std::size_t>(what)];
 }
+char const* name(sharing what) {
+  static constexpr std::array names{"none", "some", "all"};
+  return names[static_cast<std::size_t>(what)];
+}
 char const* name(style what) {
   static constexpr std::array names{"whole", "boxes", "shard", "subset", "buckets"};
   return names[static_cast<std::size_t>(what)];

@@ -33,6 +33,7 @@ inline constexpr milliseconds long_silence = std::chrono::seconds(20) * slow;
 inline constexpr milliseconds short_silence = std::chrono::seconds(2) * slow;
 
 char const* name(way what);
+char const* name(sharing what);
 char const* name(style what);
 char const* name(fault what);
 char const* name(moment what);
@@ -84,7 +85,7 @@ struct row {
 struct counts {
   std::uint64_t updates = 0, layouts = 0, rings = 0, senders = 0, receivers = 0;
   std::uint64_t bytes_sent = 0, bytes_compared = 0, buckets = 0, checks = 0, held = 0, settled = 0;
-  std::map<std::string, std::uint64_t> outcomes, faults, ways, styles, errors;
+  std::map<std::string, std::uint64_t> outcomes, faults, ways, styles, memories, routes, errors;
 };
 
 class conductor {
@@ -130,12 +131,17 @@ class conductor {
   void carry_out(order const& to_sender);
   void judge(order const& to_sender);
   void judge_receiver(child& who, peer_line const* line, order const& to_sender);
+  /// It allows the mapped route only, so that an update may be refused: what has no bytes in shared memory,
+  /// or is taken bucket by bucket.
+  bool may_find_no_way(child const& who) const;
   bool must_commit(child const& who, order const& to_sender) const;
 
   // ---- modes ----
   void run_random();
   void random_update(chance& luck);
   void plan_sender(order& to_sender, chance& luck);
+  /// Where the sender's tensors lie.
+  void plan_memory(order& to_sender, chance& luck);
   void plan_receiver(child& who, order const& to_sender, chance& luck);
   void run_flat();
   void run_restarts();

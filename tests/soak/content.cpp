@@ -237,6 +237,12 @@ void telling_numbers(dtype type, std::uint64_t seed, std::span<std::byte> out) {
 
 } // namespace
 
+std::uint64_t hash_of(std::string_view text) noexcept {
+  std::uint64_t value = 0;
+  for (char const c : text) value = scramble(value ^ static_cast<unsigned char>(c));
+  return value;
+}
+
 std::uint64_t mix(std::initializer_list<std::uint64_t> parts) noexcept {
   std::uint64_t state = 0x9e3779b97f4a7c15U;
   for (auto const part : parts) state = scramble(state + 0x9e3779b97f4a7c15U + part);

@@ -7,6 +7,7 @@
 #include <initializer_list>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "ropeway/tensor.hpp"
@@ -31,6 +32,8 @@ class chance {
  private:
   std::uint64_t state_;
 };
+
+std::uint64_t hash_of(std::string_view text) noexcept;
 
 /// How a source's elements lie in the sender's memory.
 enum class lie : std::uint8_t { plain, transposed, every_second_row, reversed, backwards, repeated, tied };

@@ -9,7 +9,10 @@ namespace ropeway::soak {
 namespace {
 
 constexpr std::uint64_t even_layouts = 6; // more than either side keeps the plans of
-constexpr std::uint64_t warm_updates = 50, warm_rounds = 10;
+/// After so many updates each layout was sent five times, and what both sides keep of the last few is the
+/// same again.
+constexpr std::uint64_t cycle = 5 * even_layouts;
+constexpr std::uint64_t warm_updates = 4 * cycle, warm_rounds = 20;
 
 /// Later senders give lower numbers: a version is a label inside a sender instance.
 std::uint64_t version_of(std::uint32_t instance, std::uint64_t update) {
@@ -25,6 +28,8 @@ order conductor::plain_order(std::uint64_t layout, way how) {
   now.version = version_of(instance_, update_);
   now.layout = layout;
   now.how = how;
+  // Memory of a device is mapped as it is; at random, plan_memory() decides.
+  if (of_.how != mode::random && !of_.where.is_cuda()) now.shared = static_cast<sharing>(layout % 3);
   return now;
 }
 
@@ -73,6 +78,16 @@ void conductor::plan_receiver(child& who, order const& to_sender, chance& luck) 
   if (now.when == moment::committing) now.into = style::buckets;
 }
 
+void conductor::plan_memory(order& now, chance& luck) {
+  if (of_.where.is_cuda()) return;
+  now.shared = static_cast<sharing>(luck.below(static_cast<std::uint64_t>(sharing::count)));
+  now.moves = luck.one_in(3);
+  bool const quiet = now.goes_wrong == fault::none && std::ranges::all_of(receivers_, [](auto const& one) {
+                       return one->now.goes_wrong == fault::none;
+                     });
+  now.release = quiet && luck.one_in(4);
+}
+
 void conductor::random_update(chance& luck) {
   if (!sender_ || sender_->gone) {
     sender_.reset();
@@ -118,6 +133,7 @@ void conductor::random_update(chance& luck) {
                                static_cast<way>(luck.below(static_cast<std::uint64_t>(way::count))));
   plan_sender(to_sender, luck);
   for (auto& one : receivers_) plan_receiver(*one, to_sender, luck);
+  plan_memory(to_sender, luck);
   carry_out(to_sender);
 }
 
@@ -144,7 +160,9 @@ void conductor::send_plainly(std::uint64_t layout, way how) {
   ++update_;
   settle();
   for (auto& one : receivers_) take_plainly(*one);
-  carry_out(plain_order(layout, how));
+  auto to_sender = plain_order(layout, how);
+  to_sender.release = of_.how == mode::flat && update_ % (5 * cycle) == 1; // long before the next look
+  carry_out(to_sender);
 }
 
 void conductor::run_flat() {
@@ -157,7 +175,7 @@ void conductor::run_flat() {
     send_plainly(1 + n / 5 % even_layouts, static_cast<way>(n % 5));
     if (update_ % every_ == 0) take_samples(update_);
     if (update_ < warm_updates) continue;
-    if (update_ == warm_updates || update_ % 10 == 0 || update_ == of_.updates) {
+    if (update_ == warm_updates || update_ % cycle == 0) {
       compare_samples(*sender_, 0);
       for (auto& one : receivers_) compare_samples(*one, 0);
     }

@@ -25,15 +25,20 @@ void conductor::check_list(answer const& list) {
   }
 }
 
+bool conductor::may_find_no_way(child const& who) const {
+  return route_of(of_.seed, who.name, of_.how != mode::random) == route_choice::mapped;
+}
+
 /// No fault, of its own or of anybody whom it depends on, keeps this receiver from committing.
 bool conductor::must_commit(child const& who, order const& to_sender) const {
   if (to_sender.goes_wrong != fault::none || who.late) return false;
   if (who.now.goes_wrong != fault::none && who.now.goes_wrong != fault::nap) return false;
   if (who.now.into == style::whole && to_sender.partial) return false; // refused: something is missing
+  if (may_find_no_way(who)) return false;
   if (!who.grouped()) return true;
   auto const mate = std::ranges::find_if(
       receivers_, [&](auto const& one) { return one->grouped() && one->slot != who.slot; });
-  return mate != receivers_.end() && !(*mate)->late &&
+  return mate != receivers_.end() && !(*mate)->late && !may_find_no_way(**mate) &&
          ((*mate)->now.goes_wrong == fault::none || (*mate)->now.goes_wrong == fault::nap) &&
          !((*mate)->now.into == style::whole && to_sender.partial);
 }
@@ -63,6 +68,8 @@ void conductor::judge_receiver(child& who, peer_line const* line, order const& t
   auto const what = static_cast<outcome>(line->what);
   auto const said = std::string(ropeway::name(what)) + " (" + std::string(line->text.view()) + ")";
   ++counted_.outcomes[std::string(ropeway::name(what))];
+  if (what == outcome::committed)
+    ++counted_.routes[std::string(ropeway::name(static_cast<route>(line->way)))];
   if (what == outcome::unconfirmed) { // settle() compares it with the next hello
     who.unconfirmed = told;
     return;
@@ -74,7 +81,8 @@ void conductor::judge_receiver(child& who, peer_line const* line, order const& t
   if (what != outcome::committed && committed) complain("has committed and is reported as " + said);
   if (must_commit(who, to_sender) && what != outcome::committed)
     complain("had no reason not to commit and is reported as " + said + "; it says: " + why);
-  bool const alone = to_sender.goes_wrong == fault::none && !who.late && !who.grouped();
+  bool const alone =
+      to_sender.goes_wrong == fault::none && !who.late && !who.grouped() && !may_find_no_way(who);
   if (!alone) return;
   auto const only = [&](std::initializer_list<outcome> these) {
     if (std::ranges::find(these, what) == these.end())
@@ -122,6 +130,8 @@ void conductor::judge(order const& to_sender) {
   }
   if (!lines.empty()) throw wrong(lines.begin()->first + " stands in the report and is no receiver of ours");
   ++counted_.ways[name(to_sender.how)];
+  ++counted_.memories[to_sender.release ? std::string(name(to_sender.shared)) + ", wanted back"
+                                        : name(to_sender.shared)];
   if (to_sender.goes_wrong != fault::none)
     ++counted_.faults[std::string("sender: ") + name(to_sender.goes_wrong)];
   if (sender_->gone) return;
@@ -157,7 +167,8 @@ std::string conductor::orders_in_words() const {
   };
   text << "update " << to_sender_.update << ", version " << to_sender_.version << ", layout "
        << to_sender_.layout << (to_sender_.partial ? " in part" : "") << ", as " << name(to_sender_.how)
-       << "; sender: ";
+       << ", in shared memory " << name(to_sender_.shared) << (to_sender_.moves ? ", moved" : "")
+       << (to_sender_.release ? ", wanted back" : "") << "; sender: ";
   add(to_sender_);
   for (auto const& one : receivers_) {
     text << "; " << one->name << (one->late ? " (late)" : "") << " into " << name(one->now.into) << ": ";

@@ -180,6 +180,13 @@ struct follower {
     options.handshake_limit(patient(std::chrono::seconds(10)))
         .silence_limit(milliseconds(100))
         .watched_by(&watches);
+    options.use_route(route_of(as.seed, as.name, as.even));
+    chance luck(mix({as.seed, 8, hash_of(as.name)}));
+    if (luck.one_in(4)) {
+      copy_pace slow;
+      slow.bytes_per_second(luck.between(20, 400) << 20);
+      options.pace(slow);
+    }
     if (!as.group.empty()) options.group(as.group).group_size(as.group_size);
     from.emplace(on, options);
     idle.set();
@@ -469,6 +476,14 @@ awaitable<void> obey(follower& self) {
 }
 
 } // namespace
+
+route_choice route_of(std::uint64_t seed, std::string const& name, bool even) {
+  if (even) return route_choice::automatic;
+  chance luck(mix({seed, 7, hash_of(name)}));
+  auto const dice = luck.below(8);
+  if (dice < 2) return route_choice::staged;
+  return dice == 2 ? route_choice::mapped : route_choice::automatic;
+}
 
 int follow(role const& as) {
   return run_process([&] {

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "ropeway/report.hpp"
 #include "ropeway/tensor.hpp"
 
 namespace ropeway::soak {
@@ -24,6 +25,8 @@ struct role {
   std::uint32_t group_size = 0;
   device where;
 };
+/// Which way a receiver lets updates come: any, and in a random soak sometimes one only. By its name.
+route_choice route_of(std::uint64_t seed, std::string const& name, bool even);
 int lead(role const& as);   ///< the sender's process
 int follow(role const& as); ///< a receiver's
 

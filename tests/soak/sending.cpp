@@ -31,6 +31,18 @@ class block {
     memory_ = kind_->allocate(at);
   }
 
+  /// Before fill(): where the tensors lie from now on. What lies in shared memory is to be shared with every
+  /// new sender.
+  void lie_in(sharing how, std::uint64_t shift) {
+    if (how != sharing::none && !shared_) shared_ = shared_memory::make(staging_.size() + most_shift);
+    if (how != how_ || shift != shift_) prepared = {};
+    how_ = how, shift_ = shift;
+  }
+  void share_with(sender& to, std::uint64_t number) {
+    if (how_ == sharing::none || std::exchange(shared_with_, number) == number) return;
+    to.share(shared_);
+  }
+
   layout const& what() const { return what_; }
   void fill(std::uint64_t seed, std::uint64_t update) {
     for (std::uint32_t i = 0; i < what_.tensors.size(); ++i) {
@@ -38,23 +50,38 @@ class block {
       make_source(seed, update, what_, i, image_);
       lay_out(what_.tensors[i], image_, staging_.data() + at_[i]);
     }
-    kind_->write(memory_.get(), staging_);
+    write();
   }
   /// The trainer goes on: what is read from now on is wrong.
   void overwrite() {
     std::ranges::fill(staging_, std::byte{0xee});
-    kind_->write(memory_.get(), staging_);
+    write();
   }
   std::vector<tensor_view> views(std::vector<bool> const& sent) const {
     std::vector<tensor_view> all;
     for (std::uint32_t i = 0; i < what_.tensors.size(); ++i)
-      if (sent[i]) all.push_back(source_view(what_.tensors[i], memory_.get() + at_[i], kind_->where()));
+      if (sent[i]) all.push_back(source_view(what_.tensors[i], base_of(i) + at_[i], kind_->where()));
     return all;
   }
 
   prepared_tensors prepared; ///< all of them, by the sender of now
 
+  static constexpr std::uint64_t most_shift = 1024;
+
  private:
+  void write() {
+    kind_->write(memory_.get(), staging_);
+    if (how_ != sharing::none) std::ranges::copy(staging_, shared_.data() + shift_);
+  }
+  std::byte* base_of(std::uint32_t i) const {
+    if (what_.tensors[i].how == lie::tied) i = what_.tensors[i].tied_to;
+    bool const mapped = how_ == sharing::all || (how_ == sharing::partly && i % 2 == 0);
+    return mapped ? shared_.data() + shift_ : memory_.get();
+  }
+
+  shared_memory shared_;
+  sharing how_ = sharing::none;
+  std::uint64_t shift_ = 0, shared_with_ = 0;
   layout what_;
   std::shared_ptr<memory_kind> kind_;
   std::vector<std::uint64_t> at_;
@@ -158,6 +185,7 @@ struct leader {
   moves watches;
   std::shared_ptr<memory_kind> kind;
   std::deque<std::unique_ptr<block>> blocks; // the last one is the newest
+  std::uint64_t sharings = 0;                // of new senders, and of those that have released all
   std::optional<sender> to;                  // after what it calls and reads
 
   block& block_for(std::uint64_t number) {
@@ -180,6 +208,7 @@ void open(leader& self, order const& how) {
   options.bucket_bytes(how.bucket_bytes).slots(how.slots).watched_by(&self.watches);
   options.silence_limit(milliseconds(how.silence_ms));
   self.to.emplace(self.executor, self.is.path, options);
+  ++self.sharings;
   for (auto& one : self.blocks) one->prepared = {};
   say_only(tell::opened);
 }
@@ -248,6 +277,8 @@ awaitable<answer> send(leader& self, order now) {
   said.what = tell::report;
   said.update = now.update;
   auto& from = self.block_for(now.layout);
+  from.lie_in(now.shared, now.moves ? 64 * (now.update % 16) : 0);
+  from.share_with(*self.to, self.sharings);
   if (now.how != way::source && now.how != way::writer) from.fill(self.is.seed, now.update);
   attempt<send_report> end;
   self.strikes.arm(now);
@@ -257,6 +288,10 @@ awaitable<answer> send(leader& self, order now) {
   if (now.how != way::source && now.how != way::writer) from.overwrite();
   if (now.goes_wrong == fault::kill) self.strikes.strike();
   self.strikes.disarm();
+  if (now.release) {
+    co_await self.to->release_memory();
+    ++self.sharings;
+  }
   said.code = end.error.value();
   said.category = end.error ? end.error.category().name() : "";
   said.text = end.text;
@@ -269,6 +304,7 @@ awaitable<answer> send(leader& self, order now) {
       auto& line = said.lines[said.peers++];
       line.name = one.name.substr(0, one.name.find(' '));
       line.what = static_cast<std::uint8_t>(one.what);
+      line.way = static_cast<std::uint8_t>(one.way);
       line.text = one.text;
     }
   }
