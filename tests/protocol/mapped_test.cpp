@@ -455,6 +455,38 @@ TEST_CASE("a receiver that maps gets the placement, its segments in batches, and
   CHECK(b.done() == lines(say(committed{1})));
 }
 
+TEST_CASE("all that is said about a steady mapped update is less than 1 KiB") {
+  mapping_receiver b;
+  std::size_t bytes = 0;
+  std::vector<std::byte> encoded;
+  auto const count = [&](message const& what) {
+    encode(what, encoded);
+    bytes += encoded.size();
+  };
+  auto const count_said = [&] {
+    for (auto const& action : b.machine.take())
+      if (auto const* said = std::get_if<receive_action::say>(&action)) count(said->what);
+  };
+  auto const hears = [&](message const& what) {
+    count(what);
+    b.hears(what);
+  };
+  begin next = b.begin_of(1, 2);
+  next.placement = 9;
+  count(next); // heard in the constructor
+  b.machine.placement_known({false, false}, b.now);
+  b.accept_mapped();
+  hears(read_mapped{1});
+  b.machine.mapped_read(b.now);
+  hears(protocol::commit{1});
+  count_said();
+  b.machine.commit_done(b.now);
+  count_said();
+  CHECK(bytes > 100);
+  CHECK(bytes <= 1024);
+  MESSAGE("bytes of messages in a steady mapped update, both ways: " << bytes);
+}
+
 TEST_CASE("a receiver that maps is published only the buckets that hold what is not mapped") {
   mapping_receiver b;
   b.machine.placement_known({false, true}, b.now);
