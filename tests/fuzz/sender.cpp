@@ -80,7 +80,7 @@ class game {
   // ---- events ----
 
   void event() {
-    switch (from_.below(28)) {
+    switch (from_.below(27)) {
     case 0:
     case 1: return join();
     case 2: return leave();
@@ -111,9 +111,6 @@ class game {
     case 20: return source_ready();
     case 21: return exported();
     case 22: return retire();
-    case 23:
-      if (from_.below(16) == 15) flood();
-      return;
     default: return oblige();
     }
   }
@@ -164,15 +161,6 @@ class game {
     promise(!wanted || (to != peers_.end() && to->second.begun && !to->second.accepted &&
                         !to->second.stopped && order.update == update_ && !finished_),
             "parts are for who decides about the update");
-  }
-
-  /// Words that move nothing, and no time between them.
-  void flood() {
-    if (peers_.empty()) return;
-    auto const id = any_peer();
-    for (int i = 0; i <= max_idle_messages; ++i) machine_.received(id, alive{update_}, now_);
-    settle();
-    promise(peers_.count(id) == 0, "who says nothing without end is dropped");
   }
 
   /// The memory of all that was placed so far is gone; or of what a running update does not use.
