@@ -80,7 +80,7 @@ class game {
   // ---- events ----
 
   void event() {
-    switch (from_.below(27)) {
+    switch (from_.below(28)) {
     case 0:
     case 1: return join();
     case 2: return leave();
