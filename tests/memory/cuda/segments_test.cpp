@@ -220,7 +220,6 @@ TEST_CASE("finding an allocation leaves the context alone and allocates nothing"
 TEST_CASE("another process maps allocations side by side, and keeps them") {
   kit& g = kit::device(0);
   (void)peer().let_go();
-  auto const before = free_bytes();
   std::vector<std::byte> content;
   {
     chunks const run(g, {4 * mib, 2 * mib, 6 * mib});
@@ -240,9 +239,10 @@ TEST_CASE("another process maps allocations side by side, and keeps them") {
   auto answer = peer().look_again();
   CHECK(answer.error == "");
   CHECK(answer.hash == hash_of(content));
-  CHECK(free_bytes() < before);
+  // Other processes come and go meanwhile, so only what changes here and now counts.
+  auto const held = free_bytes();
   CHECK(peer().let_go().error == "");
-  CHECK(free_bytes() == before);
+  CHECK(free_bytes() >= held + 12 * mib);
 }
 
 TEST_CASE("a chunk that is freed and made anew has another identity, and only the new one is exported") {
