@@ -134,7 +134,8 @@ class backend {
   /// loop. Thread-safe, as are the next four.
   virtual std::shared_ptr<prepared_copies const> prepare(std::span<copy_op const> ops);
 
-  /// Where an address lies. Cheap, and it allocates nothing: asked for every allocation in every update.
+  /// Where an address lies; of another device's memory only that: `where` says whom to ask. Cheap, and it
+  /// allocates nothing: asked for every allocation in every update.
   virtual allocation find_allocation(std::byte const* address) const noexcept;
   /// What lets a peer map it. Throws transfer_error(not_reachable) if that can't be. Slow (1 ms): off the
   /// loop.

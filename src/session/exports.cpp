@@ -49,9 +49,10 @@ exports::known exports::look_up(std::byte* address, device where) {
   try {
     one.backend = memory_->get(where);
     one.what = one.backend->find_allocation(address);
-    // A backend knows all devices of the process; the segment is the one's that it lies on.
-    if (one.what.kind != memory::part_kind::none && one.what.where != where)
+    if (one.what.where.is_cuda() && one.what.where != where) { // not where the view says
       one.backend = memory_->get(one.what.where);
+      one.what = one.backend->find_allocation(address);
+    }
   } catch (std::exception const&) {
     one.what = {};
     one.what.why_not = "on a device that can't be asked";

@@ -290,6 +290,9 @@ allocation find_allocation(gpu const& owner, std::byte const* address) noexcept 
   if (seen.pool) return found;
   found.why_not = "memory of no single device";
   if (seen.ordinal < 0) return found;
+  // Its allocation is found, and exported, in a context of its own device only.
+  found.why_not = "memory of another GPU";
+  if (seen.ordinal != owner.ordinal()) return found;
   found.why_not = "a reserved address that nothing is mapped to";
   if (seen.mapped == 0 || seen.identity == 0) return found;
   if (seen.legacy == 0) {
