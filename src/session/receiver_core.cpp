@@ -1160,24 +1160,23 @@ void receiver_core::accept_into(std::shared_ptr<load_operation> const& load) {
   }
   mapping_.emplace();
   mapping_->load = load;
+  mapping_->wanted.resize(load->placement->segments.size());
+  for (std::uint32_t i = 0; i < load->placement->tensors.size(); ++i)
+    if (auto const& one = load->placement->tensors[i]; one.mapped() && load->part->scatter.wants(i))
+      mapping_->wanted[one.segment] = true;
   map_next_segment();
 }
 
-/// Whether a segment of the load's placement is mapped, or not needed here.
-bool receiver_core::is_mapped(load_operation const& load, std::size_t segment) const {
-  auto const& placement = *load.placement;
-  if (auto const at = segments_.find(placement.segments[segment].id); at != segments_.end()) {
-    // Offsets were checked against what the placement says; one that says more than there is must not be
-    // read.
-    if (at->second->size() == placement.segments[segment].bytes) return true;
-    throw transfer_error(errc::bad_region,
-                         "segment " + std::to_string(placement.segments[segment].id) + " has " +
-                             std::to_string(at->second->size()) + " bytes, not the " +
-                             std::to_string(placement.segments[segment].bytes) + " that the placement says");
-  }
-  for (std::uint32_t i = 0; i < placement.tensors.size(); ++i)
-    if (placement.tensors[i].segment == segment && load.part->scatter.wants(i)) return false;
-  return true;
+/// Whether the next segment of the placement is mapped, or not needed here.
+bool receiver_core::is_mapped() const {
+  auto const& said = mapping_->load->placement->segments[mapping_->segment];
+  auto const at = segments_.find(said.id);
+  if (at == segments_.end()) return !mapping_->wanted[mapping_->segment];
+  // Offsets were checked against what the placement says; what says more than there is must not be read.
+  if (at->second->size() == said.bytes) return true;
+  throw transfer_error(errc::bad_region, "segment " + std::to_string(said.id) + " has " +
+                                             std::to_string(at->second->size()) + " bytes, not the " +
+                                             std::to_string(said.bytes) + " that the placement says");
 }
 
 /// Asks for what is missing; when nothing is, the copies are prepared.
@@ -1186,7 +1185,7 @@ void receiver_core::map_next_segment() {
   auto const& segments = load->placement->segments;
   try {
     if (mapping_->next_part == 0)
-      while (mapping_->segment < segments.size() && is_mapped(*load, mapping_->segment)) ++mapping_->segment;
+      while (mapping_->segment < segments.size() && is_mapped()) ++mapping_->segment;
   } catch (...) {
     drop_mapping();
     return accept_unmapped(load,
@@ -1276,12 +1275,7 @@ void receiver_core::prepare_copies(std::shared_ptr<load_operation> const& load) 
     auto ops = std::make_shared<std::vector<memory::copy_op>>();
     for (std::uint32_t i = 0; i < placement.tensors.size(); ++i) {
       if (!placement.tensors[i].mapped() || !load->part->scatter.wants(i)) continue;
-      auto const& said = placement.segments[placement.tensors[i].segment];
-      auto const& segment = *segments_.at(said.id);
-      if (segment.size() < said.bytes) // mapped for another placement, when it was said to be smaller
-        throw transfer_error(errc::bad_region, "segment " + std::to_string(said.id) + " has " +
-                                                   std::to_string(segment.size()) + " bytes, not the " +
-                                                   std::to_string(said.bytes) + " that are announced now");
+      auto const& segment = *segments_.at(placement.segments[placement.tensors[i].segment].id);
       load->part->scatter.ops_for_source(
           i, placement.view(i, *load->manifest, segment.data(), segment.where()), *ops);
     }

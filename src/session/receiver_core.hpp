@@ -148,7 +148,7 @@ class receiver_core : public std::enable_shared_from_this<receiver_core> {
   // Reading the sender's own tensors.
   /// Accepts a load into destinations, once what it reads is mapped.
   void accept_into(std::shared_ptr<load_operation> const& load);
-  bool is_mapped(load_operation const& load, std::size_t segment) const;
+  bool is_mapped() const;
   void map_next_segment();
   void segment_mapped(std::shared_ptr<load_operation> const& load, std::shared_ptr<memory::region> region);
   void prepare_copies(std::shared_ptr<load_operation> const& load);
@@ -234,7 +234,8 @@ class receiver_core : public std::enable_shared_from_this<receiver_core> {
   /// The mapping that the offered load waits for.
   struct mapping_job {
     std::shared_ptr<load_operation> load;
-    std::size_t segment = 0; // index
+    std::vector<bool> wanted; // segments that a destination takes something of
+    std::size_t segment = 0;  // index of the next
     std::uint32_t next_part = 0;
     std::shared_ptr<memory::segment_importer> importer;
     std::vector<memory::part_handle> parts; // of the batch that arrives

@@ -447,7 +447,8 @@ TEST_CASE("doctor finds nothing bad here, and a transfer that works; bench times
   bool tried = false;
   for (auto const& one : findings) {
     CHECK(one.at("level").as_string() != "bad");
-    if (one.at("about").as_string() == "host to host") tried = one.at("said").as_string().starts_with("host route");
+    if (one.at("about").as_string() == "host to host")
+      tried = one.at("said").as_string().starts_with("host route");
   }
   CHECK(tried);
   auto const words = testing::run({"doctor", "--no-trials", "--socket", "/proc/weights.sock"});
