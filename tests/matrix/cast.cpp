@@ -87,6 +87,18 @@ struct belongings {
   }
 };
 
+/// The kernel may list a thread for a moment after it was joined.
+awaitable<std::string> what_is_left(belongings const& before) {
+  auto const until = std::chrono::steady_clock::now() + patient(std::chrono::milliseconds(1000));
+  asio::steady_timer pause(co_await asio::this_coro::executor);
+  for (;;) {
+    auto const left = belongings().more_than(before);
+    if (left.empty() || std::chrono::steady_clock::now() > until) co_return left;
+    pause.expires_after(std::chrono::milliseconds(1));
+    co_await pause.async_wait(use_awaitable);
+  }
+}
+
 // ---- memory ----
 
 /// Host memory that says it is a device's, for scripted devices.
@@ -274,7 +286,7 @@ awaitable<void> play_sender(std::shared_ptr<words> line, part which) {
   if (to) co_await to->close();
   to.reset();
   co_await settle(20);
-  auto const left = belongings().more_than(before);
+  auto const left = co_await what_is_left(before);
   line->say(left.empty() ? "clean" : "left" + left);
 }
 
@@ -432,7 +444,7 @@ awaitable<void> play_receiver(std::shared_ptr<words> line, part which) {
   co_await from->close();
   from.reset();
   co_await settle(20);
-  auto const left = belongings().more_than(before);
+  auto const left = co_await what_is_left(before);
   line->say(left.empty() ? "clean" : "left" + left);
 }
 
