@@ -79,6 +79,10 @@ while (open_ones or waiting and not os.path.exists(over)) and time.monotonic() <
             print(line, end="", flush=True)
         else:
             del open_ones[path]
+            try:
+                client.close()  # tries once more to send what could not be sent; left to Python, it would complain
+            except OSError:
+                pass
     time.sleep(0.002)
 PYTHON
 }
