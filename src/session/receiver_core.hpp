@@ -93,6 +93,16 @@ class load_operation : public std::enable_shared_from_this<load_operation> {
   std::unique_ptr<completion<std::optional<bucket>>> on_bucket;
 };
 
+/// The mapping that an offered load waits for.
+struct mapping_job {
+  std::shared_ptr<load_operation> load;
+  std::vector<bool> wanted; // segments that a destination takes something of
+  std::size_t segment = 0;  // index of the next
+  std::uint32_t next_part = 0;
+  std::shared_ptr<memory::segment_importer> importer;
+  std::vector<memory::part_handle> parts; // of the batch that arrives
+};
+
 class receiver_core : public std::enable_shared_from_this<receiver_core> {
  public:
   receiver_core(asio::any_io_executor executor, receiver_options options,
@@ -231,15 +241,6 @@ class receiver_core : public std::enable_shared_from_this<receiver_core> {
     std::shared_ptr<plan::placement const> what;
   };
   std::vector<known_placement> placements_; // the newest last; a handful
-  /// The mapping that the offered load waits for.
-  struct mapping_job {
-    std::shared_ptr<load_operation> load;
-    std::vector<bool> wanted; // segments that a destination takes something of
-    std::size_t segment = 0;  // index of the next
-    std::uint32_t next_part = 0;
-    std::shared_ptr<memory::segment_importer> importer;
-    std::vector<memory::part_handle> parts; // of the batch that arrives
-  };
   std::optional<mapping_job> mapping_;
   std::vector<std::weak_ptr<mapped_copies_place>> mapped_copies_; // that may read mapped segments
   std::uint64_t unmappable_ = 0;                                  // a placement that could not be mapped
