@@ -29,7 +29,7 @@ struct copy_op {
   std::array<std::int64_t, max_rank> from_stride{}, to_stride{};
 };
 
-/// What it writes.
+/// The bytes that it writes; nothing overflows for operations that the queue accepts.
 std::uint64_t bytes_of(copy_op const& op) noexcept;
 
 } // namespace ropeway::memory

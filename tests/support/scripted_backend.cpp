@@ -148,7 +148,7 @@ class scripted_queue final : public memory::queue {
       // Only names of devices are scripted; the memory is the host's.
       op.from_where = op.to_where = device::host();
       memory::host::check(op);
-      bytes += memory::host::bytes_written(op);
+      bytes += memory::bytes_of(op);
     }
     devices_->tell([&](auto& c) { ++c.lists, c.ops += taken.size(), c.bytes += bytes; });
     std::lock_guard const lock(when().mutex_);

@@ -209,13 +209,6 @@ std::pair<unsigned, unsigned> element_sizes(conversion convert) noexcept {
 
 } // namespace
 
-std::uint64_t bytes_written(copy_op const& op) noexcept {
-  if (op.rank == 0) return op.bytes;
-  std::uint64_t total = op.to_element;
-  for (std::size_t i = 0; i < op.rank; ++i) total *= op.extent[i];
-  return total;
-}
-
 void check(copy_op const& op) {
   if (op.from_where.is_cuda() || op.to_where.is_cuda()) {
     refuse(errc::invalid_argument, "a host queue copies host memory only; use a queue of the CUDA device");

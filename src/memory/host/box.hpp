@@ -7,9 +7,6 @@
 
 namespace ropeway::memory::host {
 
-/// The bytes that an operation writes; nothing overflows for operations that `check` accepts.
-std::uint64_t bytes_written(copy_op const& op) noexcept;
-
 /// Throws `errc::invalid_argument` unless the operation is between host memory and its ranks, element sizes
 /// and conversion fit together, or `errc::overflow` if its extents do not fit in memory.
 void check(copy_op const& op);

@@ -180,7 +180,7 @@ void host_queue::work(std::shared_ptr<shared> self) {
     lock.unlock();
 
     std::uint64_t total = 0;
-    for (copy_op const& op : current.ops) total += std::min(bytes_written(op), streaming_list);
+    for (copy_op const& op : current.ops) total += std::min(bytes_of(op), streaming_list);
     bool const streaming = total >= streaming_list;
     for (copy_op const& op : current.ops) host::copy(op, streaming);
     if (streaming) finish_streaming();
