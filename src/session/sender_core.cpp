@@ -820,6 +820,23 @@ void sender_core::peer_ended(protocol::peer_id id, errc code, std::string const&
 
 // ---- carrying out what the machine decided ----
 
+/// Makes the sealed memory that carries a layout's manifest, or a placement; gives the update up if there is
+/// no memory for it.
+template <class Carried, class Content>
+bool sender_core::carry(Carried& one, Content const& content) {
+  if (one.carrier.memory) return true;
+  try {
+    auto const bytes = content.encode();
+    one.carrier = memory_->get(device::host())->make_region(bytes.size());
+    one.carrier_bytes = bytes.size();
+    std::memcpy(one.carrier.memory->data(), bytes.data(), bytes.size());
+    return true;
+  } catch (...) {
+    give_up_later(session::as_transfer_error(std::current_exception(), errc::out_of_memory));
+    return false;
+  }
+}
+
 void sender_core::pump() {
   if (pumping_) return;
   {
@@ -902,13 +919,13 @@ void sender_core::act(send_action::say& action) {
   }
   if (auto* const follows = std::get_if<manifest_follows>(&action.what)) {
     auto const layout = current_ ? current_->set->layout : nullptr;
-    if (!layout || !carry(*layout)) return;
+    if (!layout || !carry(*layout, layout->manifest)) return;
     follows->bytes = layout->carrier_bytes;
     return link.say(action.what, layout->carrier.handle.get(), layout);
   }
   if (auto* const follows = std::get_if<placement_follows>(&action.what)) {
     auto const placement = current_ ? current_->placement : nullptr;
-    if (!placement || !carry(*placement)) return;
+    if (!placement || !carry(*placement, placement->what)) return;
     follows->bytes = placement->carrier_bytes;
     return link.say(action.what, placement->carrier.handle.get(), placement);
   }
@@ -941,36 +958,6 @@ void sender_core::announced() {
   auto const started = std::exchange(current_->on_started, nullptr);
   auto const& error = current_->error;
   started->complete(error, error ? sending() : sending(current_));
-}
-
-/// Makes the sealed memory that carries a layout's manifest; gives the update up if there is no memory for
-/// it.
-bool sender_core::carry(session::layout& layout) {
-  if (layout.carrier.memory) return true;
-  try {
-    auto const bytes = layout.manifest.encode();
-    layout.carrier = memory_->get(device::host())->make_region(bytes.size());
-    layout.carrier_bytes = bytes.size();
-    std::memcpy(layout.carrier.memory->data(), bytes.data(), bytes.size());
-    return true;
-  } catch (...) {
-    give_up_later(session::as_transfer_error(std::current_exception(), errc::out_of_memory));
-    return false;
-  }
-}
-
-bool sender_core::carry(session::exported_placement& placement) {
-  if (placement.carrier.memory) return true;
-  try {
-    auto const bytes = placement.what.encode();
-    placement.carrier = memory_->get(device::host())->make_region(bytes.size());
-    placement.carrier_bytes = bytes.size();
-    std::memcpy(placement.carrier.memory->data(), bytes.data(), bytes.size());
-    return true;
-  } catch (...) {
-    give_up_later(session::as_transfer_error(std::current_exception(), errc::out_of_memory));
-    return false;
-  }
 }
 
 /// For failures in the middle of carrying out actions: the machine must not be called from there.

@@ -152,8 +152,8 @@ class sender_core : public std::enable_shared_from_this<sender_core> {
   void replace_failed_streams();
   void give_up(std::error_code code, errc on_wire, std::string text);
   void give_up_later(transfer_error what);
-  bool carry(session::layout& layout);
-  bool carry(session::exported_placement& placement);
+  template <class Carried, class Content>
+  bool carry(Carried& one, Content const& content);
   void packer_ended(std::shared_ptr<send_operation> const& operation, std::exception_ptr error);
   void settle();
   void finish(std::shared_ptr<send_operation> const& operation);
