@@ -11,7 +11,7 @@ _ropeway() {
     --device)
       COMPREPLY=($(compgen -W 'host cuda:0 cuda:1' -- "$word"))
       return ;;
-    --socket | --out)
+    --socket | --out | --trace)
       COMPREPLY=($(compgen -f -- "$word"))
       return ;;
     --bucket | --size)
@@ -22,8 +22,8 @@ _ropeway() {
   local options=''
   case $command in
     '') options='send receive inspect doctor bench --help --version' ;;
-    send) options='--socket --device --route --json --quiet --digest --no-digest --versions --bucket --slots --receivers --wait' ;;
-    receive) options='--socket --device --route --json --quiet --digest --no-digest --out --versions --name --connect-limit' ;;
+    send) options='--socket --device --route --json --quiet --digest --no-digest --trace --versions --bucket --slots --receivers --wait' ;;
+    receive) options='--socket --device --route --json --quiet --digest --no-digest --trace --out --versions --name --connect-limit' ;;
     inspect) options='--json' ;;
     doctor) options='--socket --trials --no-trials --json' ;;
     bench) options='--size --bucket --slots --repeats --json' ;;

@@ -43,6 +43,8 @@ GUIDE = """#include <asio/io_context.hpp>
 #include <asio/thread_pool.hpp>
 #include <asio/use_future.hpp>
 #include <iostream>
+#include <map>
+#include <mutex>
 #include <ropeway/ropeway.hpp>
 #include <thread>
 """

@@ -1,6 +1,5 @@
 // What came of an update, on either side. Part of ropeway; Apache-2.0.
 #pragma once
-#include <chrono>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -10,6 +9,7 @@
 
 #include "ropeway/detail/visibility.hpp"
 #include "ropeway/error.hpp"
+#include "ropeway/stage.hpp"
 
 namespace ropeway {
 
@@ -46,9 +46,6 @@ ROPEWAY_API std::string_view name(route_choice way) noexcept;
 /// The reverse of `name`; nothing if the word is unknown.
 ROPEWAY_API std::optional<route_choice> parse_route_choice(std::string_view word) noexcept;
 
-/// What reports measure in, by the steady clock.
-using nanoseconds = std::chrono::nanoseconds;
-
 /// One receiver's part of a `send_report`.
 struct receiver_report {
   std::string name;                ///< as it called itself, with its process number
@@ -57,6 +54,7 @@ struct receiver_report {
   std::string text;        ///< in words, the receiver's own where it said any; else why the route was taken
   route way = route::host; ///< how its bytes went, or would have gone
   nanoseconds after{};     ///< from the call until this was known
+  stage_times stages;      ///< what that time went into: announce, load, wait, commit
 };
 
 /// What `send_weights` and `sending::done` give. Filled whether or not the operation failed.
@@ -67,6 +65,7 @@ struct ROPEWAY_API send_report {
   std::uint32_t buckets = 0; ///< how many slots' worth they fill; 0 if there are no bytes
   nanoseconds total{};       ///< from the call until every outcome was known
   nanoseconds source_free{}; ///< from the call until the tensors' memory was no longer read; 0 if never
+  stage_times stages;        ///< of this side
   std::vector<receiver_report> receivers; ///< one for each that was connected when the send began
 
   /// How many receivers ended so.
@@ -92,7 +91,9 @@ struct load_report {
   std::uint64_t bytes = 0;   ///< of all tensors of the update
   std::uint32_t tensors = 0; ///< how many the update has, with or without a destination here
   std::uint32_t buckets = 0; ///< how many came through the ring
+  std::uint64_t copied = 0;  ///< bytes written to destinations, or in buckets that were taken by hand
   nanoseconds total{};       ///< from the acceptance until the commit
+  stage_times stages;        ///< of this side; `announce`, `decide` and `map` come before `total` begins
   route way = route::host;   ///< how the bytes came
 };
 

@@ -13,5 +13,7 @@
 #include "ropeway/shadow.hpp"
 #include "ropeway/shared_memory.hpp"
 #include "ropeway/source.hpp"
+#include "ropeway/stage.hpp"
 #include "ropeway/status.hpp"
 #include "ropeway/tensor.hpp"
+#include "ropeway/trace.hpp"

@@ -51,10 +51,12 @@ void metrics::request(std::string_view endpoint, unsigned status, std::chrono::n
   latencies_[std::string(endpoint)].add(took);
 }
 
-void metrics::swap(std::chrono::nanoseconds took) {
+void metrics::swap(ropeway::load_report const& loaded) {
   ++swaps_;
-  swap_seconds_.add(took);
-  last_swap_ = seconds(took);
+  swap_seconds_.add(loaded.total);
+  last_swap_ = seconds(loaded.total);
+  for (auto const stage : ropeway::all_stages) stages_[stage] += loaded.stages[stage];
+  bytes_ += loaded.copied;
 }
 
 std::string metrics::text(moment const& now) const {
@@ -76,6 +78,13 @@ std::string metrics::text(moment const& now) const {
   swap_seconds_.write(out, "ropeway_swap_seconds", "");
   head(out, "ropeway_last_swap_seconds", "gauge", "The same, of the last one.");
   line(out, "ropeway_last_swap_seconds", "", number(last_swap_));
+  head(out, "ropeway_swap_stage_seconds_total", "counter", "What the time of all swaps went into.");
+  for (auto const stage : ropeway::all_stages)
+    if (stages_[stage].count() != 0)
+      line(out, "ropeway_swap_stage_seconds_total", "stage=\"" + std::string(name(stage)) + "\"",
+           number(seconds(stages_[stage])));
+  head(out, "ropeway_swap_bytes_total", "counter", "Bytes of weights that were copied.");
+  line(out, "ropeway_swap_bytes_total", "", std::to_string(bytes_));
   if (now.version) {
     head(out, "ropeway_version", "gauge", "The version that is served; missing while none is.");
     line(out, "ropeway_version", "", std::to_string(*now.version));

@@ -9,6 +9,8 @@
 #include <string_view>
 #include <utility>
 
+#include "ropeway/report.hpp"
+
 class histogram {
  public:
   void add(std::chrono::nanoseconds took);
@@ -28,7 +30,8 @@ class metrics {
   /// `endpoint` must come from a fixed list: each makes a series of its own.
   void request(std::string_view endpoint, unsigned status, std::chrono::nanoseconds took);
   void update(std::string_view outcome) { ++updates_[std::string(outcome)]; }
-  void swap(std::chrono::nanoseconds took);
+  /// A version went live.
+  void swap(ropeway::load_report const& loaded);
 
   /// What is known only when somebody asks.
   struct moment {
@@ -47,4 +50,6 @@ class metrics {
   std::uint64_t swaps_ = 0;
   histogram swap_seconds_;
   double last_swap_ = 0;
+  ropeway::stage_times stages_; // of all swaps together
+  std::uint64_t bytes_ = 0;
 };

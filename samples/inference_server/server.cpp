@@ -299,7 +299,7 @@ class inference_server::state : public std::enable_shared_from_this<state> {
     }
     live_ = target;
     metrics_.update("committed");
-    metrics_.swap(done.total);
+    metrics_.swap(done);
     std::cerr << "server: serves version " << done.version << " after "
               << std::chrono::duration<double, std::milli>(done.total).count() << " ms" << std::endl;
     co_return why;

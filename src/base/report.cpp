@@ -42,6 +42,22 @@ std::string_view name(route_choice way) noexcept {
   return "unknown";
 }
 
+std::string_view name(update_stage what) noexcept {
+  switch (what) {
+  case update_stage::announce: return "announce";
+  case update_stage::decide: return "decide";
+  case update_stage::map: return "map";
+  case update_stage::source: return "source";
+  case update_stage::pack: return "pack";
+  case update_stage::relay: return "relay";
+  case update_stage::publish: return "publish";
+  case update_stage::wait: return "wait";
+  case update_stage::load: return "load";
+  case update_stage::commit: return "commit";
+  }
+  return "unknown";
+}
+
 std::size_t send_report::count(outcome what) const noexcept {
   return static_cast<std::size_t>(std::count_if(
       receivers.begin(), receivers.end(), [&](receiver_report const& one) { return one.what == what; }));

@@ -47,28 +47,4 @@ std::string in_quotes(std::string_view text) {
   return result + '"';
 }
 
-bool is_utf8(std::string_view text) noexcept {
-  for (std::size_t i = 0; i < text.size();) {
-    auto const byte = [&](std::size_t at) { return static_cast<unsigned char>(text[at]); };
-    unsigned const first = byte(i);
-    std::size_t const length = first < 0x80                     ? 1
-                               : first >= 0xC2 && first <= 0xDF ? 2
-                               : (first & 0xF0) == 0xE0         ? 3
-                               : first >= 0xF0 && first <= 0xF4 ? 4
-                                                                : 0;
-    if (length == 0 || text.size() - i < length) return false;
-    for (std::size_t k = 1; k < length; ++k)
-      if ((byte(i + k) & 0xC0) != 0x80) return false;
-    if (length > 2) {
-      unsigned const second = byte(i + 1);
-      if (first == 0xE0 && second < 0xA0) return false; // overlong
-      if (first == 0xED && second > 0x9F) return false; // a surrogate
-      if (first == 0xF0 && second < 0x90) return false; // overlong
-      if (first == 0xF4 && second > 0x8F) return false; // beyond U+10FFFF
-    }
-    i += length;
-  }
-  return true;
-}
-
 } // namespace ropeway

@@ -1,4 +1,4 @@
-// Foreign text in our messages, and whether text is UTF-8. Part of ropeway; Apache-2.0.
+// Foreign text in our messages. Part of ropeway; Apache-2.0.
 #pragma once
 #include <string>
 #include <string_view>
@@ -7,8 +7,5 @@ namespace ropeway {
 
 /// `text` in double quotes, fit for one line: control bytes as \xNN, and only the ends of a long text.
 std::string in_quotes(std::string_view text);
-
-/// Whether `text` is well-formed UTF-8 (no surrogates, nothing overlong).
-bool is_utf8(std::string_view text) noexcept;
 
 } // namespace ropeway

@@ -5,6 +5,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/utf8.hpp"
 #include "checkpoint/header.hpp"
 #include "checkpoint/output_file.hpp"
 #include "checkpoint/text.hpp"

@@ -18,6 +18,7 @@ struct common_arguments {
   bool json = false;
   bool quiet = false;
   bool with_digest = true;
+  std::optional<std::filesystem::path> trace; ///< a timeline is added to this file
 };
 
 struct send_arguments : common_arguments {

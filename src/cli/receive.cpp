@@ -16,6 +16,7 @@
 #include "cli/quantity.hpp"
 #include "cli/report_json.hpp"
 #include "cli/table.hpp"
+#include "cli/timeline.hpp"
 #include "cli/until_signal.hpp"
 #include "ropeway/checkpoint_writer.hpp"
 #include "ropeway/ropeway.hpp"
@@ -39,7 +40,7 @@ void check_writable(std::filesystem::path const& out) {
                          "no file can be made in " + parent.string() + ": choose another place for --out");
 }
 
-receiver_options options_for(receive_arguments const& arguments, progress& watch) {
+receiver_options options_for(receive_arguments const& arguments, observer& watch) {
   receiver_options options;
   options.name(arguments.name).where(arguments.where).connect_limit(arguments.connect_limit);
   options.use_route(arguments.route).watched_by(&watch);
@@ -53,13 +54,19 @@ class receive_run {
       : arguments_(arguments)
       , received_(received)
       , watch_(arguments.quiet)
+      , timeline_(arguments.trace, "ropeway receive, as " + arguments.name)
+      , watchers_({&watch_, timeline_.watching()})
       , window_(arguments.where)
-      , receiver_(loop_.get_executor(), options_for(arguments, watch_)) {
+      , receiver_(loop_.get_executor(), options_for(arguments, watchers_)) {
     if (arguments.out) check_writable(*arguments.out);
   }
 
   /// The signal that ended it, or 0. What was received by then stands in the list it was given.
-  int run() { return run_until_signal(loop_, follow(), receiver_.close()); }
+  int run() {
+    int const signal = run_until_signal(loop_, follow(), receiver_.close());
+    timeline_.save();
+    return signal;
+  }
 
  private:
   awaitable<void> follow() {
@@ -159,6 +166,8 @@ class receive_run {
   receive_arguments const& arguments_;
   std::vector<received_version>& received_;
   progress watch_;
+  timeline timeline_;
+  observers watchers_;
   host_window window_;
   weights weights_;
   destinations into_;

@@ -5,6 +5,8 @@
 #include <chrono>
 #include <ostream>
 
+#include "base/utf8.hpp"
+
 namespace ropeway::cli {
 namespace {
 
@@ -20,33 +22,25 @@ double rate(std::uint64_t bytes, nanoseconds time) {
 
 value digest_value(std::string const& digest) { return digest.empty() ? value(nullptr) : value(digest); }
 
-/// The length of the UTF-8 sequence at the start of `text`, or 0.
-std::size_t sequence(std::string_view text) {
-  auto const byte = [&](std::size_t i) { return static_cast<unsigned char>(text[i]); };
-  unsigned const first = byte(0);
-  if (first < 0x80) return 1;
-  std::size_t const size = first >= 0xf0 ? 4 : first >= 0xe0 ? 3 : 2;
-  if (first < 0xc2 || first > 0xf4 || text.size() < size) return 0;
-  for (std::size_t i = 1; i < size; ++i)
-    if ((byte(i) & 0xc0) != 0x80) return 0;
-  bool const overlong = (first == 0xe0 && byte(1) < 0xa0) || (first == 0xf0 && byte(1) < 0x90);
-  bool const surrogate = first == 0xed && byte(1) >= 0xa0;
-  bool const beyond = first == 0xf4 && byte(1) >= 0x90;
-  return overlong || surrogate || beyond ? 0 : size;
-}
-
 } // namespace
 
 boost::json::string json_text(std::string_view text) {
   boost::json::string out;
   while (!text.empty()) {
-    auto const size = sequence(text);
+    auto const size = utf8_length(text);
     if (size == 0)
       out.append("\xef\xbf\xbd");
     else
       out.append({text.data(), size});
     text.remove_prefix(size == 0 ? 1 : size);
   }
+  return out;
+}
+
+object to_json(stage_times const& times) {
+  object out;
+  for (auto const one : all_stages)
+    if (times[one].count() != 0) out[name(one)] = seconds(times[one]);
   return out;
 }
 
@@ -58,6 +52,7 @@ object to_json(send_report const& report, std::string const& digest) {
     entry["outcome"] = name(one.what);
     entry["route"] = name(one.way);
     entry["seconds"] = seconds(one.after);
+    entry["stages"] = to_json(one.stages);
     entry["error"] = one.error ? value(json_text(one.error.message())) : value(nullptr);
     entry["text"] = json_text(one.text);
     receivers.push_back(std::move(entry));
@@ -69,6 +64,7 @@ object to_json(send_report const& report, std::string const& digest) {
   out["buckets"] = report.buckets;
   out["seconds"] = seconds(report.total);
   out["source_free_seconds"] = seconds(report.source_free);
+  out["stages"] = to_json(report.stages);
   out["bytes_per_second"] = rate(report.bytes, report.total);
   out["digest"] = digest_value(digest);
   out["receivers"] = std::move(receivers);
@@ -81,7 +77,9 @@ object to_json(load_report const& report, std::string const& digest) {
   out["bytes"] = report.bytes;
   out["tensors"] = report.tensors;
   out["buckets"] = report.buckets;
+  out["copied"] = report.copied;
   out["seconds"] = seconds(report.total);
+  out["stages"] = to_json(report.stages);
   out["bytes_per_second"] = rate(report.bytes, report.total);
   out["route"] = name(report.way);
   out["digest"] = digest_value(digest);

@@ -10,6 +10,8 @@
 
 namespace ropeway::cli {
 
+/// Seconds by stage; those that did not occur are left out.
+boost::json::object to_json(stage_times const& times);
 /// `digest` may be empty: null.
 boost::json::object to_json(send_report const& report, std::string const& digest);
 boost::json::object to_json(load_report const& report, std::string const& digest);

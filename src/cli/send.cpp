@@ -13,6 +13,7 @@
 #include "cli/quantity.hpp"
 #include "cli/report_json.hpp"
 #include "cli/table.hpp"
+#include "cli/timeline.hpp"
 #include "cli/until_signal.hpp"
 #include "cli/versions.hpp"
 #include "ropeway/ropeway.hpp"
@@ -25,7 +26,7 @@ struct sent_version {
   std::string digest;
 };
 
-sender_options options_for(send_arguments const& arguments, progress& watch) {
+sender_options options_for(send_arguments const& arguments, observer& watch) {
   sender_options options;
   options.bucket_bytes(arguments.bucket_bytes).slots(arguments.slots).min_receivers(arguments.receivers);
   options.use_route(arguments.route).watched_by(&watch);
@@ -40,12 +41,18 @@ class send_run {
       : arguments_(arguments)
       , sent_(sent)
       , watch_(arguments.quiet)
+      , timeline_(arguments.trace, "ropeway send")
+      , watchers_({&watch_, timeline_.watching()})
       , from_(checkpoint::open(arguments.checkpoint))
       , window_(arguments.where)
-      , sender_(loop_.get_executor(), arguments.socket, options_for(arguments, watch_)) {}
+      , sender_(loop_.get_executor(), arguments.socket, options_for(arguments, watchers_)) {}
 
   /// The signal that ended it, or 0. What was sent by then stands in the list it was given.
-  int run() { return run_until_signal(loop_, send_all(), sender_.close()); }
+  int run() {
+    int const signal = run_until_signal(loop_, send_all(), sender_.close());
+    timeline_.save();
+    return signal;
+  }
 
  private:
   awaitable<void> send_all() {
@@ -103,6 +110,8 @@ class send_run {
   send_arguments const& arguments_;
   std::vector<sent_version>& sent_;
   progress watch_;
+  timeline timeline_;
+  observers watchers_;
   checkpoint from_;
   host_window window_;
   weights weights_;

@@ -7,7 +7,7 @@
 #include <limits>
 
 #include "base/codec.hpp"
-#include "plan/utf8.hpp"
+#include "base/utf8.hpp"
 #include "ropeway/error.hpp"
 
 template <>

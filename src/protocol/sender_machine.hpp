@@ -94,7 +94,9 @@ struct peer_result {
   std::string text;
   std::uint32_t ring = host_ring; ///< the ring that its bytes took
   bool mapped = false;            ///< it read the sender's tensors; the ring gave what is not mapped
-  time_point decided{};           ///< when this was known
+  /// When it took part, had copied everything, was told to commit; nothing for what it never did.
+  std::optional<time_point> took_part, copied, told_to_commit;
+  time_point decided{}; ///< when this was known
 };
 
 /// What the driver must do, in this order. `seq` names one filling of a slot.
@@ -130,7 +132,7 @@ struct send_parts {
 /// Copy slot `from` of the update's ring to host slot `to`; answer relayed(seq) when seen complete.
 struct relay {
   std::uint64_t seq = 0;
-  std::uint32_t from = 0, to = 0;
+  std::uint32_t bucket = 0, from = 0, to = 0;
   std::uint64_t bytes = 0;
 };
 /// Close the connection; the machine has forgotten the peer already. Do not answer with gone().

@@ -60,8 +60,9 @@ void copy_stream::then(copied what) {
     std::scoped_lock lock(mutex_);
     ticket = poll_for_.count() != 0 ? queue_->mark_quietly() : queue_->mark();
   }
-  waiting_.push_back({ticket, std::move(what)});
-  last_news_ = std::chrono::steady_clock::now();
+  auto const now = std::chrono::steady_clock::now();
+  waiting_.push_back({ticket, std::move(what), now});
+  last_news_ = now;
   if (poll_for_.count() != 0) return ask_again();
   watch_wakeups();
   watch_clock();
@@ -129,7 +130,9 @@ void copy_stream::look() {
   while (!waiting_.empty() && (now.error || waiting_.front().ticket <= now.completed)) {
     waiter first = std::move(waiting_.front());
     waiting_.erase(waiting_.begin());
-    last_news_ = std::chrono::steady_clock::now();
+    if (first.what.began == std::chrono::steady_clock::time_point())
+      first.what.began = std::max(first.queued, last_end_);
+    first.what.ended = last_end_ = last_news_ = std::chrono::steady_clock::now();
     done_(first.what, first.ticket > now.completed ? now.error : std::error_code());
   }
   if (waiting_.empty()) {

@@ -27,6 +27,10 @@ struct copied {
   /// Live until then: the memory that they touch, and who owns it.
   std::shared_ptr<void const> from, to;
   std::uint64_t seq = 0, bytes = 0;
+  std::uint32_t bucket = 0;
+  /// Filled in if it is not: when they were queued, or what was queued before them was seen to finish.
+  std::chrono::steady_clock::time_point began{};
+  std::chrono::steady_clock::time_point ended{}; ///< when that was seen
   /// A bucket of ours, one whose views an embedder has read, or copies that a commit waits for.
   /// Or the mapped tensors, or nothing but the moment when the source is ready.
   enum class kind : std::uint8_t { bucket, view, commit, mapped, source } what = kind::bucket;
@@ -68,6 +72,7 @@ class copy_stream : public std::enable_shared_from_this<copy_stream> {
   struct waiter {
     std::uint64_t ticket;
     copied what;
+    std::chrono::steady_clock::time_point queued;
   };
   void ask_again();
   void watch_wakeups();
@@ -87,7 +92,7 @@ class copy_stream : public std::enable_shared_from_this<copy_stream> {
   bool watching_wakeups_ = false, watching_clock_ = false, asking_ = false, finishing_ = false;
   bool failed_ = false;
   std::chrono::microseconds const poll_for_;
-  std::chrono::steady_clock::time_point last_news_{};
+  std::chrono::steady_clock::time_point last_news_{}, last_end_{};
   std::vector<waiter> waiting_; // in order; never more than a ring has slots
 };
 

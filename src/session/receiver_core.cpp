@@ -63,7 +63,7 @@ std::shared_ptr<plan::placement const> read_placement_from(memory::backend& host
 
 void held_bucket::release(ready_after when) {
   if (released_.exchange(true) || !load) return;
-  if (auto const core = load->core) core->post_released(load, seq, bytes, when);
+  if (auto const core = load->core) core->post_released(*this, when);
 }
 
 receiver_core::receiver_core(asio::any_io_executor executor, receiver_options options,
@@ -402,15 +402,21 @@ void receiver_core::post_not_now(std::shared_ptr<load_operation> load, milliseco
   });
 }
 
-void receiver_core::post_released(std::shared_ptr<load_operation> load, std::uint64_t seq,
-                                  std::uint64_t bytes, ready_after when) {
-  asio::post(strand_, [self = shared_from_this(), load, seq, bytes, when] {
+void receiver_core::post_released(held_bucket const& bucket, ready_after when) {
+  session::copied what;
+  what.whose = bucket.load;
+  what.seq = bucket.seq;
+  what.bucket = bucket.number;
+  what.bytes = bucket.bytes;
+  what.began = bucket.given_at;
+  what.what = session::copied::kind::view;
+  std::uint64_t tensor_bytes = 0; // without what lies between them
+  for (auto const& piece : bucket.pieces) tensor_bytes += piece.bytes;
+  asio::post(strand_, [self = shared_from_this(), load = bucket.load, what = std::move(what), tensor_bytes,
+                       when]() mutable {
     --load->in_hands;
-    session::copied what;
-    what.whose = load;
-    what.seq = seq;
-    what.bytes = bytes;
-    what.what = session::copied::kind::view;
+    load->bytes_copied += tensor_bytes;
+    what.ended = clock::now();
     if (when.type() == ready_after::kind::nothing) return self->copied(what, {});
     try {
       self->stream().start_after(when);
@@ -523,6 +529,7 @@ void receiver_core::connected(wire::connection connection) {
     auto const self = weak.lock();
     if (!self || self->session_ != session || !self->machine_) return;
     self->incoming_fd_ = std::move(fd);
+    if (std::holds_alternative<begin>(what)) self->announced_at_ = clock::now();
     session::failpoint_heard<side::receiver>(what);
     self->machine_->received(what, clock::now());
     self->pump();
@@ -595,6 +602,12 @@ void receiver_core::accept(load_operation& load, load_operation::way how, failur
   load.accepted_at = clock::now();
   if (options_.watched_by())
     options_.watched_by()->update_began(load.what.version, load.what.total_bytes, load.what.buckets);
+  load.stages = session::stage_log(options_.watched_by(), load.what.version);
+  auto const decided_at = load.mapping_since.value_or(load.accepted_at);
+  load.stages.add(update_stage::announce, load.announced_at, load.offered_at);
+  load.stages.add(update_stage::decide, load.offered_at, decided_at);
+  load.stages.add(update_stage::map, decided_at, load.accepted_at);
+  load.loading.rest(load.accepted_at);
   failpoint<side::receiver, "accept_update">();
   receiver_machine::acceptance answer;
   answer.by_hand = how == load_operation::way::by_bucket;
@@ -614,6 +627,8 @@ void receiver_core::give_bucket(load_operation& load) {
     load.arrived.pop_front();
     ++load.given;
     ++load.in_hands;
+    loading_starts(load);
+    held->given_at = clock::now();
     std::exchange(load.on_bucket, nullptr)->complete({}, std::optional<bucket>(bucket(std::move(held))));
   } else if (load.given == load.what.buckets) {
     std::exchange(load.on_bucket, nullptr)->complete({}, {});
@@ -652,6 +667,15 @@ void receiver_core::copied(session::copied& what, std::error_code error) {
   }
   if (what.what == session::copied::kind::mapped && load->session != session_)
     offload_.dispose(std::exchange(what.from, nullptr)); // perhaps the last to hold a mapping
+  if (what.what == session::copied::kind::bucket) {
+    load->stages.add(update_stage::load, what.began, what.ended, what.bucket, what.bytes);
+    load->loading.stop(what.ended);
+  } else if (what.what == session::copied::kind::view) {
+    // Several may be in hand at once.
+    load->stages.tell(update_stage::load, what.began, what.ended, what.bucket, what.bytes);
+    if (load->loading.stop(what.ended))
+      load->stages.times[update_stage::load] += what.ended - load->loading.began();
+  }
   if (what.what == session::copied::kind::view) {
     --load->held;
   } else if (load->copies_in_flight != 0) { // abandon() has drained the stream, and forgotten them
@@ -673,6 +697,11 @@ void receiver_core::need_stream(memory::backend& on) {
                                           session::poll_time(options_.where()));
   std::scoped_lock lock(shared_mutex_);
   stream_to_drain_ = stream_;
+}
+
+void receiver_core::loading_starts(load_operation& load) {
+  auto const now = clock::now();
+  if (load.loading.start(now)) load.stages.add(update_stage::wait, load.loading.ended(), now);
 }
 
 /// Nobody reads the live set any more: brings the new version there.
@@ -720,6 +749,7 @@ void receiver_core::commit(std::shared_ptr<load_operation> const& load) {
     std::scoped_lock lock(shared_mutex_);
     status_.version = load->what.version;
   }
+  load->stages.add(update_stage::commit, load->all_copied_at, clock::now());
   if (machine_ && load->session == session_) {
     failpoint<side::receiver, "commit_done">();
     machine_->commit_done(clock::now());
@@ -764,8 +794,6 @@ void receiver_core::end_load(std::shared_ptr<load_operation> const& load, failur
   if (machine_ && load->session == session_) enter(session_phase::idle);
   let_go_of_sets(*load);
   if (!load->error) load->error = error;
-  if (options_.watched_by() && load->accepted)
-    options_.watched_by()->update_ended(load->what.version, !error);
   load->arrived.clear();
   if (mapping_ && mapping_->load == load) drop_mapping();
   pace_.cancel();
@@ -774,8 +802,14 @@ void receiver_core::end_load(std::shared_ptr<load_operation> const& load, failur
   report.bytes = load->what.total_bytes;
   report.tensors = load->what.tensors;
   report.buckets = load->what.buckets;
+  report.copied = load->bytes_copied;
   report.total = clock::now() - load->accepted_at;
+  report.stages = load->stages.times;
   report.way = load->mapped ? route::mapped : load->ring == 0 ? route::host : route::staged;
+  if (options_.watched_by() && load->accepted) {
+    if (!error) options_.watched_by()->update_loaded(report);
+    options_.watched_by()->update_ended(load->what.version, !error);
+  }
   load->mapped.reset(); // the embedder may keep the update
   if (load->copies_in_flight == 0) unmap_later();
   if (load->on_bucket) std::exchange(load->on_bucket, nullptr)->complete(load->error, {});
@@ -888,6 +922,7 @@ void receiver_core::arm_deadline() {
 }
 
 void receiver_core::act(receive_action::say& action) {
+  if (load_ && std::holds_alternative<all_copied>(action.what)) load_->all_copied_at = clock::now();
   if (link_) link_->say(action.what);
   if (!options_.where().is_cuda() || !load_ || load_->what.total_bytes < session::worth_looking_out) return;
   if (std::holds_alternative<protocol::accept>(action.what) ||
@@ -1053,6 +1088,8 @@ void receiver_core::act(receive_action::offer& action) {
   auto const load = std::make_shared<load_operation>();
   load->core = shared_from_this();
   load->session = session_;
+  load->announced_at = announced_at_;
+  load->offered_at = clock::now();
   load->sender = sender_;
   load->what = action.what;
   load->manifest = manifests_.back(); // the one that was just known
@@ -1105,10 +1142,13 @@ void receiver_core::act(receive_action::bucket& action) {
       if (!load->mapped || !load->placement->tensors[piece.tensor].mapped())
         load->part->scatter.ops_for_piece(piece, base, memory->where(), ops_);
     stream().copy(ops_);
+    for (auto const& op : ops_) load->bytes_copied += memory::bytes_of(op);
+    loading_starts(*load);
     session::copied what;
     what.whose = load;
     what.from = ring->second;
     what.seq = action.seq;
+    what.bucket = action.bucket;
     what.bytes = action.bytes;
     stream().then(std::move(what));
     ++load->copies_in_flight;
@@ -1158,6 +1198,7 @@ void receiver_core::accept_into(std::shared_ptr<load_operation> const& load) {
     accept(*load, load_operation::way::into);
     return pump();
   }
+  load->mapping_since = clock::now();
   mapping_.emplace();
   mapping_->load = load;
   mapping_->wanted.resize(load->placement->segments.size());
@@ -1337,6 +1378,7 @@ void receiver_core::act(receive_action::read_mapped&) {
     if (!load->wrote) begin_writing(*load);
     if (!ops_.empty()) stream().copy(ops_);
     load->next_unit = 0;
+    loading_starts(*load);
     load->reading_since = clock::now();
     read_on(load);
   } catch (...) {
@@ -1350,6 +1392,10 @@ void receiver_core::read_on(std::shared_ptr<load_operation> const& load) {
   auto const& copies = *load->mapped->list;
   if (load->next_unit >= copies.units() && load->next_unit != 0) {
     load->bytes_loaded += copies.bytes();
+    load->bytes_copied += copies.bytes();
+    auto const now = clock::now();
+    load->stages.add(update_stage::load, load->reading_since, now, {}, copies.bytes());
+    load->loading.stop(now);
     read_last_ = load->mapped;
     reading_took_ = clock::now() - load->reading_since;
     if (load->session != session_ || !machine_) return;

@@ -23,6 +23,7 @@
 #include "session/lookout.hpp"
 #include "session/offload.hpp"
 #include "session/shadow_set.hpp"
+#include "session/stage_log.hpp"
 
 namespace ropeway::detail {
 
@@ -48,6 +49,7 @@ class held_bucket {
   std::shared_ptr<mapped_ring> ring;
   std::uint64_t seq = 0, bytes = 0;
   std::uint32_t number = 0;
+  std::chrono::steady_clock::time_point given_at{};
   std::vector<bucket_piece> pieces;
 
  private:
@@ -78,7 +80,11 @@ class load_operation : public std::enable_shared_from_this<load_operation> {
   std::chrono::steady_clock::time_point reading_since{};
   ready_after when;
   bool wrote = false;
-  std::chrono::steady_clock::time_point accepted_at{};
+  std::chrono::steady_clock::time_point announced_at{}, offered_at{}, accepted_at{}, all_copied_at{};
+  std::optional<std::chrono::steady_clock::time_point> mapping_since;
+  session::stage_log stages;
+  session::activity loading; ///< copies run, or the embedder has a bucket
+  std::uint64_t bytes_copied = 0;
   std::uint32_t copies_in_flight = 0;
   std::uint32_t in_hands = 0; ///< buckets that the embedder has not released
   std::uint32_t held = 0;     ///< those, and released ones that are still read
@@ -126,8 +132,7 @@ class receiver_core : public std::enable_shared_from_this<receiver_core> {
                    std::shared_ptr<stop_request> stop);
   void post_refuse(std::shared_ptr<load_operation> load, std::string why);
   void post_not_now(std::shared_ptr<load_operation> load, milliseconds retry, std::string why);
-  void post_released(std::shared_ptr<load_operation> load, std::uint64_t seq, std::uint64_t bytes,
-                     ready_after when);
+  void post_released(held_bucket const& what, ready_after when);
   /// From the owner's destructor: no copy touches the embedder's memory any more when this returns (but see
   /// memory::queue::drain_limit).
   void abandon() noexcept;
@@ -170,6 +175,8 @@ class receiver_core : public std::enable_shared_from_this<receiver_core> {
   std::vector<std::shared_ptr<mapped_copies const>>
   take_copies_of(std::vector<std::uint64_t> const& segments);
   void give_bucket(load_operation& load);
+  /// Something of a load is copied, or in the embedder's hands.
+  static void loading_starts(load_operation& load);
   void loaded(std::shared_ptr<load_operation> const& load, std::uint64_t seq, std::uint64_t bytes);
   void copied(session::copied& what, std::error_code error);
   /// Makes the stream if there is none, or if its device failed: it may work again.
@@ -222,9 +229,10 @@ class receiver_core : public std::enable_shared_from_this<receiver_core> {
   // The session, while there is one.
   std::shared_ptr<session::link> link_;
   std::optional<protocol::receiver_machine> machine_;
-  std::uint64_t session_ = 0;       // counts; answers of slow jobs for an older one are dropped
-  unique_fd incoming_fd_;           // came with the message that is being acted on
-  std::uint64_t wanted_update_ = 0; // whose manifest is looked for; an answer for another one comes too late
+  std::uint64_t session_ = 0;        // counts; answers of slow jobs for an older one are dropped
+  unique_fd incoming_fd_;            // came with the message that is being acted on
+  clock::time_point announced_at_{}; // the last update
+  std::uint64_t wanted_update_ = 0;  // whose manifest is looked for; an answer for another one comes too late
   struct unread_list {
     protocol::begin what;
     std::uint64_t bytes = 0;

@@ -445,6 +445,7 @@ void sender_core::begin(std::shared_ptr<send_operation> const& operation) {
                    asio::bind_cancellation_slot(stop_packer_.slot(), std::move(ended)));
   }
 
+  operation->stages = session::stage_log(options_.watched_by(), operation->version);
   if (options_.watched_by())
     options_.watched_by()->update_began(report.version, report.bytes, report.buckets);
   failpoint<side::sender, "begin_update">();
@@ -568,9 +569,17 @@ void sender_core::queue_pack(std::shared_ptr<send_operation> const& operation, s
   what.from = std::move(owners);
   what.to = at.memory;
   what.seq = job.seq;
+  what.bucket = job.bucket;
   what.bytes = operation->set->layout->manifest.buckets()[job.bucket].bytes;
+  packing_starts(*operation);
   at.stream->then(std::move(what));
   ++copies_in_flight_;
+}
+
+void sender_core::packing_starts(send_operation& operation) {
+  auto const now = clock::now();
+  if (operation.packing.start(now) && operation.packing.ended() != clock::time_point())
+    operation.stages.add(update_stage::wait, operation.packing.ended(), now);
 }
 
 /// A pack or a relay was seen to finish.
@@ -587,11 +596,15 @@ void sender_core::copied(bool relayed, session::copied& what, std::error_code er
             std::string("the sender's device failed while ") + (relayed ? "relaying" : "packing") + ": " +
                 error.message());
   } else if (relayed) {
+    operation->stages.add(update_stage::relay, what.began, what.ended, what.bucket, what.bytes);
     failpoint<side::sender, "relayed">();
     machine_.relayed(what.seq, clock::now());
     pump();
   } else {
     bytes_packed_ += what.bytes;
+    operation->packing.stop(what.ended);
+    operation->stages.add(update_stage::pack, what.began, what.ended, what.bucket, what.bytes);
+    operation->unpublished.push_back({what.seq, what.bucket, what.ended});
     if (options_.watched_by())
       options_.watched_by()->bucket_moved(operation->version, operation->report.buckets, bytes_packed_);
     failpoint<side::sender, "packed">();
@@ -634,10 +647,12 @@ awaitable<void> sender_core::pack_on_the_fly(std::shared_ptr<sender_core> self, 
     if (operation->stopping) co_return;
     send_action::pack const job = self->packs_.front();
     self->packs_.erase(self->packs_.begin());
+    packing_starts(*operation);
     if (operation->set->writer)
       co_await pack_by_writer(self, operation, job);
     else
       co_await pack_from_source(self, operation, job, last);
+    operation->packing.stop(clock::now());
   }
 }
 
@@ -652,8 +667,10 @@ awaitable<void> sender_core::pack_from_source(std::shared_ptr<sender_core> self,
   for (plan::piece const& piece : manifest.pieces_of(job.bucket)) {
     if (last.index != piece.tensor) {
       auto next = source.next(piece.tensor);
+      auto const asked = clock::now();
       last.tensor = co_await within<source_tensor>(self->strand_, self->options_.source_limit(),
                                                    std::move(next), "deliver its next tensor");
+      operation->stages.add(update_stage::source, asked, clock::now(), job.bucket);
       // Another operation's step cannot come between: one packer runs at a time.
       check_delivery(manifest.tensors()[piece.tensor], last.tensor);
       last.index = piece.tensor;
@@ -679,8 +696,10 @@ awaitable<void> sender_core::pack_by_writer(std::shared_ptr<sender_core> self, o
     pieces.push_back(one);
   }
   auto fill = operation->set->writer->fill(pieces);
+  auto const asked = clock::now();
   ready_after const written = co_await within<ready_after>(self->strand_, self->options_.source_limit(),
                                                            std::move(fill), "fill a bucket");
+  operation->stages.add(update_stage::source, asked, clock::now(), job.bucket);
   at.stream->start_after(written);
   self->ops_.clear();
   // Also when the update was given up meanwhile: what was queued on the slot is waited for.
@@ -723,6 +742,7 @@ void sender_core::complete(std::shared_ptr<send_operation> const& operation) {
   failpoint<side::sender, "report_complete">();
   auto& report = operation->report;
   report.total = since(operation->called);
+  report.stages = operation->stages.times;
   auto const committed = report.count(outcome::committed);
   if (!operation->error && committed < options_.min_receivers()) {
     std::string text = std::to_string(committed) + " of " + std::to_string(report.receivers.size()) +
@@ -742,7 +762,10 @@ void sender_core::complete(std::shared_ptr<send_operation> const& operation) {
   announced();
   lookout_->rest();
   current_.reset();
-  if (options_.watched_by()) options_.watched_by()->update_ended(operation->version, !operation->error);
+  if (options_.watched_by()) {
+    options_.watched_by()->update_sent(report);
+    options_.watched_by()->update_ended(operation->version, !operation->error);
+  }
   for (auto& waiting : std::exchange(operation->on_source_free, {})) {
     auto const error = operation->source_is_free ? failure() : operation->error;
     waiting->complete(error, {});
@@ -909,6 +932,7 @@ void sender_core::act(send_action::say& action) {
   if (found == peers_.end()) return;
   auto& link = *found->second.link;
   if (std::holds_alternative<protocol::begin>(action.what)) announced();
+  note_progress(action.what);
   if (auto* const offer = std::get_if<ring>(&action.what)) {
     auto const& memory = rings_.at(offer->id);
     offer->on_device = offer->id == host_ring ? 0 : 1;
@@ -931,6 +955,42 @@ void sender_core::act(send_action::say& action) {
   }
   link.say(action.what);
   look_out(action.what);
+}
+
+void sender_core::note_progress(message const& what) {
+  auto* const bucket = std::get_if<published>(&what);
+  if (!current_ || (!bucket && !std::holds_alternative<read_mapped>(what) &&
+                    !std::holds_alternative<protocol::commit>(what)))
+    return;
+  auto const now = clock::now();
+  if (!std::exchange(current_->bytes_move, true))
+    current_->stages.add(update_stage::announce, current_->called, now);
+  if (!bucket) return;
+  auto& packed = current_->unpublished;
+  auto const found =
+      std::find_if(packed.begin(), packed.end(), [&](auto const& one) { return one.seq == bucket->seq; });
+  if (found == packed.end()) return; // another receiver was told of it
+  current_->stages.add(update_stage::publish, found->packed_at, now, found->bucket);
+  packed.erase(packed.begin(), found + 1); // those before had no readers
+}
+
+/// Of one receiver, as far as it came.
+stage_times sender_core::stages_of(peer_result const& result, send_operation const& operation) {
+  stage_times times;
+  auto at = operation.called;
+  auto const up_to = [&](update_stage what, std::optional<time_point> until) {
+    auto const end = until.value_or(result.decided);
+    if (end > at) {
+      times[what] = end - at;
+      operation.stages.tell(what, at, end, {}, 0, result.name);
+    }
+    at = std::max(at, end);
+  };
+  up_to(update_stage::announce, result.took_part);
+  up_to(update_stage::load, result.copied);
+  up_to(update_stage::wait, result.told_to_commit);
+  up_to(update_stage::commit, result.decided);
+  return times;
 }
 
 void sender_core::look_out(message const& said) {
@@ -1064,6 +1124,8 @@ void sender_core::act(send_action::relay& action) {
     what.from = from.shared.memory;
     what.to = rings_.at(host_ring).shared.memory;
     what.seq = action.seq;
+    what.bucket = action.bucket;
+    what.bytes = action.bytes;
     from.relay->then(std::move(what));
     ++copies_in_flight_;
   } catch (std::exception const&) {
@@ -1191,6 +1253,7 @@ void sender_core::act(send_action::finished& action) {
     one.text = result.text;
     one.way = result.mapped ? route::mapped : result.ring == host_ring ? route::host : route::staged;
     one.after = result.decided - operation->called;
+    one.stages = stages_of(result, *operation);
     operation->report.receivers.push_back(std::move(one));
   }
   asio::post(strand_, [self = shared_from_this()] { self->settle(); });

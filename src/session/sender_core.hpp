@@ -22,6 +22,7 @@
 #include "session/lookout.hpp"
 #include "session/notifier.hpp"
 #include "session/offload.hpp"
+#include "session/stage_log.hpp"
 #include "session/tensor_set.hpp"
 #include "wire/listener.hpp"
 
@@ -52,7 +53,16 @@ class send_operation {
   bool finished = false;                                  // the machine said so
   bool over = false;                                      // every completion was or can be given
   bool source_is_free = false;
-  std::error_code because; // why this side gave up, if not for an errc
+  bool bytes_move = false; // a receiver was told of a bucket, to read, or to commit
+  session::stage_log stages;
+  session::activity packing; // or making what is packed
+  struct packed_bucket {
+    std::uint64_t seq = 0;
+    std::uint32_t bucket = 0;
+    std::chrono::steady_clock::time_point packed_at{};
+  };
+  std::vector<packed_bucket> unpublished; // nobody was told yet
+  std::error_code because;                // why this side gave up, if not for an errc
   failure error;
   send_report report;
 };
@@ -146,6 +156,11 @@ class sender_core : public std::enable_shared_from_this<sender_core> {
   void place_tensors(send_operation& operation, protocol::update_facts& facts);
   void say_part(protocol::peer_id to, protocol::segment_part what, std::shared_ptr<unique_fd const> fd);
   void wake_released();
+  /// What is about to be said shows how far the update is.
+  void note_progress(protocol::message const& what);
+  /// Something is packed or made for it, after nothing was.
+  static void packing_starts(send_operation& operation);
+  static stage_times stages_of(protocol::peer_result const& result, send_operation const& operation);
   /// Whose answer is about to come, after this was said.
   void look_out(protocol::message const& said);
   /// A device that has failed once may work again.

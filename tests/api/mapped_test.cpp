@@ -108,6 +108,52 @@ CO_TEST("what does not lie in shared memory comes through the ring, and the repo
   co_await over.close();
 }
 
+namespace {
+
+awaitable<void> shards_read_what_is_theirs(setting how, std::size_t dimension) {
+  constexpr std::uint32_t ranks = 4;
+  line over(co_await asio::this_coro::executor, how);
+  std::vector<tensor_info> const specs{{"w", dtype::f32, {64, 96}}, {"v", dtype::bf16, {128, 40}}};
+  model source(how.how.from, specs, 1);
+  for (auto const& block : how.how.from->shared()) over.sender().share(block);
+  co_await over.connect();
+  std::deque<model> held;
+  std::vector<destinations> into(ranks);
+  for (std::uint32_t rank = 0; rank < ranks; ++rank) {
+    auto parts = specs;
+    for (auto& one : parts) {
+      std::vector<std::uint64_t> extents(one.dims.extents().begin(), one.dims.extents().end());
+      extents[dimension] /= ranks;
+      one.dims = shape(std::span<std::uint64_t const>(extents));
+    }
+    auto& part = held.emplace_back(host_memory(), parts, 0);
+    for (std::size_t i = 0; i < parts.size(); ++i)
+      into[rank].add_shard(dimension, rank, ranks, part.target(i));
+  }
+  std::deque<task<load_report>> loads;
+  for (std::uint32_t rank = 0; rank < ranks; ++rank)
+    loads.emplace_back(over.executor(), load_next(over.receiver(rank), into[rank]));
+  auto const report = co_await over.sender().send_weights(1, source.views());
+  std::uint64_t copied = 0;
+  for (auto& load : loads) {
+    auto const loaded = co_await load.join();
+    REQUIRE_MESSAGE(loaded.ok(), loaded.said());
+    CHECK(loaded.value->copied == report.bytes / ranks);
+    copied += loaded.value->copied;
+  }
+  CHECK(copied == report.bytes);
+  for (auto const& one : report.receivers) CHECK(one.way == how.how.way.value_or(route::host));
+  co_await over.close();
+}
+
+} // namespace
+
+CO_TEST("each of four shards reads its own bytes and no others, be they rows or columns") {
+  co_await shards_read_what_is_theirs(mapped_setting(4), 0);
+  co_await shards_read_what_is_theirs(mapped_setting(4), 1);
+  co_await shards_read_what_is_theirs(host_setting(4), 1); // of the ring they read the same
+}
+
 CO_TEST("one receiver maps, one takes the ring by choice, one takes buckets: all hold the version") {
   auto how = mapped_setting(1);
   line over(co_await asio::this_coro::executor, how);

@@ -1,6 +1,7 @@
 // Versions one after the other, receivers that come, go, are slow or are busy, and who is told what.
 // Part of ropeway; Apache-2.0.
 #include "line.hpp"
+#include "sources.hpp"
 #include "support/co_test.hpp"
 
 using namespace ropeway;
@@ -397,6 +398,155 @@ CO_TEST("an observer hears who joins and leaves, and how updates go, on either s
   CHECK(server.rising);
   CHECK(trainer.buckets_moved >= 4);
   CHECK(server.buckets_moved >= 3);
+}
+
+namespace {
+
+struct kept_span {
+  stage_span span;
+  std::string receiver;
+};
+class spans final : public observer {
+ public:
+  void stage_ended(stage_span const& what) override {
+    all.push_back({what, std::string(what.receiver)});
+    CHECK(what.began < what.ended);
+  }
+  void update_sent(send_report const& report) override { sent.push_back(report); }
+  void update_loaded(load_report const& report) override { loaded.push_back(report); }
+  void update_ended(std::uint64_t, bool) override { ++ended; }
+
+  /// Of one version's stage, this side's own.
+  std::vector<stage_span> of(std::uint64_t version, update_stage what) const {
+    std::vector<stage_span> found;
+    for (auto const& one : all)
+      if (one.span.version == version && one.span.what == what && one.receiver.empty())
+        found.push_back(one.span);
+    return found;
+  }
+  nanoseconds sum(std::uint64_t version, update_stage what) const {
+    nanoseconds time{};
+    for (auto const& one : of(version, what)) time += one.ended - one.began;
+    return time;
+  }
+  std::vector<kept_span> all;
+  std::vector<send_report> sent;
+  std::vector<load_report> loaded;
+  int ended = 0;
+};
+
+awaitable<void> stages_of_an_update(std::uint32_t slots) {
+  auto const executor = co_await asio::this_coro::executor;
+  auto const how = host_setting(1, slots);
+  spans trainer, server;
+  auto sends = quick_sender(small_bucket);
+  sends.watched_by(&trainer);
+  auto receives = quick_receiver();
+  receives.watched_by(&server);
+  model source(host_memory(), some_layers(12), 1), held(host_memory(), source.specs(), 0);
+  line over(executor, how, sends, receives);
+  co_await over.connect();
+  std::vector<destinations> into;
+  into.push_back(held.into());
+  co_await deliver(over, 1, source.views(), into);
+  send_report const report = co_await deliver(over, 2, source.views(), into);
+  co_await over.close();
+
+  REQUIRE(report.buckets == 6);
+  REQUIRE(trainer.sent.size() == 2);
+  REQUIRE(server.loaded.size() == 2);
+  CHECK(trainer.ended == 2);
+  CHECK(server.ended == 2);
+  auto const& loaded = server.loaded[1];
+  CHECK(trainer.sent[1].total == report.total);
+  for (update_stage const one :
+       {update_stage::announce, update_stage::pack, update_stage::publish, update_stage::wait}) {
+    INFO(std::string(name(one)));
+    CHECK(trainer.sum(2, one) == report.stages[one]);
+    // A second slot may always be there in time.
+    if (one != update_stage::wait || slots == 1) CHECK((report.stages[one].count() > 0));
+    CHECK(report.stages[one] < report.total);
+  }
+  for (update_stage const one : {update_stage::announce, update_stage::decide, update_stage::load,
+                                 update_stage::wait, update_stage::commit}) {
+    INFO(std::string(name(one)));
+    CHECK(server.sum(2, one) == loaded.stages[one]);
+    CHECK((loaded.stages[one].count() > 0));
+  }
+  CHECK(loaded.stages[update_stage::load] + loaded.stages[update_stage::wait] +
+            loaded.stages[update_stage::commit] <=
+        loaded.total);
+  CHECK(loaded.copied == 12 * 2000);
+
+  auto const& told = report.receivers.at(0);
+  CHECK(told.stages[update_stage::announce] + told.stages[update_stage::load] +
+            told.stages[update_stage::wait] + told.stages[update_stage::commit] ==
+        told.after);
+  CHECK((told.stages[update_stage::load].count() > 0));
+  CHECK(std::count_if(trainer.all.begin(), trainer.all.end(),
+                      [](auto const& one) { return one.receiver.starts_with("server"); }) >= 6);
+
+  // Both sides' times are of one clock.
+  auto const packs = trainer.of(2, update_stage::pack), loads = server.of(2, update_stage::load);
+  REQUIRE(packs.size() == 6);
+  REQUIRE(loads.size() == 6);
+  for (std::uint32_t k = 0; k < 6; ++k) {
+    INFO(k);
+    CHECK(packs[k].bucket == k);
+    CHECK(loads[k].bucket == k);
+    CHECK(packs[k].bytes == 4048); // the second tensor is aligned
+    CHECK(packs[k].ended <= loads[k].began);
+    if (k >= slots) CHECK(packs[k].began >= loads[k - slots].ended);
+    if (k > 0) CHECK(packs[k].began >= packs[k - 1].ended);
+  }
+  // The second slot is packed while the first is loaded.
+  if (slots > 1) CHECK(packs[1].began < loads[0].ended);
+}
+
+} // namespace
+
+CO_TEST("reports and observers tell what the time went into, with one slot") {
+  co_await stages_of_an_update(1);
+}
+
+CO_TEST("reports and observers tell what the time went into, with two slots") {
+  co_await stages_of_an_update(2);
+}
+
+CO_TEST("what tensors on the fly and buckets in hand cost stands in the reports") {
+  auto const executor = co_await asio::this_coro::executor;
+  spans server;
+  auto receives = quick_receiver();
+  receives.watched_by(&server);
+  model whole(host_memory(), some_layers(8), 1);
+  event open(executor), reached(executor);
+  gated_source source(whole, 5, open, reached);
+  line over(executor, host_setting(1), quick_sender(small_bucket), receives);
+  co_await over.connect();
+  auto send = beside(executor, over.sender().send_weights(1, source));
+  auto update = co_await announced(over.receiver());
+  nanoseconds in_hand{}, source_took{};
+  while (auto taken = co_await update.next_bucket()) {
+    auto const began = std::chrono::steady_clock::now();
+    co_await settle();
+    in_hand += std::chrono::steady_clock::now() - began;
+    taken->release();
+    if (taken->number() != 1) continue;
+    co_await reached.wait();
+    auto const asked = std::chrono::steady_clock::now();
+    co_await settle();
+    source_took = std::chrono::steady_clock::now() - asked;
+    open.set();
+  }
+  auto const loaded = co_await update.commit();
+  auto const sent = co_await send.join();
+  REQUIRE_MESSAGE(sent.ok(), sent.said());
+  CHECK((source_took.count() > 0));
+  CHECK(sent.value->stages[update_stage::source] >= source_took);
+  CHECK(loaded.stages[update_stage::load] >= in_hand);
+  CHECK(loaded.copied == 8 * 2000);
+  CHECK(server.of(1, update_stage::load).size() == 4);
+  co_await over.close();
 }
 
 CO_TEST("closing tells the receivers, and ends what runs") {

@@ -323,6 +323,7 @@ awaitable<void> break_down(breakdown how) {
   }
   send_report const last = co_await deliver(over, version, views, into);
   CHECK(outcomes(last) == "committed committed");
+  CHECK((last.stages[update_stage::relay].count() > 0) == how.relayed);
   CHECK(difference(source.images(), held) == "");
   CHECK(difference(source.images(), others) == "");
   co_await over.close();

@@ -4,6 +4,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <boost/json.hpp>
 #include <csignal>
 #include <cstring>
@@ -164,6 +165,79 @@ TEST_CASE("two receivers get every version, and all three processes compute the 
   }
   CHECK(digests.size() == 3);
   CHECK(place.entries() == strings{"model.safetensors"});
+}
+
+namespace {
+
+/// Begin and end of a stage of each bucket of a version, in a trace.
+std::map<std::int64_t, std::pair<double, double>> stretches(boost::json::array const& trace,
+                                                            char const* stage, std::int64_t version) {
+  std::map<std::int64_t, std::pair<double, double>> found;
+  for (auto const& one : trace) {
+    auto const& event = one.as_object();
+    if (event.at("ph") != "X" || event.at("cat") != stage) continue;
+    auto const& args = event.at("args").as_object();
+    if (args.at("version") != version || !args.contains("bucket")) continue;
+    auto const began = event.at("ts").to_number<double>();
+    auto const fresh = found.emplace(args.at("bucket").as_int64(),
+                                     std::pair(began, began + event.at("dur").to_number<double>()));
+    CHECK(fresh.second);
+  }
+  return found;
+}
+
+} // namespace
+
+TEST_CASE("both sides trace into one file, on one clock: a bucket is packed while the one before is loaded") {
+  scratch const place;
+  auto const checkpoint = place.file("model.safetensors"), socket = place.file("s.sock");
+  auto const trace = place.file("trace.json");
+  write_checkpoint(checkpoint);
+  program sender({"send", checkpoint, "--socket", socket, "--versions", "4", "--bucket", "16K", "--json",
+                  "--trace", trace});
+  program receiver({"receive", "--socket", socket, "--json", "--trace", trace});
+  auto const sent = sender.wait();
+  CHECK(receiver.wait().status == 0);
+  REQUIRE(sent.status == 0);
+  std::ifstream file(trace);
+  std::string const text(std::istreambuf_iterator<char>(file), {});
+  boost::system::error_code wrong;
+  auto const parsed = boost::json::parse(text, wrong);
+  REQUIRE_MESSAGE(!wrong, text);
+  double overlap = 0;
+  auto const reports = report_of(sent).at("versions").as_array();
+  for (std::int64_t version = 1; version <= 4; ++version) {
+    auto const& report = reports[static_cast<std::size_t>(version - 1)];
+    auto const packs = stretches(parsed.as_array(), "pack", version);
+    auto const loads = stretches(parsed.as_array(), "load", version);
+    auto const buckets = static_cast<std::size_t>(report.at("buckets").as_int64());
+    CHECK(packs.size() == buckets);
+    CHECK(loads.size() == buckets);
+    double packing = 0;
+    for (auto const& [bucket, pack] : packs) {
+      packing += pack.second - pack.first;
+      if (!loads.contains(bucket)) continue;
+      CHECK(pack.second <= doctest::Approx(loads.at(bucket).first).epsilon(1e-12));
+      if (auto const before = loads.find(bucket - 1); before != loads.end())
+        overlap += std::max(0.0, std::min(pack.second, before->second.second) -
+                                     std::max(pack.first, before->second.first));
+    }
+    CHECK(packing == doctest::Approx(1e6 * report.at("stages").at("pack").as_double()).epsilon(0.01));
+  }
+  CHECK(overlap > 0);
+}
+
+TEST_CASE("a --trace that can't be written is named before anything is received or sent") {
+  scratch const place;
+  auto const checkpoint = place.file("model.safetensors"), socket = place.file("s.sock");
+  write_checkpoint(checkpoint);
+  auto const never = place.file("never/trace.json");
+  check_complaint(testing::run({"send", checkpoint, "--socket", socket, "--trace", checkpoint}), 5,
+                  {checkpoint, "is no trace"});
+  check_complaint(testing::run({"send", checkpoint, "--socket", socket, "--trace", never}), 5, {never});
+  check_complaint(testing::run({"receive", "--socket", socket, "--trace", never}), 5, {never});
+  CHECK(place.entries() == strings{"model.safetensors"});
+  CHECK(contents(checkpoint).size() == small.size());
 }
 
 TEST_CASE("a file that was received holds the tensors that were sent, byte by byte") {

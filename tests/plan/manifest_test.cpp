@@ -7,7 +7,7 @@
 #include <boost/describe.hpp>
 
 #include "base/codec.hpp"
-#include "plan/utf8.hpp"
+#include "base/utf8.hpp"
 #include "ropeway/error.hpp"
 #include "support.hpp"
 

@@ -170,6 +170,7 @@ void sender_machine::impl::on(peer_id id, peer& p, all_copied const& m) {
                               " of ", expected(*part), " buckets",
                               part->result.mapped && !part->was_told ? ", before it was told to read" : ""));
   part->at = stage::all_copied;
+  part->result.copied = now;
   part->reads = false;
   commit_if_ready(*part);
 }

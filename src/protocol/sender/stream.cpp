@@ -144,7 +144,8 @@ bool sender_machine::impl::start_relay(load& l, ring_record& main) {
   l.host_slot = *slot;
   l.relaying = load::relay::running;
   ++running->copies;
-  actions.emplace_back(send_action::relay{l.seq, l.slot, l.host_slot, running->facts.bucket_bytes[l.bucket]});
+  actions.emplace_back(
+      send_action::relay{l.seq, l.bucket, l.slot, l.host_slot, running->facts.bucket_bytes[l.bucket]});
   return true;
 }
 

@@ -86,7 +86,9 @@ void sender_machine::impl::advance(participant& p) {
     p.result.ring = host_ring;
   }
   if (p.at == stage::preparing) say_begin(p);
-  if (p.accepted && mapped) p.at = stage::loading;
+  if (!p.accepted || !mapped) return;
+  p.at = stage::loading;
+  p.result.took_part = now;
 }
 
 void sender_machine::impl::say_begin(participant& p) {
@@ -163,6 +165,7 @@ void sender_machine::impl::say_commit(participant& p) {
   say(p.result.peer, protocol::commit{running->id});
   p.at = stage::committing;
   p.since = now;
+  p.result.told_to_commit = now;
 }
 
 std::uint32_t sender_machine::impl::expected(participant const& p) const noexcept {
