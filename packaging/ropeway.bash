@@ -2,7 +2,7 @@
 _ropeway() {
   local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD-1]} command='' i
   for ((i = 1; i < COMP_CWORD; i++)); do
-    case ${COMP_WORDS[i]} in send | receive | inspect | doctor | bench) command=${COMP_WORDS[i]} && break ;; esac
+    case ${COMP_WORDS[i]} in send | receive | inspect | watch | doctor | bench) command=${COMP_WORDS[i]} && break ;; esac
   done
   case $before in
     --route)
@@ -17,14 +17,15 @@ _ropeway() {
     --bucket | --size)
       COMPREPLY=($(compgen -W '64M 256M 1G' -- "$word"))
       return ;;
-    --slots | --versions | --receivers | --wait | --name | --connect-limit | --repeats) return ;;
+    --slots | --versions | --receivers | --wait | --name | --connect-limit | --repeats | --interval) return ;;
   esac
   local options=''
   case $command in
-    '') options='send receive inspect doctor bench --help --version' ;;
+    '') options='send receive inspect watch doctor bench --help --version' ;;
     send) options='--socket --device --route --json --quiet --digest --no-digest --trace --versions --bucket --slots --receivers --wait' ;;
     receive) options='--socket --device --route --json --quiet --digest --no-digest --trace --out --versions --name --connect-limit' ;;
     inspect) options='--json' ;;
+    watch) options='--socket --interval --once --connect-limit --json' ;;
     doctor) options='--socket --trials --no-trials --json' ;;
     bench) options='--size --bucket --slots --repeats --json' ;;
   esac

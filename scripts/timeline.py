@@ -4,7 +4,7 @@
     scripts/timeline.py FILE.json                       checks the format, and says how far packing and loading overlap
     scripts/timeline.py FILE.json --picture FILE.svg    draws a version: a band for each process, a line for each stage
 
-    --version N         which version (default: the last that both sides have)
+    --version N         which version (default: the last); of several updates with that number the last
     --buckets A-B       only so much of it: from the begin of the first of these buckets' packing to the last one's load
     --title TEXT        above the picture
 
@@ -76,11 +76,25 @@ def shared(stretch, others):
     return sum(max(0.0, min(stretch[1], end) - max(stretch[0], begin)) for begin, end in others)
 
 
+def during(stretches, version):
+    """The stretches of the version's last update: of everybody whose update was running at the same time."""
+    updates = [(one["ts"], one["ts"] + one["dur"], one["pid"]) for one in stretches
+               if one["cat"] == "update" and one["args"]["version"] == version]
+    if not updates:
+        fail(f"there is no version {version}")
+    last = max(updates)
+    chosen = [one for one in updates if one[0] < last[1] and one[1] > last[0]]
+    begin, end = min(one[0] for one in chosen), max(one[1] for one in chosen)
+    # What came before the acceptance lies before a receiver's update, and in the sender's.
+    return [one for one in stretches if one["args"].get("version") == version and one["pid"] in {pid for *_, pid in chosen}
+            and one["ts"] < end and one["ts"] + one["dur"] > begin]
+
+
 def overlaps(stretches, version):
     """(receiver, time of loading, part of it in which a later bucket is packed, buckets, those of them) for each."""
-    rows = []
-    for packs in buckets(stretches, "pack", version).values():
-        for pid, loads in sorted(buckets(stretches, "load", version).items()):
+    rows, chosen = [], during(stretches, version)
+    for packs in buckets(chosen, "pack", version).values():
+        for pid, loads in sorted(buckets(chosen, "load", version).items()):
             total = both = count = 0
             for bucket, load in loads.items():
                 covered = shared(load, [span for number, span in packs.items() if number > bucket])
@@ -92,7 +106,7 @@ def overlaps(stretches, version):
 
 
 def draw(stretches, names, version, only, title):
-    chosen = [one for one in stretches if one["args"].get("version") == version]
+    chosen = during(stretches, version)
     # What the sender tells of its receivers repeats what they tell themselves.
     own = [one for one in chosen if one["cat"] in COLOURS and "receiver" not in one["args"]]
     if only:
@@ -107,7 +121,8 @@ def draw(stretches, names, version, only, title):
     x = lambda time: LEFT + (min(max(time, begin), end) - begin) * scale
 
     body, y = [], TOP
-    for pid in sorted({one["pid"] for one in own}, key=lambda one: not is_sender(own, one)):
+    first = {one["pid"]: one["ts"] for one in sorted(own, key=lambda one: -one["ts"])}
+    for pid in sorted(first, key=first.get):  # the sender's call is what happens first
         body.append(f'<text x="{LEFT}" y="{y - 4}" font-weight="bold">{escape(names.get(pid, str(pid)))}</text>')
         for stage in ORDER:
             lines = sorted({one["tid"] for one in own if one["pid"] == pid and one["cat"] == stage})
@@ -143,10 +158,6 @@ def round_step(least):
     return next(digit * 10 ** power for power in range(12) for digit in (1, 2, 5) if digit * 10 ** power >= least)
 
 
-def is_sender(stretches, pid):
-    return any(one["pid"] == pid and one["cat"] == "pack" for one in stretches)
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("trace")
@@ -156,8 +167,7 @@ def main():
     parser.add_argument("--title", default="")
     said = parser.parse_args()
     stretches, names = read(said.trace)
-    versions = sorted({one["args"]["version"] for one in stretches if one["cat"] == "load" and "bucket" in one["args"]}
-                      & {one["args"]["version"] for one in stretches if one["cat"] == "pack"})
+    versions = sorted({one["args"]["version"] for one in stretches if one["cat"] == "update"})
     print(f"{len(stretches)} stretches of {len(names)} processes")
     for version in versions:
         for pid, total, both, count, of_them in overlaps(stretches, version):
@@ -166,7 +176,7 @@ def main():
     if not said.picture:
         return
     if not versions:
-        fail("no version that one side packs and the other loads: let both name the same file")
+        fail("there is no update in it")
     version = said.version if said.version is not None else versions[-1]
     only = tuple(int(part) for part in said.buckets.split("-")) if said.buckets else None
     with open(said.picture, "w", encoding="utf-8") as file:

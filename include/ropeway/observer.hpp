@@ -14,7 +14,8 @@ struct load_report;
 struct send_report;
 
 /// Derive and override what you want to hear. Called on the strand of the object that is watched, between its
-/// own steps: return quickly, throw nothing, call nothing of that object.
+/// own steps: return quickly, throw nothing, call nothing of that object. Nothing is heard once that object's
+/// destructor has begun, but for a call that runs on another thread then.
 class ROPEWAY_API observer {
  public:
   virtual ~observer() = default;
@@ -22,12 +23,13 @@ class ROPEWAY_API observer {
   virtual void receiver_joined(std::string_view /*name*/) {}
   /// A receiver is gone, with the reason in one line. Heard by senders only.
   virtual void receiver_left(std::string_view /*name*/, std::string_view /*why*/) {}
-  /// An update was announced.
+  /// Sender: an update is about to be announced. Receiver: one was accepted.
   virtual void update_began(std::uint64_t /*version*/, std::uint64_t /*bytes*/, std::uint32_t /*buckets*/) {}
   /// Sender: a bucket is packed. Receiver: a bucket is loaded. `bytes` counts from the update's begin.
   virtual void bucket_moved(std::uint64_t /*version*/, std::uint32_t /*buckets*/, std::uint64_t /*bytes*/) {}
-  /// A stretch of a stage is over. Between update_began and update_ended; a sender's stretches of its
-  /// receivers all come at the end. Text in it is valid during the call only.
+  /// A stretch of a stage is over. Heard between update_began and update_ended, also of what a receiver did
+  /// before it accepted; a sender's stretches of its receivers all come at the end. Text in it is valid
+  /// during the call only.
   virtual void stage_ended(stage_span const& /*what*/) {}
   /// What came of an update, just before update_ended, for metrics that are gathered in one place. Senders
   /// hear of every update that began, receivers of those that they committed.

@@ -17,3 +17,4 @@
 #include "ropeway/status.hpp"
 #include "ropeway/tensor.hpp"
 #include "ropeway/trace.hpp"
+#include "ropeway/watch.hpp"

@@ -24,11 +24,11 @@ enum class update_stage : std::uint8_t {
   source,   ///< S: a tensor source or slot writer made the next tensor or filled the next bucket
   pack,     ///< S: copying a bucket into the ring, and waiting for the caller's stream before the first
   relay,    ///< S: copying a bucket on from device memory to the host ring
-  publish,  ///< S: a packed bucket waited to be handed over, for receivers that had not decided
-  wait,     ///< S: nothing was packed for want of a free slot. R: nothing was copied for want of a bucket.
-            ///< Of one receiver: for the other members of its group
-  load,     ///< R: copying to the destinations; for buckets taken by hand, their time in the embedder's hands
-  commit,   ///< R: from all bytes copied until committed. Of one receiver: from the order until its answer
+  publish,  ///< S: buckets were packed, and waited for receivers that had not decided
+  wait, ///< S: nothing was packed, because every slot was taken. R: nothing was copied for want of a bucket.
+        ///< Of one receiver: for the other members of its group
+  load, ///< R: copying to the destinations; for buckets taken by hand, their time in the embedder's hands
+  commit, ///< R: from all bytes copied until committed. Of one receiver: from the order until its answer
 };
 /// All of them, in the order of an update.
 inline constexpr std::array all_stages{update_stage::announce, update_stage::decide, update_stage::map,

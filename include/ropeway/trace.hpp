@@ -19,6 +19,8 @@ namespace ropeway {
 ///     ...
 ///     trace.save("timeline.json");
 ///
+/// Each sender and receiver has a recorder of its own; all may save to one file.
+///
 /// Thread-safety: all members may be called from any thread. Costs some 100 bytes of memory a stretch, a few
 /// for each bucket and update, until they are saved.
 class ROPEWAY_API trace_recorder final : public observer {
@@ -26,7 +28,7 @@ class ROPEWAY_API trace_recorder final : public observer {
   /// What is kept at most between two calls of save(); what comes then is counted and left out.
   static constexpr std::size_t default_limit = 1'000'000;
 
-  /// `process` is how this process is called in the timeline.
+  /// `process` is how this process is called in the timeline, with its number.
   explicit trace_recorder(std::string process, std::size_t limit = default_limit);
   ~trace_recorder() override;
   trace_recorder(trace_recorder const&) = delete;
@@ -35,7 +37,7 @@ class ROPEWAY_API trace_recorder final : public observer {
   /// Adds what was recorded to the JSON array in the file at `path`, which is made if it is missing, and
   /// forgets it. Holds a lock on the file meanwhile, so that processes may save at the same time.
   /// Throws transfer_error: `errc::bad_path` if there is something that is no trace, or an error of the
-  /// system; nothing is forgotten then.
+  /// system; nothing is forgotten then, and the file stays a trace.
   void save(std::filesystem::path const& path);
   /// How many stretches wait to be saved.
   std::size_t size() const;

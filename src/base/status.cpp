@@ -1,5 +1,7 @@
 #include "ropeway/status.hpp"
 
+#include "ropeway/watch_status.hpp"
+
 namespace ropeway {
 
 std::string_view name(holding what) noexcept {
@@ -20,6 +22,18 @@ std::string_view name(session_phase phase) noexcept {
   case session_phase::offered: return "offered";
   case session_phase::loading: return "loading";
   case session_phase::committing: return "committing";
+  }
+  return "unknown";
+}
+
+std::string_view name(receiver_activity what) noexcept {
+  switch (what) {
+  case receiver_activity::idle: return "idle";
+  case receiver_activity::late: return "late";
+  case receiver_activity::deciding: return "deciding";
+  case receiver_activity::loading: return "loading";
+  case receiver_activity::waiting: return "waiting";
+  case receiver_activity::committing: return "committing";
   }
   return "unknown";
 }

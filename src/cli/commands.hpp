@@ -42,6 +42,14 @@ struct inspect_arguments {
   bool json = false;
 };
 
+struct watch_arguments {
+  std::string socket;
+  std::chrono::milliseconds interval = std::chrono::seconds(1);
+  std::chrono::milliseconds connect_limit = std::chrono::seconds(10);
+  bool once = false;
+  bool json = false;
+};
+
 struct doctor_arguments {
   std::string version; ///< of this program
   std::string socket;  ///< to look at as well; may be empty
@@ -61,6 +69,8 @@ struct bench_arguments {
 int send(send_arguments const& arguments);
 int receive(receive_arguments const& arguments);
 int inspect(inspect_arguments const& arguments);
+/// Shows a sender and its receivers, again and again.
+int watch(watch_arguments const& arguments);
 /// Looks for what keeps weights from going fast, or at all, and says what to change.
 int doctor(doctor_arguments const& arguments);
 /// Times every way that this machine has.

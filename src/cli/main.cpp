@@ -17,6 +17,9 @@ constexpr char receive_examples[] =
     "Examples:\n"
     "  ropeway receive --socket ~/weights/s --device cuda:0\n"
     "  ropeway receive --socket ~/weights/s --versions 1 --out copy.safetensors";
+constexpr char watch_examples[] = "Examples:\n"
+                                  "  ropeway watch --socket ~/weights/s\n"
+                                  "  ropeway watch --socket ~/weights/s --once --json";
 constexpr char footer[] = "Exit status: 0 done, 2 usage, 3 peer (missing, refused, died), 4 data (checkpoint "
                           "or tensors), 5 system;\n"
                           "130 after Ctrl-C, 143 after a request to terminate.";
@@ -26,10 +29,11 @@ struct words {
   send_arguments send;
   receive_arguments receive;
   inspect_arguments inspect;
+  watch_arguments watch;
   doctor_arguments doctor;
   bench_arguments bench;
   std::string device = "host", route = "automatic", bucket = "64M", wait = "60", connect_limit = "10";
-  std::string bench_bucket = "64M", bench_size = "1G";
+  std::string bench_bucket = "64M", bench_size = "1G", interval = "1", watch_limit = "10";
 };
 
 CLI::Validator word(char const* kind, std::function<bool(std::string const&)> good, std::string expected) {
@@ -124,6 +128,22 @@ void add_inspect(CLI::App& app, words& said) {
   command.add_flag("--json", said.inspect.json, "as one line of JSON");
 }
 
+void add_watch(CLI::App& app, words& said) {
+  auto& command = *app.add_subcommand("watch", "Show a sender and its receivers, again and again");
+  auto const time = word(
+      "SECONDS", [](auto& text) { return parse_seconds(text).has_value(); }, "a time in seconds");
+  command.footer(watch_examples);
+  command.add_option("--socket", said.watch.socket, "where the sender listens")
+      ->required()
+      ->type_name("PATH");
+  command.add_option("--interval", said.interval, "between two looks")->capture_default_str()->check(time);
+  command.add_flag("--once", said.watch.once, "look once, and end");
+  command.add_option("--connect-limit", said.watch_limit, "how long to wait for the sender to appear")
+      ->capture_default_str()
+      ->check(time);
+  command.add_flag("--json", said.watch.json, "each look as one line of JSON");
+}
+
 void add_doctor(CLI::App& app, words& said) {
   auto& command = *app.add_subcommand("doctor", "Look for what keeps weights from going fast, or at all");
   command.add_option("--socket", said.doctor.socket, "also whether this path would do")->type_name("PATH");
@@ -161,6 +181,9 @@ int run(CLI::App& app, words& said) {
   said.bench.bucket_bytes = *parse_size(said.bench_bucket);
   said.doctor.version = ROPEWAY_VERSION;
   if (app.got_subcommand("receive")) return receive(said.receive);
+  said.watch.interval = *parse_seconds(said.interval);
+  said.watch.connect_limit = *parse_seconds(said.watch_limit);
+  if (app.got_subcommand("watch")) return watch(said.watch);
   if (app.got_subcommand("doctor")) return doctor(said.doctor);
   if (app.got_subcommand("bench")) return bench(said.bench);
   return inspect(said.inspect);
@@ -181,6 +204,7 @@ int main(int argc, char** argv) {
   add_send(app, said);
   add_receive(app, said);
   add_inspect(app, said);
+  add_watch(app, said);
   add_doctor(app, said);
   add_bench(app, said);
   try {

@@ -40,6 +40,17 @@ void check_writable(std::filesystem::path const& out) {
                          "no file can be made in " + parent.string() + ": choose another place for --out");
 }
 
+/// Where the timeline goes, with what else is to be written checked as well.
+std::optional<std::filesystem::path> trace_of(receive_arguments const& arguments) {
+  if (arguments.out) check_writable(*arguments.out);
+  if (arguments.out && arguments.trace &&
+      std::filesystem::weakly_canonical(*arguments.out) ==
+          std::filesystem::weakly_canonical(*arguments.trace))
+    throw transfer_error(errc::invalid_argument,
+                         "--out and --trace are both " + arguments.out->string() + ": name two files");
+  return arguments.trace;
+}
+
 receiver_options options_for(receive_arguments const& arguments, observer& watch) {
   receiver_options options;
   options.name(arguments.name).where(arguments.where).connect_limit(arguments.connect_limit);
@@ -54,12 +65,10 @@ class receive_run {
       : arguments_(arguments)
       , received_(received)
       , watch_(arguments.quiet)
-      , timeline_(arguments.trace, "ropeway receive, as " + arguments.name)
-      , watchers_({&watch_, timeline_.watching()})
       , window_(arguments.where)
-      , receiver_(loop_.get_executor(), options_for(arguments, watchers_)) {
-    if (arguments.out) check_writable(*arguments.out);
-  }
+      , timeline_(trace_of(arguments), "ropeway receive, as " + arguments.name)
+      , watchers_({&watch_, timeline_.watching()})
+      , receiver_(loop_.get_executor(), options_for(arguments, watchers_)) {}
 
   /// The signal that ended it, or 0. What was received by then stands in the list it was given.
   int run() {
@@ -166,9 +175,9 @@ class receive_run {
   receive_arguments const& arguments_;
   std::vector<received_version>& received_;
   progress watch_;
+  host_window window_;
   timeline timeline_;
   observers watchers_;
-  host_window window_;
   weights weights_;
   destinations into_;
   asio::io_context loop_{1};

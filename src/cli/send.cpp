@@ -41,10 +41,10 @@ class send_run {
       : arguments_(arguments)
       , sent_(sent)
       , watch_(arguments.quiet)
-      , timeline_(arguments.trace, "ropeway send")
-      , watchers_({&watch_, timeline_.watching()})
       , from_(checkpoint::open(arguments.checkpoint))
       , window_(arguments.where)
+      , timeline_(arguments.trace, "ropeway send")
+      , watchers_({&watch_, timeline_.watching()})
       , sender_(loop_.get_executor(), arguments.socket, options_for(arguments, watchers_)) {}
 
   /// The signal that ended it, or 0. What was sent by then stands in the list it was given.
@@ -110,10 +110,10 @@ class send_run {
   send_arguments const& arguments_;
   std::vector<sent_version>& sent_;
   progress watch_;
-  timeline timeline_;
-  observers watchers_;
   checkpoint from_;
   host_window window_;
+  timeline timeline_;
+  observers watchers_;
   weights weights_;
   asio::io_context loop_{1};
   asio::thread_pool pool_{1};

@@ -27,6 +27,8 @@ inline constexpr std::uint32_t segment_batch = 32;
 /// Segments of a placement, and of one unmap message.
 inline constexpr std::size_t max_segments = 65'536;
 inline constexpr std::size_t max_unmap = 4096;
+/// Watchers that a sender has at a time.
+inline constexpr std::size_t max_watchers = 16;
 
 // ---- receiver to sender ----
 
@@ -46,6 +48,16 @@ struct hello {
   std::vector<bytes16> devices; ///< CUDA devices whose memory it may be able to map; empty: host only
 };
 inline constexpr std::uint64_t hello_magic = 0x3179617765706f72; // "ropeway1"
+
+/// First words, and every question, of who takes no part and only wants to know how the sender and its
+/// receivers are. Answered by a seen_receiver for each receiver and then a seen_sender. Encoded as it is
+/// in all protocol versions, like hello.
+struct watch {
+  using appended_to = void;
+  std::uint64_t magic = 0; ///< hello_magic
+  std::uint16_t oldest = 0, newest = 0;
+  std::uint64_t schema = 0;
+};
 
 struct ring_mapped {
   std::uint32_t ring = 0;
@@ -177,6 +189,27 @@ struct published {
 struct commit {
   std::uint64_t update = 0;
 };
+/// One receiver, in the answer to a watch.
+struct seen_receiver {
+  std::string name;
+  std::uint8_t doing = 0; ///< a receiver_activity
+  std::uint8_t holds_version = 0;
+  std::uint64_t version = 0;        ///< that it holds
+  std::uint64_t bytes_released = 0; ///< of the running update, as far as buckets tell
+  std::uint64_t last_bytes = 0;     ///< of the last update that it committed
+  std::uint64_t last_ns = 0;        ///< and from its begin until then
+  std::string last_error; ///< of the last update that it did not commit; empty after one that it did
+};
+/// The sender itself: the end of the answer.
+struct seen_sender {
+  std::uint32_t receivers = 0; ///< how many seen_receiver came before
+  bytes16 sender{};
+  std::uint8_t updating = 0;
+  std::uint64_t version = 0; ///< of the running update; the rest is of it, too
+  std::uint64_t total_bytes = 0;
+  std::uint32_t tensors = 0, buckets = 0, packed = 0;
+  std::uint64_t running_ns = 0;
+};
 
 // ---- both ways ----
 
@@ -225,6 +258,12 @@ BOOST_DESCRIBE_STRUCT(unmap, (), (segments))
 BOOST_DESCRIBE_STRUCT(manifest_follows, (), (update, bytes))
 BOOST_DESCRIBE_STRUCT(published, (), (update, seq, bucket, ring, slot, bytes))
 BOOST_DESCRIBE_STRUCT(commit, (), (update))
+BOOST_DESCRIBE_STRUCT(watch, (), (magic, oldest, newest, schema))
+BOOST_DESCRIBE_STRUCT(seen_receiver, (),
+                      (name, doing, holds_version, version, bytes_released, last_bytes, last_ns, last_error))
+BOOST_DESCRIBE_STRUCT(seen_sender, (),
+                      (receivers, sender, updating, version, total_bytes, tensors, buckets, packed,
+                       running_ns))
 BOOST_DESCRIBE_STRUCT(abort_update, (), (update, code, text))
 BOOST_DESCRIBE_STRUCT(aborted, (), (update))
 BOOST_DESCRIBE_STRUCT(alive, (), (update))
@@ -235,6 +274,6 @@ using message =
     std::variant<hello, welcome, turned_away, ring, ring_mapped, ring_refused, begin, need_manifest,
                  manifest_follows, accept, refuse, not_now, published, released, all_copied, commit,
                  committed, failed, abort_update, aborted, alive, goodbye, need_placement, placement_follows,
-                 need_segment, segment_part, read_mapped, unmap, unmapped>;
+                 need_segment, segment_part, read_mapped, unmap, unmapped, watch, seen_receiver, seen_sender>;
 
 } // namespace ropeway::protocol

@@ -28,6 +28,7 @@ struct copied {
   std::shared_ptr<void const> from, to;
   std::uint64_t seq = 0, bytes = 0;
   std::uint32_t bucket = 0;
+  std::uint64_t moved = 0; ///< bytes that the copies write; `bytes` is how large the bucket is
   /// Filled in if it is not: when they were queued, or what was queued before them was seen to finish.
   std::chrono::steady_clock::time_point began{};
   std::chrono::steady_clock::time_point ended{}; ///< when that was seen

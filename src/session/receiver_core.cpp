@@ -70,6 +70,7 @@ receiver_core::receiver_core(asio::any_io_executor executor, receiver_options op
                              std::shared_ptr<memory::backends> memory)
     : executor_(executor)
     , options_(checked(std::move(options)))
+    , observer_(options_.watched_by())
     , memory_(std::move(memory))
     , strand_(wire::make_strand(executor))
     , lookout_(std::make_shared<session::lookout>(strand_))
@@ -338,6 +339,7 @@ void receiver_core::post_bucket(std::shared_ptr<load_operation> load,
     if (load->how == load_operation::way::into || load->on_bucket || load->on_loaded)
       return (*shared)->complete(failure(errc::busy, "this update is being loaded already"), {});
     load->on_bucket = std::move(*shared);
+    load->asked_at = clock::now();
     if (!load->accepted && self->options_.use_route() == route_choice::mapped)
       return self->turn_down(load,
                              transfer_error(errc::not_reachable,
@@ -408,28 +410,31 @@ void receiver_core::post_released(held_bucket const& bucket, ready_after when) {
   what.seq = bucket.seq;
   what.bucket = bucket.number;
   what.bytes = bucket.bytes;
+  for (auto const& piece : bucket.pieces) what.moved += piece.bytes; // without what lies between them
   what.began = bucket.given_at;
   what.what = session::copied::kind::view;
-  std::uint64_t tensor_bytes = 0; // without what lies between them
-  for (auto const& piece : bucket.pieces) tensor_bytes += piece.bytes;
-  asio::post(strand_, [self = shared_from_this(), load = bucket.load, what = std::move(what), tensor_bytes,
-                       when]() mutable {
-    --load->in_hands;
-    load->bytes_copied += tensor_bytes;
-    what.ended = clock::now();
-    if (when.type() == ready_after::kind::nothing) return self->copied(what, {});
-    try {
-      self->stream().start_after(when);
-      self->stream().then(std::move(what));
-    } catch (std::exception const& error) {
-      --load->held;
-      self->give_up(load, make_error_code(errc::device_failed), errc::device_failed, error.what());
-      self->settle(load);
-    }
-  });
+  bool const given = bucket.given_at != clock::time_point(); // else it came, and nobody took it
+  asio::post(strand_,
+             [self = shared_from_this(), load = bucket.load, what = std::move(what), given, when]() mutable {
+               if (given) {
+                 --load->in_hands;
+                 load->bytes_copied += what.moved;
+               }
+               what.ended = clock::now();
+               if (when.type() == ready_after::kind::nothing) return self->copied(what, {});
+               try {
+                 self->stream().start_after(when);
+                 self->stream().then(std::move(what));
+               } catch (std::exception const& error) {
+                 --load->held;
+                 self->give_up(load, make_error_code(errc::device_failed), errc::device_failed, error.what());
+                 self->settle(load);
+               }
+             });
 }
 
 void receiver_core::abandon() noexcept {
+  observer_.forget();
   std::shared_ptr<copy_stream> stream;
   {
     std::scoped_lock lock(shared_mutex_);
@@ -600,9 +605,9 @@ void receiver_core::accept(load_operation& load, load_operation::way how, failur
   load.accepted = true;
   enter(session_phase::loading);
   load.accepted_at = clock::now();
-  if (options_.watched_by())
-    options_.watched_by()->update_began(load.what.version, load.what.total_bytes, load.what.buckets);
-  load.stages = session::stage_log(options_.watched_by(), load.what.version);
+  observer_.tell(
+      [&](observer& who) { who.update_began(load.what.version, load.what.total_bytes, load.what.buckets); });
+  load.stages = session::stage_log(observer_, load.what.version);
   auto const decided_at = load.mapping_since.value_or(load.accepted_at);
   load.stages.add(update_stage::announce, load.announced_at, load.offered_at);
   load.stages.add(update_stage::decide, load.offered_at, decided_at);
@@ -627,8 +632,10 @@ void receiver_core::give_bucket(load_operation& load) {
     load.arrived.pop_front();
     ++load.given;
     ++load.in_hands;
-    loading_starts(load);
     held->given_at = clock::now();
+    // Between two buckets the embedder has its own time.
+    if (load.loading.start(held->given_at))
+      load.stages.add(update_stage::wait, std::max(load.loading.ended(), load.asked_at), held->arrived_at);
     std::exchange(load.on_bucket, nullptr)->complete({}, std::optional<bucket>(bucket(std::move(held))));
   } else if (load.given == load.what.buckets) {
     std::exchange(load.on_bucket, nullptr)->complete({}, {});
@@ -645,8 +652,8 @@ void receiver_core::loaded(std::shared_ptr<load_operation> const& load, std::uin
                            std::uint64_t bytes) {
   load->bytes_loaded += bytes;
   if (load->session != session_ || !machine_ || load->aborting || load->over) return;
-  if (options_.watched_by())
-    options_.watched_by()->bucket_moved(load->what.version, load->what.buckets, load->bytes_loaded);
+  observer_.tell(
+      [&](observer& who) { who.bucket_moved(load->what.version, load->what.buckets, load->bytes_loaded); });
   failpoint<side::receiver, "loaded">();
   machine_->loaded(seq, clock::now());
   pump();
@@ -663,18 +670,16 @@ void receiver_core::copied(session::copied& what, std::error_code error) {
   }
   if (what.what == session::copied::kind::mapped && !error && !load->aborting && !load->over) {
     if (load->copies_in_flight != 0) --load->copies_in_flight;
+    load->read_until = what.ended;
     return read_on(load);
   }
   if (what.what == session::copied::kind::mapped && load->session != session_)
     offload_.dispose(std::exchange(what.from, nullptr)); // perhaps the last to hold a mapping
-  if (what.what == session::copied::kind::bucket) {
-    load->stages.add(update_stage::load, what.began, what.ended, what.bucket, what.bytes);
-    load->loading.stop(what.ended);
-  } else if (what.what == session::copied::kind::view) {
-    // Several may be in hand at once.
-    load->stages.tell(update_stage::load, what.began, what.ended, what.bucket, what.bytes);
-    if (load->loading.stop(what.ended))
-      load->stages.times[update_stage::load] += what.ended - load->loading.began();
+  bool const counts = what.what == session::copied::kind::bucket ||
+                      (what.what == session::copied::kind::view && what.began != clock::time_point());
+  if (counts && !load->over) {
+    load->stages.tell(update_stage::load, what.began, what.ended, what.bucket, what.moved);
+    loading_ends(*load, what.ended);
   }
   if (what.what == session::copied::kind::view) {
     --load->held;
@@ -702,6 +707,11 @@ void receiver_core::need_stream(memory::backend& on) {
 void receiver_core::loading_starts(load_operation& load) {
   auto const now = clock::now();
   if (load.loading.start(now)) load.stages.add(update_stage::wait, load.loading.ended(), now);
+}
+
+/// Stretches of several buckets may overlap: what counts is that there was one.
+void receiver_core::loading_ends(load_operation& load, clock::time_point now) {
+  load.stages.times[update_stage::load] += load.loading.stop(now);
 }
 
 /// Nobody reads the live set any more: brings the new version there.
@@ -806,10 +816,11 @@ void receiver_core::end_load(std::shared_ptr<load_operation> const& load, failur
   report.total = clock::now() - load->accepted_at;
   report.stages = load->stages.times;
   report.way = load->mapped ? route::mapped : load->ring == 0 ? route::host : route::staged;
-  if (options_.watched_by() && load->accepted) {
-    if (!error) options_.watched_by()->update_loaded(report);
-    options_.watched_by()->update_ended(load->what.version, !error);
-  }
+  if (load->accepted)
+    observer_.tell([&](observer& who) {
+      if (!error) who.update_loaded(report);
+      who.update_ended(load->what.version, !error);
+    });
   load->mapped.reset(); // the embedder may keep the update
   if (load->copies_in_flight == 0) unmap_later();
   if (load->on_bucket) std::exchange(load->on_bucket, nullptr)->complete(load->error, {});
@@ -1131,6 +1142,7 @@ void receiver_core::act(receive_action::bucket& action) {
       view.where = memory->where();
       held->pieces.push_back(view);
     }
+    held->arrived_at = clock::now();
     ++load->held;
     load->arrived.push_back(std::move(held));
     return give_bucket(*load);
@@ -1138,13 +1150,15 @@ void receiver_core::act(receive_action::bucket& action) {
   try {
     ops_.clear();
     if (!load->wrote) begin_writing(*load);
+    auto const beside = ops_.size(); // what a shadow set needs
     for (plan::piece const& piece : pieces)
       if (!load->mapped || !load->placement->tensors[piece.tensor].mapped())
         load->part->scatter.ops_for_piece(piece, base, memory->where(), ops_);
     stream().copy(ops_);
-    for (auto const& op : ops_) load->bytes_copied += memory::bytes_of(op);
     loading_starts(*load);
     session::copied what;
+    for (auto const& op : std::span(ops_).subspan(beside)) what.moved += memory::bytes_of(op);
+    load->bytes_copied += what.moved;
     what.whose = load;
     what.from = ring->second;
     what.seq = action.seq;
@@ -1393,14 +1407,13 @@ void receiver_core::read_on(std::shared_ptr<load_operation> const& load) {
   if (load->next_unit >= copies.units() && load->next_unit != 0) {
     load->bytes_loaded += copies.bytes();
     load->bytes_copied += copies.bytes();
-    auto const now = clock::now();
-    load->stages.add(update_stage::load, load->reading_since, now, {}, copies.bytes());
-    load->loading.stop(now);
+    load->stages.tell(update_stage::load, load->reading_since, load->read_until, {}, copies.bytes());
+    loading_ends(*load, load->read_until);
     read_last_ = load->mapped;
     reading_took_ = clock::now() - load->reading_since;
     if (load->session != session_ || !machine_) return;
-    if (options_.watched_by())
-      options_.watched_by()->bucket_moved(load->what.version, load->what.buckets, load->bytes_loaded);
+    observer_.tell(
+        [&](observer& who) { who.bucket_moved(load->what.version, load->what.buckets, load->bytes_loaded); });
     failpoint<side::receiver, "mapped_read">();
     machine_->mapped_read(clock::now());
     return pump();

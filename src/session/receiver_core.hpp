@@ -49,7 +49,7 @@ class held_bucket {
   std::shared_ptr<mapped_ring> ring;
   std::uint64_t seq = 0, bytes = 0;
   std::uint32_t number = 0;
-  std::chrono::steady_clock::time_point given_at{};
+  std::chrono::steady_clock::time_point arrived_at{}, given_at{};
   std::vector<bucket_piece> pieces;
 
  private:
@@ -81,6 +81,8 @@ class load_operation : public std::enable_shared_from_this<load_operation> {
   ready_after when;
   bool wrote = false;
   std::chrono::steady_clock::time_point announced_at{}, offered_at{}, accepted_at{}, all_copied_at{};
+  std::chrono::steady_clock::time_point asked_at{};   ///< for the next bucket
+  std::chrono::steady_clock::time_point read_until{}; ///< of the mapped tensors, as far as was seen
   std::optional<std::chrono::steady_clock::time_point> mapping_since;
   session::stage_log stages;
   session::activity loading; ///< copies run, or the embedder has a bucket
@@ -177,6 +179,7 @@ class receiver_core : public std::enable_shared_from_this<receiver_core> {
   void give_bucket(load_operation& load);
   /// Something of a load is copied, or in the embedder's hands.
   static void loading_starts(load_operation& load);
+  static void loading_ends(load_operation& load, clock::time_point now);
   void loaded(std::shared_ptr<load_operation> const& load, std::uint64_t seq, std::uint64_t bytes);
   void copied(session::copied& what, std::error_code error);
   /// Makes the stream if there is none, or if its device failed: it may work again.
@@ -223,6 +226,7 @@ class receiver_core : public std::enable_shared_from_this<receiver_core> {
 
   asio::any_io_executor executor_;
   receiver_options options_;
+  session::observed observer_;
   std::shared_ptr<memory::backends> memory_;
   strand strand_;
 

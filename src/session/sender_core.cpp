@@ -75,6 +75,7 @@ sender_core::sender_core(asio::any_io_executor executor, std::string path, sende
     : executor_(executor)
     , path_(path)
     , options_(checked(std::move(options)))
+    , observer_(options_.watched_by())
     , instance_(random_instance())
     , memory_(std::move(memory))
     , strand_(wire::make_strand(executor))
@@ -309,6 +310,7 @@ void sender_core::stop_packer() {
 }
 
 void sender_core::abandon() noexcept {
+  observer_.forget();
   listener_.retire();
   std::vector<std::shared_ptr<copy_stream>> streams;
   {
@@ -445,9 +447,8 @@ void sender_core::begin(std::shared_ptr<send_operation> const& operation) {
                    asio::bind_cancellation_slot(stop_packer_.slot(), std::move(ended)));
   }
 
-  operation->stages = session::stage_log(options_.watched_by(), operation->version);
-  if (options_.watched_by())
-    options_.watched_by()->update_began(report.version, report.bytes, report.buckets);
+  operation->stages = session::stage_log(observer_, operation->version);
+  observer_.tell([&](observer& who) { who.update_began(report.version, report.bytes, report.buckets); });
   failpoint<side::sender, "begin_update">();
   machine_.begin_update(std::move(facts), clock::now());
   pump();
@@ -571,6 +572,8 @@ void sender_core::queue_pack(std::shared_ptr<send_operation> const& operation, s
   what.seq = job.seq;
   what.bucket = job.bucket;
   what.bytes = operation->set->layout->manifest.buckets()[job.bucket].bytes;
+  for (auto const& op : ops_) what.moved += memory::bytes_of(op);
+  if (operation->set->writer) what.moved = what.bytes; // it is there already
   packing_starts(*operation);
   at.stream->then(std::move(what));
   ++copies_in_flight_;
@@ -603,10 +606,12 @@ void sender_core::copied(bool relayed, session::copied& what, std::error_code er
   } else {
     bytes_packed_ += what.bytes;
     operation->packing.stop(what.ended);
-    operation->stages.add(update_stage::pack, what.began, what.ended, what.bucket, what.bytes);
-    operation->unpublished.push_back({what.seq, what.bucket, what.ended});
-    if (options_.watched_by())
-      options_.watched_by()->bucket_moved(operation->version, operation->report.buckets, bytes_packed_);
+    operation->stages.add(update_stage::pack, what.began, what.ended, what.bucket, what.moved);
+    ++operation->buckets_packed;
+    if (!operation->first_packed) operation->first_packed = what.ended;
+    observer_.tell([&](observer& who) {
+      who.bucket_moved(operation->version, operation->report.buckets, bytes_packed_);
+    });
     failpoint<side::sender, "packed">();
     machine_.packed(what.seq, clock::now());
     pump();
@@ -667,10 +672,11 @@ awaitable<void> sender_core::pack_from_source(std::shared_ptr<sender_core> self,
   for (plan::piece const& piece : manifest.pieces_of(job.bucket)) {
     if (last.index != piece.tensor) {
       auto next = source.next(piece.tensor);
-      auto const asked = clock::now();
+      operation->asked_source = clock::now();
       last.tensor = co_await within<source_tensor>(self->strand_, self->options_.source_limit(),
                                                    std::move(next), "deliver its next tensor");
-      operation->stages.add(update_stage::source, asked, clock::now(), job.bucket);
+      operation->stages.add(update_stage::source, *std::exchange(operation->asked_source, std::nullopt),
+                            clock::now(), job.bucket);
       // Another operation's step cannot come between: one packer runs at a time.
       check_delivery(manifest.tensors()[piece.tensor], last.tensor);
       last.index = piece.tensor;
@@ -696,10 +702,11 @@ awaitable<void> sender_core::pack_by_writer(std::shared_ptr<sender_core> self, o
     pieces.push_back(one);
   }
   auto fill = operation->set->writer->fill(pieces);
-  auto const asked = clock::now();
+  operation->asked_source = clock::now();
   ready_after const written = co_await within<ready_after>(self->strand_, self->options_.source_limit(),
                                                            std::move(fill), "fill a bucket");
-  operation->stages.add(update_stage::source, asked, clock::now(), job.bucket);
+  operation->stages.add(update_stage::source, *std::exchange(operation->asked_source, std::nullopt),
+                        clock::now(), job.bucket);
   at.stream->start_after(written);
   self->ops_.clear();
   // Also when the update was given up meanwhile: what was queued on the slot is waited for.
@@ -709,6 +716,8 @@ awaitable<void> sender_core::pack_by_writer(std::shared_ptr<sender_core> self, o
 void sender_core::packer_ended(std::shared_ptr<send_operation> const& operation, std::exception_ptr error) {
   operation->packer_runs = false;
   if (current_ != operation) return;
+  if (operation->asked_source)
+    operation->stages.add(update_stage::source, *operation->asked_source, clock::now());
   if (error && !operation->stopping) {
     auto const what = session::as_transfer_error(error, errc::source_failed);
     if (!operation->because) {
@@ -762,10 +771,10 @@ void sender_core::complete(std::shared_ptr<send_operation> const& operation) {
   announced();
   lookout_->rest();
   current_.reset();
-  if (options_.watched_by()) {
-    options_.watched_by()->update_sent(report);
-    options_.watched_by()->update_ended(operation->version, !operation->error);
-  }
+  observer_.tell([&](observer& who) {
+    who.update_sent(report);
+    who.update_ended(operation->version, !operation->error);
+  });
   for (auto& waiting : std::exchange(operation->on_source_free, {})) {
     auto const error = operation->source_is_free ? failure() : operation->error;
     waiting->complete(error, {});
@@ -833,8 +842,8 @@ void sender_core::peer_ended(protocol::peer_id id, errc code, std::string const&
   if (!peers_.contains(id)) return; // dropped by the machine
   auto const leaving = peers_.extract(id);
   leaving.mapped().link->close();
-  if (options_.watched_by() && leaving.mapped().announced)
-    options_.watched_by()->receiver_left(leaving.mapped().name, words);
+  if (leaving.mapped().announced)
+    observer_.tell([&](observer& who) { who.receiver_left(leaving.mapped().name, words); });
   failpoint<side::sender, "gone">();
   machine_.gone(id, code, words, clock::now());
   pump();
@@ -878,7 +887,7 @@ void sender_core::pump() {
   arm_deadline();
   if (!waiters_.empty()) wake_waiters();
   if (!release_waiters_.empty()) wake_released();
-  if (options_.watched_by()) tell_observer_of_peers();
+  if (observer_) tell_observer_of_peers();
 }
 
 /// Memory or threads ran out in the middle of it: the update can't go on.
@@ -919,7 +928,7 @@ void sender_core::tell_observer_of_peers() {
     if (found == peers_.end() || found->second.announced) continue;
     found->second.announced = true;
     found->second.name = state.name;
-    options_.watched_by()->receiver_joined(state.name);
+    observer_.tell([&](observer& who) { who.receiver_joined(state.name); });
   }
 }
 
@@ -932,7 +941,9 @@ void sender_core::act(send_action::say& action) {
   if (found == peers_.end()) return;
   auto& link = *found->second.link;
   if (std::holds_alternative<protocol::begin>(action.what)) announced();
-  note_progress(action.what);
+  if (std::holds_alternative<published>(action.what) || std::holds_alternative<read_mapped>(action.what) ||
+      std::holds_alternative<protocol::commit>(action.what))
+    bytes_move();
   if (auto* const offer = std::get_if<ring>(&action.what)) {
     auto const& memory = rings_.at(offer->id);
     offer->on_device = offer->id == host_ring ? 0 : 1;
@@ -957,21 +968,21 @@ void sender_core::act(send_action::say& action) {
   look_out(action.what);
 }
 
-void sender_core::note_progress(message const& what) {
-  auto* const bucket = std::get_if<published>(&what);
-  if (!current_ || (!bucket && !std::holds_alternative<read_mapped>(what) &&
-                    !std::holds_alternative<protocol::commit>(what)))
-    return;
+/// Bytes move from now on, or could: the update was announced, and what is packed can be handed over.
+void sender_core::bytes_move() {
+  if (!current_ || std::exchange(current_->moves, true)) return;
   auto const now = clock::now();
-  if (!std::exchange(current_->bytes_move, true))
-    current_->stages.add(update_stage::announce, current_->called, now);
-  if (!bucket) return;
-  auto& packed = current_->unpublished;
-  auto const found =
-      std::find_if(packed.begin(), packed.end(), [&](auto const& one) { return one.seq == bucket->seq; });
-  if (found == packed.end()) return; // another receiver was told of it
-  current_->stages.add(update_stage::publish, found->packed_at, now, found->bucket);
-  packed.erase(packed.begin(), found + 1); // those before had no readers
+  current_->stages.add(update_stage::announce, current_->called, now);
+  if (current_->first_packed) current_->stages.add(update_stage::publish, *current_->first_packed, now);
+}
+
+/// The update is over, also one that was given up: what was going on until now counts.
+void sender_core::end_stages(send_operation& operation) {
+  auto const now = clock::now();
+  bytes_move();
+  if (!operation.packing.runs() && operation.packing.ended() != clock::time_point() && !operation.placement &&
+      operation.buckets_packed < operation.report.buckets)
+    operation.stages.add(update_stage::wait, operation.packing.ended(), now);
 }
 
 /// Of one receiver, as far as it came.
@@ -1128,6 +1139,7 @@ void sender_core::act(send_action::relay& action) {
     what.bytes = action.bytes;
     from.relay->then(std::move(what));
     ++copies_in_flight_;
+    bytes_move();
   } catch (std::exception const&) {
     give_up_later(session::as_transfer_error(std::current_exception(), errc::device_failed));
   }
@@ -1215,8 +1227,8 @@ void sender_core::say_part(protocol::peer_id to, segment_part what, std::shared_
 void sender_core::act(send_action::drop& action) {
   auto const found = peers_.find(action.peer);
   if (found == peers_.end()) return;
-  if (options_.watched_by() && found->second.announced)
-    options_.watched_by()->receiver_left(found->second.name, action.text);
+  if (found->second.announced)
+    observer_.tell([&](observer& who) { who.receiver_left(found->second.name, action.text); });
   found->second.link->close();
   peers_.erase(found);
 }
@@ -1245,6 +1257,7 @@ void sender_core::act(send_action::finished& action) {
   operation->stopping = true;
   packs_changed_.notify();
   if (action.code != errc::ok && !operation->error) operation->error = failure(action.code, action.text);
+  end_stages(*operation);
   for (auto const& result : action.results) {
     receiver_report one;
     one.name = result.name;

@@ -53,16 +53,12 @@ class send_operation {
   bool finished = false;                                  // the machine said so
   bool over = false;                                      // every completion was or can be given
   bool source_is_free = false;
-  bool bytes_move = false; // a receiver was told of a bucket, to read, or to commit
+  bool moves = false; // a receiver was told of a bucket, to read, or to commit
   session::stage_log stages;
   session::activity packing; // or making what is packed
-  struct packed_bucket {
-    std::uint64_t seq = 0;
-    std::uint32_t bucket = 0;
-    std::chrono::steady_clock::time_point packed_at{};
-  };
-  std::vector<packed_bucket> unpublished; // nobody was told yet
-  std::error_code because;                // why this side gave up, if not for an errc
+  std::uint32_t buckets_packed = 0;
+  std::optional<std::chrono::steady_clock::time_point> first_packed, asked_source;
+  std::error_code because; // why this side gave up, if not for an errc
   failure error;
   send_report report;
 };
@@ -156,8 +152,8 @@ class sender_core : public std::enable_shared_from_this<sender_core> {
   void place_tensors(send_operation& operation, protocol::update_facts& facts);
   void say_part(protocol::peer_id to, protocol::segment_part what, std::shared_ptr<unique_fd const> fd);
   void wake_released();
-  /// What is about to be said shows how far the update is.
-  void note_progress(protocol::message const& what);
+  void bytes_move();
+  void end_stages(send_operation& operation);
   /// Something is packed or made for it, after nothing was.
   static void packing_starts(send_operation& operation);
   static stage_times stages_of(protocol::peer_result const& result, send_operation const& operation);
@@ -208,6 +204,7 @@ class sender_core : public std::enable_shared_from_this<sender_core> {
   asio::any_io_executor executor_;
   std::string path_;
   sender_options options_;
+  session::observed observer_;
   protocol::bytes16 const instance_;
   std::shared_ptr<memory::backends> memory_;
   strand strand_;

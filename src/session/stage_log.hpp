@@ -1,6 +1,7 @@
 // What an update spends its time with, as it goes: the times of a report, and what an observer is told.
 // Part of ropeway; Apache-2.0.
 #pragma once
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <optional>
@@ -10,26 +11,48 @@
 
 namespace ropeway::session {
 
+/// The embedder's observer, as long as what it watches lives: a core lives longer than its owner.
+class observed {
+ public:
+  /// `who` may be null.
+  explicit observed(observer* who) noexcept : who_(who) {}
+  explicit operator bool() const noexcept { return who_.load() != nullptr; }
+  template <class Tell>
+  void tell(Tell const& how) const {
+    if (auto* const who = who_.load()) how(*who);
+  }
+  void forget() noexcept { who_.store(nullptr); }
+
+ private:
+  std::atomic<observer*> who_;
+};
+
 /// Of one update. Allocates nothing.
 class stage_log {
  public:
   using time_point = std::chrono::steady_clock::time_point;
 
   stage_log() = default;
-  /// `watched_by` may be null.
-  stage_log(observer* watched_by, std::uint64_t version) : watched_by_(watched_by), version_(version) {}
+  /// `by` must outlive this.
+  stage_log(observed const& by, std::uint64_t version) : by_(&by), version_(version) {}
 
   /// A stretch that overlaps no other one of its stage.
-  void add(update_stage what, time_point began, time_point ended, std::optional<std::uint32_t> bucket = {},
+  void add(update_stage what, time_point began, time_point ended) {
+    if (ended <= began) return;
+    times[what] += ended - began;
+    tell(what, began, ended);
+  }
+  /// The same of a bucket.
+  void add(update_stage what, time_point began, time_point ended, std::uint32_t bucket,
            std::uint64_t bytes = 0) {
     if (ended <= began) return;
     times[what] += ended - began;
     tell(what, began, ended, bucket, bytes);
   }
-  /// The same of a stretch that does, whose time is counted elsewhere.
+  /// One whose time is counted elsewhere.
   void tell(update_stage what, time_point began, time_point ended, std::optional<std::uint32_t> bucket = {},
             std::uint64_t bytes = 0, std::string_view receiver = {}) const {
-    if (!watched_by_ || ended <= began) return;
+    if (!by_ || ended <= began) return;
     stage_span span;
     span.what = what;
     span.version = version_;
@@ -38,13 +61,13 @@ class stage_log {
     span.receiver = receiver;
     span.began = began;
     span.ended = ended;
-    watched_by_->stage_ended(span);
+    by_->tell([&](observer& who) { who.stage_ended(span); });
   }
 
   stage_times times;
 
  private:
-  observer* watched_by_ = nullptr;
+  observed const* by_ = nullptr;
   std::uint64_t version_ = 0;
 };
 
@@ -53,25 +76,25 @@ class activity {
  public:
   using time_point = stage_log::time_point;
 
-  /// True if nothing went on until now, since `changed()`.
+  /// True if nothing went on until now, since ended().
   bool start(time_point now) noexcept {
     if (running_++ != 0) return false;
     began_ = now;
     return true;
   }
-  /// True if nothing goes on from now on; the last stretch began at `began()`.
-  bool stop(time_point now) noexcept {
-    if (running_ == 0 || --running_ != 0) return false;
+  /// How long something has been going on without a break, if nothing does any more; else nothing.
+  std::chrono::nanoseconds stop(time_point now) noexcept {
+    if (running_ == 0 || --running_ != 0) return {};
     ended_ = now;
-    return true;
+    return now - began_;
   }
   /// Nothing goes on, and counts as having gone on, until `now`.
   void rest(time_point now) noexcept {
     running_ = 0;
     ended_ = now;
   }
-  time_point began() const noexcept { return began_; }
-  /// When the last stretch ended, or rest() was called.
+  bool runs() const noexcept { return running_ != 0; }
+  /// When the last stretch ended, or rest() was called; the clock's epoch before the first.
   time_point ended() const noexcept { return ended_; }
 
  private:

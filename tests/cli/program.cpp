@@ -26,11 +26,11 @@ unique_fd memory_for(char const* what) {
   return made;
 }
 
-std::string content(unique_fd const& memory) {
+std::string content(int memory) {
   std::string text;
   std::array<char, 65536> part{};
   for (;;) {
-    auto const got = ::pread(memory.get(), part.data(), part.size(), static_cast<off_t>(text.size()));
+    auto const got = ::pread(memory, part.data(), part.size(), static_cast<off_t>(text.size()));
     if (got <= 0) return text;
     text.append(part.data(), static_cast<std::size_t>(got));
   }
@@ -81,14 +81,25 @@ bool program::gone(int& status) const {
 }
 
 void program::wait_for(std::string const& text, std::chrono::seconds limit) const {
+  wait_until(err_.get(), text, 1, limit);
+}
+
+void program::wait_for_output(std::string const& text, int times, std::chrono::seconds limit) const {
+  wait_until(out_.get(), text, times, limit);
+}
+
+void program::wait_until(int in, std::string const& text, int times, std::chrono::seconds limit) const {
   auto const end = std::chrono::steady_clock::now() + limit;
   for (;;) {
     int status = 0;
     bool const over = gone(status);
-    if (content(err_).find(text) != std::string::npos) return;
-    if (over) throw std::runtime_error("it ended without saying '" + text + "' but: " + content(err_));
+    auto const said = content(in);
+    int found = 0;
+    for (auto at = said.find(text); at != std::string::npos; at = said.find(text, at + text.size())) ++found;
+    if (found >= times) return;
+    if (over) throw std::runtime_error("it ended without saying '" + text + "' but: " + said);
     if (std::chrono::steady_clock::now() > end)
-      throw std::runtime_error("it never said '" + text + "': " + content(err_));
+      throw std::runtime_error("it never said '" + text + "': " + said);
     ::poll(nullptr, 0, 5);
   }
 }
@@ -109,8 +120,8 @@ ended program::wait(std::chrono::seconds limit) {
   } else {
     result.status = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
   }
-  result.out = content(out_);
-  result.err = content(err_);
+  result.out = content(out_.get());
+  result.err = content(err_.get());
   return result;
 }
 

@@ -30,11 +30,15 @@ class program {
   void signal(int number) const;
   /// Until its standard error holds `text`; throws after `limit`, or if it ended before.
   void wait_for(std::string const& text, std::chrono::seconds limit = std::chrono::seconds(60)) const;
+  /// The same of its standard output, until it holds `text` so many times.
+  void wait_for_output(std::string const& text, int times = 1,
+                       std::chrono::seconds limit = std::chrono::seconds(60)) const;
   /// Its end, killing it after `limit`.
   ended wait(std::chrono::seconds limit = std::chrono::seconds(60));
 
  private:
   bool gone(int& status) const;
+  void wait_until(int in, std::string const& text, int times, std::chrono::seconds limit) const;
   unique_fd out_, err_; // memory, so that nothing can be left behind
   mutable pid_t pid_ = -1;
   mutable int status_ = 0;

@@ -13,6 +13,7 @@
 #include <map>
 #include <numeric>
 #include <set>
+#include <thread>
 
 #include "program.hpp"
 #include "ropeway/checkpoint.hpp"
@@ -192,8 +193,8 @@ TEST_CASE("both sides trace into one file, on one clock: a bucket is packed whil
   scratch const place;
   auto const checkpoint = place.file("model.safetensors"), socket = place.file("s.sock");
   auto const trace = place.file("trace.json");
-  write_checkpoint(checkpoint);
-  program sender({"send", checkpoint, "--socket", socket, "--versions", "4", "--bucket", "16K", "--json",
+  write_checkpoint(checkpoint, {{"embed", dtype::f32, {2048, 1024}}, {"head", dtype::f32, {2048, 1024}}});
+  program sender({"send", checkpoint, "--socket", socket, "--versions", "4", "--bucket", "1M", "--json",
                   "--trace", trace});
   program receiver({"receive", "--socket", socket, "--json", "--trace", trace});
   auto const sent = sender.wait();
@@ -224,7 +225,8 @@ TEST_CASE("both sides trace into one file, on one clock: a bucket is packed whil
     }
     CHECK(packing == doctest::Approx(1e6 * report.at("stages").at("pack").as_double()).epsilon(0.01));
   }
-  CHECK(overlap > 0);
+  // Two processes on one processor take turns, and may do so bucket by bucket.
+  if (std::thread::hardware_concurrency() > 1) CHECK(overlap > 0);
 }
 
 TEST_CASE("a --trace that can't be written is named before anything is received or sent") {
@@ -236,6 +238,13 @@ TEST_CASE("a --trace that can't be written is named before anything is received 
                   {checkpoint, "is no trace"});
   check_complaint(testing::run({"send", checkpoint, "--socket", socket, "--trace", never}), 5, {never});
   check_complaint(testing::run({"receive", "--socket", socket, "--trace", never}), 5, {never});
+  // What else is wrong leaves no trace behind, and a file is not to be two things.
+  auto const trace = place.file("trace.json");
+  check_complaint(testing::run({"send", never, "--socket", socket, "--trace", trace}), 5, {never});
+  check_complaint(testing::run({"receive", "--socket", socket, "--out", never, "--trace", trace}), 5,
+                  {"never"});
+  check_complaint(testing::run({"receive", "--socket", socket, "--out", trace, "--trace", trace}), 2,
+                  {trace});
   CHECK(place.entries() == strings{"model.safetensors"});
   CHECK(contents(checkpoint).size() == small.size());
 }
@@ -512,6 +521,44 @@ TEST_CASE("a command line that makes no sense is a usage error in one line") {
   }
   for (auto const& words : std::vector<strings>{{"--help"}, {"send", "--help"}, {"--version"}})
     CHECK(testing::run(words).status == 0);
+}
+
+TEST_CASE("watch shows a sender and its receivers, once or again and again") {
+  scratch const place;
+  auto const checkpoint = place.file("model.safetensors"), socket = place.file("s.sock");
+  write_checkpoint(checkpoint);
+  check_complaint(testing::run({"watch", "--socket", socket, "--once", "--connect-limit", "0.05"}), 3,
+                  {socket});
+  program sender({"send", checkpoint, "--socket", socket, "--receivers", "2", "--json"});
+  program receiver({"receive", "--socket", socket, "--name", "first", "--json"});
+  receiver.wait_for("connected");
+  auto const once = testing::run({"watch", "--socket", socket, "--once", "--json"});
+  CHECK(once.status == 0);
+  auto const seen = boost::json::parse(once.out).as_object();
+  CHECK(seen.at("updating").is_null());
+  REQUIRE(seen.at("receivers").as_array().size() == 1);
+  auto const& one = seen.at("receivers").as_array()[0];
+  CHECK(one.at("name").as_string().starts_with("first"));
+  CHECK(one.at("doing") == "idle");
+  CHECK(one.at("version").is_null());
+
+  program watching({"watch", "--socket", socket, "--interval", "0.01"});
+  watching.wait_for_output("first", 3);
+  // The sender ends; whoever watches waits for the next one.
+  program second({"receive", "--socket", socket, "--json"});
+  CHECK(second.wait().status == 0);
+  CHECK(receiver.wait().status == 0);
+  CHECK(sender.wait().status == 0);
+  watching.wait_for_output("waiting for another one");
+  program successor({"send", checkpoint, "--socket", socket, "--receivers", "1", "--json", "--wait", "60"});
+  watching.wait_for_output("0 receiver(s), no update runs");
+  watching.signal(SIGINT);
+  auto const end = watching.wait();
+  INFO(end.out);
+  CHECK(end.status == 0);
+  CHECK(end.complaints().empty());
+  successor.signal(SIGINT);
+  CHECK(successor.wait().status == 130);
 }
 
 TEST_CASE("doctor finds nothing bad here, and a transfer that works; bench times one") {

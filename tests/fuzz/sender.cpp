@@ -40,6 +40,8 @@ class game {
   };
   struct peer {
     bool greeted = false, owes = false; ///< an `aborted`
+    bool watches = false;               ///< it has asked, and was answered: no receiver
+    std::uint32_t seen = 0;             ///< receivers that it was told of, in this answer
     std::string group;
     std::uint32_t group_size = 0;
     std::set<std::uint32_t> offered, mapped_rings, answered;
@@ -178,6 +180,7 @@ class game {
     peer const& p = peers_.at(id);
     auto const how = from_.byte();
     bool const badly = how % 16 == 15;
+    if (p.watches) return say_to_machine(id, question(how % 16 != 0));
     if (!p.greeted) return say_to_machine(id, good_hello(id, how));
     for (auto const ring : p.offered) {
       if (p.answered.count(ring) != 0) continue;
@@ -280,6 +283,7 @@ class game {
     joining_.reset();
     if (id >= first_reserved_peer || refused_ == id) return;
     peers_[id];
+    if (how % 16 == 15) return say_to_machine(id, question(how != 255));
     if (how % 8 == 7) return; // says nothing yet, or a lie
     if (how % 8 != 4) return say_to_machine(id, good_hello(id, how));
     auto const hi = bad_hello(id, how / 8);
@@ -294,6 +298,15 @@ class game {
     say_to_machine(id, hi);
     settle();
     promise(may_come || peers_.count(id) == 0, "who does not fit is turned away");
+  }
+
+  watch question(bool good) {
+    watch what;
+    what.magic = hello_magic;
+    what.oldest = version_min;
+    what.newest = version_max;
+    what.schema = good ? schema_hash() : 1;
+    return what;
   }
 
   void leave() {
@@ -476,6 +489,7 @@ class game {
       switch (from_.below(4)) {
       case 0: return goodbye{0, words()};
       case 1: return alive{some_update()};
+      case 2: return question(from_.flip());
       default: return aborted{some_update()};
       }
     }
@@ -670,6 +684,20 @@ class game {
   }
   void said(peer& p, alive const& a) { promise(p.begun && a.update == update_, "alive is about the update"); }
   void said(peer&, goodbye const&) {}
+  void said(peer& p, seen_receiver const& r) {
+    promise(!p.greeted, "a receiver is not told of the others");
+    promise(r.bytes_released <= facts_.total_bytes && (r.holds_version || r.version == 0),
+            "what is told of a receiver can be so");
+    ++p.seen;
+  }
+  void said(peer& p, seen_sender const& s) {
+    promise(!p.greeted, "a receiver is not told how the sender is");
+    p.watches = true;
+    auto const greeted = static_cast<std::size_t>(
+        std::count_if(peers_.begin(), peers_.end(), [](auto const& one) { return one.second.greeted; }));
+    promise(s.receivers == greeted && std::exchange(p.seen, 0u) == s.receivers, "everybody is told of, once");
+    promise((s.updating != 0) == machine_.updating(), "and whether an update runs");
+  }
   template <class Other>
   void said(peer&, Other const&) {
     promise(false, "a sender says only what a sender says");

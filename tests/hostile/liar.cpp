@@ -216,6 +216,15 @@ protocol::hello honest_hello(std::string name) {
   return hi;
 }
 
+protocol::watch honest_watch() {
+  protocol::watch what;
+  what.magic = protocol::hello_magic;
+  what.oldest = protocol::version_min;
+  what.newest = protocol::version_max;
+  what.schema = protocol::schema_hash();
+  return what;
+}
+
 protocol::welcome honest_welcome() {
   protocol::welcome w;
   w.version = protocol::version_max;

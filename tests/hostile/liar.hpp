@@ -109,6 +109,7 @@ inline constexpr std::uint64_t lie_segment = 5, lie_segment_bytes = 12'288;
 protocol::segment_part honest_part(std::uint64_t update);
 protocol::published honest_published(std::uint64_t update, std::uint32_t bucket, std::uint32_t slot);
 protocol::hello honest_hello(std::string name = "liar");
+protocol::watch honest_watch();
 
 /// A manifest's encoding, open to changes.
 struct loose_tensor {

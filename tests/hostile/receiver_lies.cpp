@@ -88,7 +88,27 @@ constexpr receiver_lie lies[] = {
      },
      broken, "253 descriptors where 1 are allowed"},
 
+    {"hello after watch", step::connected,
+     [](liar& me) {
+       me.say(honest_watch());
+       me.say(honest_hello());
+     },
+     broken, "hello, which one that only watches never says"},
+    {"a watch with another schema", step::connected,
+     [](liar& me) {
+       auto what = honest_watch();
+       what.schema ^= 1;
+       me.say(what);
+     },
+     errc::version_mismatch, "were built from different messages"},
+    {"watch without end, and its answers unread", step::connected,
+     [](liar& me) {
+       for (int i = 0; i <= 2 * max_idle_messages; ++i) me.say(honest_watch());
+     },
+     errc::ok, ""}, // it is given up, and what it would be told has no room
+
     // ---- greeted, no update
+    {"watch after hello", step::greeted, [](liar& me) { me.say(honest_watch()); }, broken, "watch, which"},
     {"hello twice", step::greeted, [](liar& me) { me.say(honest_hello()); }, broken, "hello, which"},
     {"a ring of its own", step::greeted,
      [](liar& me) {

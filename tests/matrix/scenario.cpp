@@ -67,6 +67,10 @@ constexpr std::array excuses{
            "can fail; loaders fail before, by abort_update. A shadow set that copies at the commit can: "
            "tests/api/shadow_test.cpp"},
     reason{"receiver: event commit_failed", "as for failed"},
+    reason{"watch", "who watches takes part in no update, and nothing waits for it: "
+                    "tests/protocol/sender_session_test.cpp, tests/api/order_test.cpp"},
+    reason{"seen_receiver", "as for watch"},
+    reason{"seen_sender", "as for watch"},
 };
 
 /// The message that a failpoint is about, if it is about one.

@@ -7,7 +7,6 @@
 #include <boost/describe.hpp>
 
 #include "base/codec.hpp"
-#include "base/utf8.hpp"
 #include "ropeway/error.hpp"
 #include "support.hpp"
 
@@ -263,16 +262,6 @@ TEST_CASE("names are UTF-8 without NUL, of any length up to the limit, and not e
   check_same(m, manifest::decode(m.encode()));
   CHECK(m.find(long_name) == 0u);
   CHECK_FALSE(m.find(long_name + "3"));
-}
-
-TEST_CASE("UTF-8 is told from what only looks like it") {
-  for (auto const* text : {"", "plain", "\xc2\x80", "\xdf\xbf", "\xe0\xa0\x80", "\xed\x9f\xbf",
-                           "\xee\x80\x80", "\xf0\x90\x80\x80", "\xf4\x8f\xbf\xbf"})
-    CHECK(is_utf8(text));
-  for (auto const* text : {"\x80", "\xc0\x80", "\xc1\xbf", "\xc2", "\xc2\x7f", "\xe0\x9f\x80", "\xed\xa0\x80",
-                           "\xe1\x80", "\xe1\x80\xc0", "\xf0\x8f\x80\x80", "\xf4\x90\x80\x80",
-                           "\xf5\x80\x80\x80", "\xf1\x80\x80", "\xff", "a\xc3"})
-    CHECK_FALSE(is_utf8(text));
 }
 
 TEST_CASE("sizes that overflow, types that are unknown and bits that fill no byte are refused") {

@@ -2,6 +2,7 @@
 #include <doctest/doctest.h>
 
 #include "bench.hpp"
+#include "ropeway/watch_status.hpp"
 
 using namespace ropeway;
 using namespace ropeway::test;
@@ -104,10 +105,11 @@ TEST_CASE("a group takes no more members than its size, but a place that became 
   CHECK(b.machine.greeted() == 2);
 }
 
-TEST_CASE("receivers beyond the limit are turned away at once and harm nobody") {
+TEST_CASE("receivers beyond the limit are turned away and harm nobody") {
   sender_bench b;
   for (peer_id id = 1; id <= 5; ++id) b.greet(id);
   b.connect(6);
+  b.from(6, b.hello_of(6));
   std::string const text = "the sender has its limit of 5 receivers; try again later";
   CHECK(b.done() == lines(to(6, turned_away{2, text}), "drop 6 (2) " + text));
   b.from(6, b.hello_of(6));
@@ -282,4 +284,172 @@ TEST_CASE("close gives a running update up first and finishes it when it is drai
   CHECK(b.done() == lines("source free",
                           "finished (3) trainer ends[1 skipped (3) the sender gave the update up: "
                           "trainer ends ring 0]"));
+}
+
+namespace {
+
+watch question() {
+  watch what;
+  what.magic = hello_magic;
+  what.oldest = version_min;
+  what.newest = version_max;
+  what.schema = schema_hash();
+  return what;
+}
+
+seen_receiver seen(std::string name, receiver_activity doing) {
+  seen_receiver one;
+  one.name = std::move(name);
+  one.doing = static_cast<std::uint8_t>(doing);
+  return one;
+}
+
+seen_sender whole(std::uint32_t receivers) {
+  seen_sender one;
+  one.receivers = receivers;
+  one.sender = sender_bench::settings(2).instance;
+  return one;
+}
+
+} // namespace
+
+TEST_CASE("who watches is told of every receiver, and is none itself") {
+  sender_bench b;
+  b.connect(9);
+  b.from(9, question());
+  CHECK(b.done() == lines(to(9, whole(0))));
+  b.greet(1);
+  b.greet(2);
+  CHECK(b.machine.greeted() == 2);
+  CHECK(b.machine.peers().size() == 2);
+  b.from(9, question());
+  auto const one = seen("r1 (pid 101)", receiver_activity::idle),
+             two = seen("r2 (pid 102)", receiver_activity::idle);
+  CHECK(b.done() == lines(to(9, one), to(9, two), to(9, whole(2))));
+}
+
+TEST_CASE("a watcher sees how far an update is, and what became of it") {
+  sender_bench b;
+  b.connect(9);
+  b.greet(1);
+  b.greet(2);
+  auto const look = [&] {
+    b.machine.take();
+    b.from(9, question());
+    return b.done();
+  };
+  b.start(1);
+  b.machine.ring_ready(host_ring, b.now);
+  b.now += 5ms;
+  auto one = seen("r1 (pid 101)", receiver_activity::deciding),
+       two = seen("r2 (pid 102)", receiver_activity::deciding);
+  auto state = whole(2);
+  state.updating = 1;
+  state.version = 42;
+  state.total_bytes = 100;
+  state.tensors = state.buckets = 1;
+  state.running_ns = 5'000'000;
+  CHECK(look() == lines(to(9, one), to(9, two), to(9, state)));
+  for (peer_id id : {1, 2}) {
+    b.from(id, ring_mapped{host_ring});
+    b.from(id, accept{b.update});
+  }
+  b.machine.packed(1, b.now);
+  b.from(1, released{b.update, 1});
+  one.doing = two.doing = static_cast<std::uint8_t>(receiver_activity::loading);
+  one.bytes_released = 100;
+  state.packed = 1;
+  CHECK(look() == lines(to(9, one), to(9, two), to(9, state)));
+  b.from(1, all_copied{b.update});
+  one.doing = static_cast<std::uint8_t>(receiver_activity::committing);
+  CHECK(look() == lines(to(9, one), to(9, two), to(9, state)));
+  b.from(1, committed{b.update});
+  one.doing = static_cast<std::uint8_t>(receiver_activity::idle);
+  one.holds_version = 1;
+  one.version = 42;
+  one.last_bytes = 100;
+  one.last_ns = 5'000'000;
+  CHECK(look() == lines(to(9, one), to(9, two), to(9, state)));
+  b.from(2, abort_update{b.update, 32, "no\nroom"});
+  one.bytes_released = 0;
+  two = seen("r2 (pid 102)", receiver_activity::late);
+  two.last_error = "no room";
+  CHECK(look() == lines(to(9, one), to(9, two), to(9, whole(2))));
+}
+
+TEST_CASE("a member of a group that has everything waits, as a watcher sees it") {
+  sender_bench b;
+  b.connect(9);
+  b.greet(1, {"tp", 2});
+  b.greet(2, {"tp", 2});
+  b.start_accepted(1, 1, 2);
+  b.machine.packed(1, b.now);
+  b.from(1, released{b.update, 1});
+  b.from(1, all_copied{b.update});
+  b.machine.take();
+  b.from(9, question());
+  auto const said = b.done();
+  auto one = seen("r1 (pid 101)", receiver_activity::waiting);
+  one.bytes_released = 100;
+  CHECK(said.find(to(9, one)) != said.npos);
+}
+
+TEST_CASE("watchers have limits: of their number, of silence, of questions, and of what they say") {
+  sender_bench b;
+  for (peer_id id = 1; id <= max_watchers; ++id) {
+    b.connect(id);
+    b.from(id, question());
+  }
+  b.machine.take();
+  b.connect(90);
+  b.from(90, question());
+  std::string const full = "the sender has its limit of 16 watchers; try again later";
+  CHECK(b.done() == lines(to(90, turned_away{2, full}), "drop 90 (2) " + full));
+  // They take no place of those who shake hands, nor of receivers.
+  for (peer_id id = 21; id <= 25; ++id) b.greet(id);
+  CHECK(b.machine.greeted() == 5);
+  for (peer_id id = 31; id <= 33; ++id) b.connect(id);
+  CHECK(b.done().empty());
+
+  b.from(1, alive{0});
+  std::string const strange = "alive, which one that only watches never says";
+  CHECK(b.done() == lines(to(1, goodbye{24, strange}), "drop 1 (24) " + strange));
+  b.from(2, goodbye{});
+  CHECK(b.done() == lines("drop 2 (0) it said goodbye: "));
+  b.from(3, b.hello_of(3));
+  CHECK(b.done().find("drop 3 (24)") != std::string::npos);
+  b.from(21, question());
+  CHECK(b.done().find("drop 21 (24)") != std::string::npos);
+  auto wrong = question();
+  wrong.schema ^= 1;
+  b.from(31, wrong);
+  CHECK(b.done().find("drop 31 (25)") != std::string::npos);
+  wrong = question();
+  wrong.magic ^= 1;
+  b.from(32, wrong);
+  CHECK(b.done().find("watch does not start with ropeway's magic number") != std::string::npos);
+
+  int questions = 0;
+  for (; b.done().find("drop 4") == std::string::npos && questions < 10'000; ++questions) {
+    b.machine.take();
+    b.from(4, question());
+  }
+  CHECK(questions > 1000);
+  CHECK(questions <= max_idle_messages + 2);
+
+  b.now += 10s;
+  b.machine.tick(b.now);
+  auto const silent = b.done();
+  for (peer_id id = 5; id <= max_watchers; ++id)
+    CHECK(silent.find("drop " + std::to_string(id) +
+                      " (21) one that watches has asked nothing for 10000 ms") != silent.npos);
+}
+
+TEST_CASE("a sender that closes says goodbye to who watches") {
+  sender_bench b;
+  b.connect(9);
+  b.from(9, question());
+  b.machine.take();
+  b.machine.close("it is over", b.now);
+  CHECK(b.done() == lines(to(9, goodbye{0, "it is over"}), "drop 9 (0) it is over"));
 }

@@ -36,6 +36,10 @@ std::optional<sender_machine::impl::timer> sender_machine::impl::earliest() {
     if (!first || at < first->at) first = timer{at, what, id};
   };
   for (auto const& [id, p] : peers) {
+    if (p.watches) {
+      offer(p.heard + settings.silence, timer::kind::watch, id);
+      continue;
+    }
     if (!p.greeted) {
       offer(p.connected + settings.handshake, timer::kind::handshake, id);
       continue;
@@ -60,6 +64,9 @@ void sender_machine::impl::fire(timer const& t) {
   switch (t.what) {
   case timer::kind::handshake:
     return drop(t.peer, errc::handshake_timeout, words("no hello within ", in_ms(settings.handshake), " ms"));
+  case timer::kind::watch:
+    return drop(t.peer, errc::peer_silent,
+                words("one that watches has asked nothing for ", in_ms(settings.silence), " ms"));
   case timer::kind::silence:
     return drop(t.peer, errc::peer_silent,
                 words("silent for ", in_ms(settings.silence), " ms while it was waited for"));

@@ -22,6 +22,12 @@ void sender_machine::impl::received(peer_id id, message const& what) {
                          " messages in a row that move nothing; alive is needed every ",
                          std::chrono::duration_cast<std::chrono::milliseconds>(settings.silence / 3).count(),
                          " ms"));
+  } else if (auto const* question = std::get_if<watch>(&what)) {
+    answer(id, *question);
+  } else if (p->watches) {
+    if (!std::holds_alternative<goodbye>(what))
+      return violated(id, words(name_of(what), ", which one that only watches never says"));
+    on(id, *p, std::get<goodbye>(what));
   } else if (auto const* first = std::get_if<hello>(&what)) {
     greet(id, *first);
   } else {

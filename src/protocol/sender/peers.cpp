@@ -19,17 +19,11 @@ std::string too_many(std::uint32_t limit) {
 
 void sender_machine::impl::connected(peer_id id, std::string about) {
   if (id >= first_reserved_peer || peers.count(id) != 0) return;
-  std::string refusal;
-  errc why = errc::busy;
   if (closed) {
-    why = errc::not_open;
-    refusal = "the sender is closing";
-  } else if (greeted() >= settings.max_peers) {
-    refusal = too_many(settings.max_peers);
-  }
-  if (!refusal.empty()) {
-    actions.emplace_back(send_action::say{id, turned_away{static_cast<std::uint16_t>(why), refusal}});
-    actions.emplace_back(send_action::drop{id, why, refusal});
+    std::string const refusal = "the sender is closing";
+    actions.emplace_back(
+        send_action::say{id, turned_away{static_cast<std::uint16_t>(errc::not_open), refusal}});
+    actions.emplace_back(send_action::drop{id, errc::not_open, refusal});
     return;
   }
   make_room_for_handshake();
@@ -45,11 +39,16 @@ std::size_t sender_machine::impl::greeted() const {
       std::count_if(peers.begin(), peers.end(), [](auto const& p) { return p.second.greeted; }));
 }
 
+std::size_t sender_machine::impl::watching() const {
+  return static_cast<std::size_t>(
+      std::count_if(peers.begin(), peers.end(), [](auto const& p) { return p.second.watches; }));
+}
+
 void sender_machine::impl::make_room_for_handshake() {
-  if (peers.size() - greeted() < settings.max_handshakes) return;
+  if (peers.size() - greeted() - watching() < settings.max_handshakes) return;
   // Ids grow, so the first has waited longest.
-  auto const oldest =
-      std::find_if(peers.begin(), peers.end(), [](auto const& p) { return !p.second.greeted; });
+  auto const oldest = std::find_if(peers.begin(), peers.end(),
+                                   [](auto const& p) { return !p.second.greeted && !p.second.watches; });
   drop(oldest->first, errc::busy,
        words(settings.max_handshakes, " connections have not said hello, and others come; try again later"));
 }
@@ -65,21 +64,29 @@ std::size_t sender_machine::impl::members(std::string const& group) const {
   }));
 }
 
+bool sender_machine::impl::speaks_as_we_do(peer_id id, std::string_view first, std::string_view who,
+                                           std::uint64_t magic, std::uint16_t oldest, std::uint16_t newest,
+                                           std::uint64_t schema) {
+  std::uint16_t const chosen = std::min(newest, version_max);
+  if (magic != hello_magic)
+    turn_away(id, errc::protocol_error, words(first, " does not start with ropeway's magic number"));
+  else if (oldest > newest || chosen < std::max(oldest, version_min))
+    turn_away(id, errc::version_mismatch,
+              words("the ", who, " speaks protocol versions ", oldest, " to ", newest, ", this sender ",
+                    version_min, " to ", version_max, "; use builds with a version in common"));
+  else if (schema != schema_hash())
+    turn_away(id, errc::version_mismatch,
+              words(who, " and sender both speak protocol version ", chosen,
+                    " but were built from different messages; use the same build"));
+  else
+    return true;
+  return false;
+}
+
 void sender_machine::impl::greet(peer_id id, hello const& what) {
   peer& p = peers.at(id);
   p.name = full_name(what.name, p.words);
-  if (what.magic != hello_magic)
-    return turn_away(id, errc::protocol_error, "hello does not start with ropeway's magic number");
-  std::uint16_t const newest = std::min(what.newest, version_max);
-  if (what.oldest > what.newest || newest < std::max(what.oldest, version_min))
-    return turn_away(id, errc::version_mismatch,
-                     words("the receiver speaks protocol versions ", what.oldest, " to ", what.newest,
-                           ", this sender ", version_min, " to ", version_max,
-                           "; use builds with a version in common"));
-  if (what.schema != schema_hash())
-    return turn_away(id, errc::version_mismatch,
-                     words("receiver and sender both speak protocol version ", newest,
-                           " but were built from different messages; use the same build"));
+  if (!speaks_as_we_do(id, "hello", "receiver", what.magic, what.oldest, what.newest, what.schema)) return;
   if (greeted() >= settings.max_peers) return turn_away(id, errc::busy, too_many(settings.max_peers));
   if (what.devices.size() > max_devices)
     return turn_away(id, errc::invalid_argument,
@@ -106,7 +113,7 @@ void sender_machine::impl::greet(peer_id id, hello const& what) {
   p.version_held = what.version_held;
   p.holds_version = what.last_sender == settings.instance && what.last_update != 0;
   welcome answer;
-  answer.version = newest;
+  answer.version = std::min(what.newest, version_max);
   answer.sender = settings.instance;
   answer.bucket_bytes = settings.bucket_bytes;
   auto const ms = std::chrono::duration_cast<std::chrono::milliseconds>(settings.silence).count();
@@ -123,7 +130,7 @@ void sender_machine::impl::turn_away(peer_id id, errc code, std::string const& t
 void sender_machine::impl::drop(peer_id id, errc code, std::string const& text) {
   peer* p = find(id);
   if (!p) return;
-  if (!p->greeted) return turn_away(id, code, text);
+  if (!p->greeted && !p->watches) return turn_away(id, code, text);
   say(id, goodbye{static_cast<std::uint16_t>(code), text});
   actions.emplace_back(send_action::drop{id, code, text});
   forget(id, code, text);
@@ -153,7 +160,7 @@ void sender_machine::impl::close(std::string const& text) {
   give_up(errc::not_open, line);
   while (!peers.empty()) {
     auto const& [id, p] = *peers.begin();
-    drop(id, p.greeted ? errc::ok : errc::not_open, line);
+    drop(id, p.greeted || p.watches ? errc::ok : errc::not_open, line);
   }
 }
 

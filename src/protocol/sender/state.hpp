@@ -30,11 +30,14 @@ struct sender_machine::impl {
     std::string words; ///< what the driver says about it
     std::string name;
     bool greeted = false, maps_cuda = false;
+    bool watches = false; ///< it is no receiver, and never greeted
     std::string group;
     std::uint32_t group_size = 0;
     std::uint64_t version_held = 0;
     bool holds_version = false;
     std::string last_error;
+    std::uint64_t last_bytes = 0; ///< of the last update that it committed
+    duration last_took{};
     std::map<std::uint32_t, offered_ring> rings;
     std::set<std::uint64_t> segments;  ///< that it asked for, and may have mapped
     std::set<std::uint64_t> unmapping; ///< that it was told to unmap
@@ -96,6 +99,7 @@ struct sender_machine::impl {
     update(); // clang 19 does not see the implicit one inside the class
     std::uint64_t id = 0;
     update_facts facts;
+    time_point began{};
     std::vector<participant> participants;
     std::map<std::string, bool> group_committing;
     std::vector<load> loads;                   ///< in seq order; no more than there are slots
@@ -123,6 +127,9 @@ struct sender_machine::impl {
   // ---- peers.cpp: arriving and leaving ----
   void connected(peer_id id, std::string about);
   void greet(peer_id id, hello const& what);
+  /// Else the peer was turned away. `first` is its message, `who` what it is.
+  bool speaks_as_we_do(peer_id id, std::string_view first, std::string_view who, std::uint64_t magic,
+                       std::uint16_t oldest, std::uint16_t newest, std::uint64_t schema);
   void turn_away(peer_id id, errc code, std::string const& text);
   /// Says goodbye, closes the connection and forgets the peer.
   void drop(peer_id id, errc code, std::string const& text);
@@ -134,6 +141,7 @@ struct sender_machine::impl {
   peer* find(peer_id id);
   std::size_t greeted() const;
   void make_room_for_handshake();
+  std::size_t watching() const;
   std::size_t members(std::string const& group) const;
 
   // ---- messages.cpp: what peers say ----
@@ -161,6 +169,10 @@ struct sender_machine::impl {
   void on(peer_id id, peer& p, goodbye const& m);
   template <class Other>
   void on(peer_id id, peer&, Other const& m);
+
+  // ---- watching.cpp: who only wants to know ----
+  void answer(peer_id id, watch const& what);
+  seen_receiver look_at(peer_id id, peer const& p) const;
 
   // ---- update.cpp: who takes part, and what becomes of them ----
   std::uint64_t begin_update(update_facts facts);
@@ -214,7 +226,7 @@ struct sender_machine::impl {
   // ---- deadlines.cpp ----
   struct timer {
     time_point at;
-    enum class kind : std::uint8_t { handshake, silence, decide, commit, debt, alive } what;
+    enum class kind : std::uint8_t { handshake, watch, silence, decide, commit, debt, alive } what;
     peer_id peer;
   };
   std::optional<timer> earliest();

@@ -18,6 +18,7 @@ std::uint64_t sender_machine::impl::begin_update(update_facts facts) {
   update& u = running.emplace();
   u.id = next_update++;
   u.facts = std::move(facts);
+  u.began = now;
   u.needed = static_cast<std::uint32_t>(std::count(u.facts.needed.begin(), u.facts.needed.end(), true));
   for (auto const& [id, who] : peers) {
     if (!who.greeted) continue;
@@ -125,6 +126,8 @@ void sender_machine::impl::settle_outcome(participant& p, outcome what, std::uin
     who->version_held = running->facts.version;
     who->holds_version = true;
     who->last_error.clear();
+    who->last_bytes = running->facts.total_bytes;
+    who->last_took = now - running->began;
   } else {
     who->last_error = p.result.text;
   }
