@@ -1,5 +1,6 @@
 #include "protocol/codec.hpp"
 
+#include <algorithm>
 #include <array>
 #include <type_traits>
 
@@ -30,6 +31,9 @@ std::string too_long(message const& what) {
           if (m.text.size() > max_text)
             return words("the text in ", name_of(what), " has ", m.text.size(), " bytes, more than ",
                          max_text);
+        if constexpr (requires { m.last_error; })
+          if (auto const most = std::max(m.name.size(), m.last_error.size()); most > max_text)
+            return words("a text in ", name_of(what), " has ", most, " bytes, more than ", max_text);
         return {};
       },
       what);

@@ -4,6 +4,7 @@
 
 #include "plan/manifest.hpp"
 #include "support/co_test.hpp"
+#include "support/sanitized.hpp"
 
 namespace ropeway::testing {
 
@@ -191,7 +192,7 @@ awaitable<void> tied_weights(setting const& how) {
 }
 
 awaitable<void> twenty_thousand(setting const& how) {
-  auto specs = many(20'000, "model.layers.weight", dtype::bf16, {37});
+  auto specs = many(rounds(20'000), "model.layers.weight", dtype::bf16, {37});
   co_await crosses(how, std::move(specs), mib);
 }
 

@@ -21,7 +21,7 @@ using behaviour = awaitable<void> (*)(setting const& how);
   X(larger_than_the_ring, "a tensor larger than the whole ring")                                             \
   X(odd_then_wide, "every tensor starts aligned for its dtype")                                              \
   X(tied_weights, "two names for one memory")                                                                \
-  X(twenty_thousand, "20,000 tensors")                                                                       \
+  X(twenty_thousand, "20,000 tensors, a fifth with a sanitizer")                                             \
   X(long_names, "names of 1 KiB with any UTF-8")                                                             \
   X(names_refused, "names given twice, empty or broken are refused by name, and the next send works")        \
   X(strided_sources, "strided sources: transposed, every second row, permuted, reversed, broadcast")         \

@@ -7,6 +7,7 @@
 #include <span>
 
 #include "files.hpp"
+#include "support/sanitized.hpp"
 #include "ways.hpp"
 
 using namespace ropeway;
@@ -21,7 +22,7 @@ TEST_CASE("any range arrives exactly, wherever it goes to") {
     CHECK(reader.backend() == options.backend());
     std::mt19937_64 random(7);
     std::byte const guard{0xA5};
-    for (int round = 0; round < 60; ++round) {
+    for (int round = 0; round < testing::rounds(60); ++round) {
       struct one {
         std::size_t tensor;
         std::uint64_t offset, size;

@@ -8,19 +8,11 @@
 #include <string>
 
 #include "search.hpp"
+#include "support/sanitized.hpp"
 
 namespace {
 
 using namespace ropeway::explorer;
-
-#if defined(__has_feature)
-#define INSTRUMENTED (__has_feature(address_sanitizer) || __has_feature(thread_sanitizer))
-#elif defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define INSTRUMENTED 1
-#else
-#define INSTRUMENTED 0
-#endif
-constexpr bool instrumented = INSTRUMENTED;
 
 std::string in_words(bounds const& b) {
   std::string words =
@@ -34,7 +26,7 @@ std::string in_words(bounds const& b) {
 } // namespace
 
 int main(int argc, char** argv) {
-  effort how = instrumented ? effort::brief : effort::normal;
+  effort how = ropeway::testing::sanitized ? effort::brief : effort::normal;
   std::size_t only = 0;
   limits within;
   for (int i = 1; i < argc; ++i) {

@@ -2,17 +2,14 @@
 // why.
 #include <doctest/doctest.h>
 
+#include "support/sanitized.hpp"
 #include "world.hpp"
 
 using namespace ropeway::test;
 
 namespace {
 
-#if defined(__SANITIZE_ADDRESS__)
-constexpr std::uint32_t lives = 1'500;
-#else
-constexpr std::uint32_t lives = 7'000;
-#endif
+constexpr std::uint32_t lives = ropeway::testing::rounds(7'000u);
 
 struct tally {
   unsigned committed = 0, not_committed = 0, updates = 0;

@@ -7,6 +7,7 @@
 
 #include "base/codec.hpp"
 #include "bench.hpp"
+#include "support/sanitized.hpp"
 
 using namespace ropeway;
 using namespace ropeway::test;
@@ -69,11 +70,7 @@ class liar {
   std::mt19937 random_;
 };
 
-#if defined(__SANITIZE_ADDRESS__)
-constexpr std::uint32_t tries = 1'000;
-#else
-constexpr std::uint32_t tries = 5'000;
-#endif
+constexpr std::uint32_t tries = ropeway::testing::rounds(5'000u);
 
 } // namespace
 

@@ -19,6 +19,7 @@
 #include "content.hpp"
 #include "roles.hpp"
 #include "ropeway/report.hpp"
+#include "support/sanitized.hpp"
 #include "support/scratch.hpp"
 
 namespace ropeway::soak {
@@ -26,7 +27,7 @@ namespace ropeway::soak {
 using clock = std::chrono::steady_clock;
 using std::chrono::milliseconds;
 
-inline constexpr unsigned slow = instrumented ? 3 : 1;
+inline constexpr unsigned slow = testing::sanitized ? 3 : 1;
 inline constexpr milliseconds watchdog = std::chrono::seconds(60) * slow;
 inline constexpr milliseconds long_silence = std::chrono::seconds(20) * slow;
 /// In some rings, so that a stall need not last long.

@@ -12,6 +12,7 @@
 
 #include "roles.hpp"
 #include "sample.hpp"
+#include "support/sanitized.hpp"
 
 namespace {
 
@@ -82,7 +83,7 @@ command_line read_command_line(int argc, char** argv) {
     } else if (word == "--every") {
       out.wanted.sample_every = number(value());
     } else if (word == "--short") {
-      out.wanted.updates = instrumented ? 60 : 150;
+      out.wanted.updates = testing::sanitized ? 60 : 150;
     } else if (word == "--verbose") {
       out.wanted.verbose = true;
     } else if (word == "--as") {

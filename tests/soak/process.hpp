@@ -21,6 +21,7 @@
 #include "roles.hpp"
 #include "ropeway/ropeway.hpp"
 #include "support/attempt.hpp"
+#include "support/sanitized.hpp"
 #include "support/weights.hpp"
 
 namespace ropeway::soak {
@@ -30,7 +31,7 @@ using testing::try_to;
 
 /// Three times as long where everything is slow.
 inline std::chrono::milliseconds patient(std::chrono::milliseconds limit) {
-  return instrumented ? 3 * limit : limit;
+  return testing::sanitized ? 3 * limit : limit;
 }
 
 /// The orders of the conductor.

@@ -1,4 +1,5 @@
 #include "sample.hpp"
+#include "support/sanitized.hpp"
 
 #include <dirent.h>
 #include <dlfcn.h>
@@ -68,7 +69,7 @@ std::uint64_t device_memory_in_use(int ordinal) {
 figures sample_now(int cuda_ordinal) {
   figures now;
   if (cuda_ordinal >= 0) now.device_mib = device_memory_in_use(cuda_ordinal); // first: it may open files
-  if (!instrumented) {
+  if (!testing::sanitized) {
     struct mallinfo2 const heap = ::mallinfo2();
     now.heap_bytes = heap.uordblks + heap.hblkhd;
   }

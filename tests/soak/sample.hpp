@@ -22,16 +22,4 @@ figures sample_now(int cuda_ordinal);
 /// The best moment to ask malloc for everything that it keeps to itself back, so that samples compare.
 void give_back_free_memory();
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-inline constexpr bool instrumented = true;
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-inline constexpr bool instrumented = true;
-#else
-inline constexpr bool instrumented = false;
-#endif
-#else
-inline constexpr bool instrumented = false;
-#endif
-
 } // namespace ropeway::soak
