@@ -91,7 +91,8 @@ struct receiver_words {
   double announced = 0, moved = 0, committed = 0; ///< `moved`: the last copies were seen; 0 if not told
   double cpu_s = 0; ///< of all its threads since the last commit, comparing left out
   std::uint64_t held_bytes = 0;
-  std::int64_t read_bytes = -1; ///< of the sender's memory or of the ring; -1 if not told
+  std::uint64_t read_bytes = 0; ///< of the sender's memory or of the ring
+  stage_times stages;
   // Its serving, if it does.
   bool enough = false; ///< it has seen as many steps as it should
   step_times alone, beside;

@@ -105,6 +105,15 @@ std::uint64_t moved_bytes(lane const& one) {
 /// To the nanosecond.
 double median_us(std::vector<double> const& seconds) { return std::round(median(seconds) * 1e9) / 1e3; }
 
+/// Those that occurred.
+boost::json::object medians(stage_record const& of) {
+  boost::json::object out;
+  for (auto const one : all_stages)
+    if (auto const middle = median_us(of.seconds[static_cast<std::size_t>(one)]); middle != 0)
+      out[ropeway::name(one)] = middle;
+  return out;
+}
+
 boost::json::object line_of(plan const& of, lane const& one, model_memory const& held) {
   auto line = line_of(of, of.where, one.of.receivers.front());
   line["name"] = one.name;
@@ -133,6 +142,8 @@ boost::json::object line_of(plan const& of, lane const& one, model_memory const&
   stages[one.copy.empty() ? "copy and commit" : "commit"] = median_us(one.commit);
   stages["report"] = median_us(one.report);
   line["stages_median_us"] = std::move(stages);
+  line["sender_stages_median_us"] = medians(one.sender_stages);
+  line["receiver_stages_median_us"] = medians(one.receiver_stages);
   boost::json::object cpu;
   cpu["sender"] = median_us(one.sender_cpu);
   cpu["receivers"] = median_us(one.receivers_cpu);
@@ -141,10 +152,7 @@ boost::json::object line_of(plan const& of, lane const& one, model_memory const&
   for (auto const& receiver : one.each) {
     boost::json::object part;
     part["held_bytes"] = receiver.held_bytes;
-    if (receiver.read_bytes >= 0)
-      part["read_bytes"] = receiver.read_bytes;
-    else
-      part["read_bytes"] = nullptr;
+    part["read_bytes"] = receiver.read_bytes;
     part["load_median_s"] = median(receiver.load);
     each.push_back(std::move(part));
   }
@@ -216,8 +224,7 @@ void tell(plan const& of, model_memory const& held, std::vector<lane>& lanes, li
       auto const& part = one.each[rank];
       std::cout << "    rank " << rank << (rank + 1 == one.each.size() && rank > 0 ? " (columns)" : "")
                 << ": holds " << part.held_bytes << " of " << held.total_bytes() << " bytes, read "
-                << (part.read_bytes < 0 ? "an unknown number" : std::to_string(part.read_bytes)) << ", load "
-                << time_text(median(part.load)) << '\n';
+                << part.read_bytes << ", load " << time_text(median(part.load)) << '\n';
     }
   }
   // Pairs: what many cost beside one.

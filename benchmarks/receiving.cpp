@@ -74,7 +74,8 @@ awaitable<void> follow(plan const& of, receiver& server, asio::thread_pool& pool
     if (served && number > of.warm_up) served->load_ended();
     words.moved = seen.at;
     words.cpu_s = cpu_seconds() - before;
-    if (auto const bytes = bytes_read(loaded)) words.read_bytes = static_cast<std::int64_t>(*bytes);
+    words.read_bytes = loaded.copied;
+    words.stages = loaded.stages;
     work_type work = [&](std::atomic<bool> const&) {
       if (served && number >= of.warm_up) serve(of, number, *served, words);
       if (of.what == study::cold) {

@@ -74,7 +74,4 @@ void share(Sender& by, sharable const& what) {
   by.share(what.memory());
 }
 
-/// How many bytes this receiver read, as far as the library tells.
-inline std::optional<std::uint64_t> bytes_read(load_report const&) { return std::nullopt; }
-
 } // namespace ropeway::bench

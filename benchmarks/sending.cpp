@@ -63,6 +63,7 @@ void judge(lane& to, std::uint64_t number, send_report const& report) {
 }
 
 struct sample {
+  stage_times stages;
   double start = 0, end = 0, cpu = 0, source_free = 0, began = 0;
 };
 
@@ -77,6 +78,8 @@ void keep(lane& to, sample const& one, std::vector<receiver_words> const& words)
     cpu += words[i].cpu_s;
     if (words[i].committed > slowest->committed) slowest = &words[i];
   }
+  to.sender_stages.add(one.stages);
+  to.receiver_stages.add(words.front().stages);
   to.send.push_back(one.end - one.start);
   to.source_free.push_back(one.source_free);
   to.sender_cpu.push_back(one.cpu);
@@ -100,6 +103,7 @@ awaitable<void> send_one(lane& to, engine& by, asio::thread_pool& pool,
     report = co_await by.trainer.send_weights(number, tensors);
   one.end = now();
   one.cpu = cpu_seconds() - cpu;
+  one.stages = report.stages;
   one.source_free = std::chrono::duration<double>(report.source_free).count();
   one.began = by.began.at;
   judge(to, number, report);
@@ -186,6 +190,11 @@ awaitable<void> send_once(plan const& of, sender& trainer, asio::thread_pool& po
 }
 
 } // namespace
+
+void stage_record::add(stage_times const& times) {
+  for (auto const one : all_stages)
+    seconds[static_cast<std::size_t>(one)].push_back(std::chrono::duration<double>(times[one]).count());
+}
 
 void send_all(plan const& of, std::span<lane> lanes, model_memory const& held, schedule const& when) {
   asio::io_context loop(1);

@@ -1,6 +1,7 @@
 // The trainer's side of the benchmark: one or more senders of the same tensors, taking turns. Part of
 // ropeway; Apache-2.0.
 #pragma once
+#include <array>
 #include <functional>
 #include <span>
 #include <string>
@@ -15,7 +16,13 @@ namespace ropeway::bench {
 struct receiver_times {
   std::vector<double> load; ///< from the announcement until it is committed
   std::uint64_t held_bytes = 0;
-  std::int64_t read_bytes = -1;
+  std::uint64_t read_bytes = 0;
+};
+
+/// Of each repeat, by stage.
+struct stage_record {
+  std::array<std::vector<double>, all_stages.size()> seconds;
+  void add(stage_times const& times);
 };
 
 /// A sender with its receivers, and how its sends went.
@@ -29,6 +36,7 @@ struct lane {
   /// last copies are seen (if the library tells), until it has committed, until the sender has reported.
   std::vector<double> announce, notice, copy, commit, report;
   std::vector<receiver_times> each;
+  stage_record sender_stages, receiver_stages; ///< as the library tells; of the first receiver
   route taken = route::host;
   std::string why;     ///< it was taken
   receiver_words last; ///< of the first receiver

@@ -64,6 +64,13 @@ class Bench(unittest.TestCase):
             self.assertTrue(math.isfinite(stage))
         self.assertEqual(len(line["each"]), line["receivers"])
         self.assertEqual(sum(one["held_bytes"] for one in line["each"]), line["moved_bytes"])
+        for one in line["each"]:  # no receiver reads what it does not hold
+            self.assertEqual(one["read_bytes"], one["held_bytes"])
+        self.assertGreater(line["sender_stages_median_us"]["announce"], 0)
+        self.assertGreater(line["receiver_stages_median_us"]["load"], 0)
+        for of in ("sender", "receiver"):
+            for stage in line[of + "_stages_median_us"].values():
+                self.assertGreater(stage, 0)
         if line["case"] != "decode":
             self.assertGreaterEqual(line["cpu_median_us"]["sender"], 0)
 
