@@ -8,12 +8,8 @@
 
 #include "base/codec.hpp"
 #include "base/utf8.hpp"
+#include "plan/dtype_codec.hpp"
 #include "ropeway/error.hpp"
-
-template <>
-struct ropeway::codec::enum_range<ropeway::dtype> {
-  static constexpr dtype last = dtype::f4;
-};
 
 namespace ropeway::plan {
 

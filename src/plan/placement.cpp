@@ -5,12 +5,8 @@
 
 #include "base/codec.hpp"
 #include "plan/copies.hpp"
+#include "plan/dtype_codec.hpp"
 #include "ropeway/error.hpp"
-
-template <>
-struct ropeway::codec::enum_range<ropeway::dtype> {
-  static constexpr dtype last = dtype::f4;
-};
 
 namespace ropeway::plan {
 

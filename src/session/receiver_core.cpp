@@ -120,7 +120,7 @@ void receiver_core::post_connect(std::string path, std::unique_ptr<completion<no
         if (self->attempt_ || self->machine_)
           return (*shared)->complete(failure(errc::busy, "there is a session already; close it first"), {});
         if (stop->requested()) return (*shared)->complete(failure(aborted_by_caller()), {});
-        auto const which = std::make_shared<attempt>();
+        auto const which = std::make_shared<connect_attempt>();
         self->attempt_ = which;
         self->on_connected_ = std::move(*shared);
         self->graceful_end_ = false;
@@ -158,7 +158,13 @@ void receiver_core::post_connect(std::string path, std::unique_ptr<completion<no
             return alive->connect_failed(
                 failure(session::as_transfer_error(std::current_exception(), errc::no_device)));
           }
-          auto run = run_connect(alive, which, path);
+          auto connected = [alive, which](failure why, std::optional<wire::connection> made) {
+            if (alive->attempt_ != which) return; // cancelled meanwhile
+            if (why) return alive->connect_failed(std::move(why));
+            alive->connected(std::move(*made));
+          };
+          auto run = find_sender<receiver_core>(alive, alive->strand_, path, alive->options_.connect_limit(),
+                                                trust_of(alive->options_), std::move(connected));
           which->runs = true;
           auto ended = [which](std::exception_ptr) { which->runs = false; };
           asio::co_spawn(alive->strand_, std::move(run),
@@ -485,26 +491,6 @@ void receiver_core::dissolve() noexcept {
 
 // ---- connecting ----
 
-awaitable<void> receiver_core::run_connect(std::shared_ptr<receiver_core> self,
-                                           std::shared_ptr<attempt> which, std::string path) {
-  loop_anchor<receiver_core> anchor(self->weak_from_this());
-  failure error;
-  std::optional<wire::connection> made;
-  try {
-    auto const limit = clock::now() + self->options_.connect_limit();
-    wire::trust const whom = trust_of(self->options_);
-    made = co_await wire::connect(self->strand_, std::move(path), limit, whom);
-  } catch (...) {
-    error = failure(session::as_transfer_error(std::current_exception(), errc::connect_timeout));
-  }
-  anchor.lift();
-  if (self->attempt_ != which) co_return; // cancelled meanwhile
-  if (error)
-    self->connect_failed(error);
-  else
-    self->connected(std::move(*made));
-}
-
 void receiver_core::connected(wire::connection connection) {
   ++session_;
   link_ = std::make_shared<session::link>(strand_, std::move(connection));
@@ -557,8 +543,7 @@ void receiver_core::connected(wire::connection connection) {
 /// The attempt came to nothing, be it that nobody listens or that there was no welcome.
 void receiver_core::connect_failed(failure error) {
   auto const which = std::exchange(attempt_, nullptr);
-  // A signal must not be emitted to a coroutine that has ended (Asio before 1.28).
-  if (which && which->runs) which->stop.emit(asio::cancellation_type::terminal);
+  if (which) which->give_up();
   session_end_ = failure(errc::not_open, "there is no session; connect first");
   drop_session();
   ended(error);

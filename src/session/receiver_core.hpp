@@ -17,6 +17,7 @@
 #include "plan/manifest.hpp"
 #include "protocol/receiver_machine.hpp"
 #include "ropeway/receiver.hpp"
+#include "session/connecting.hpp"
 #include "session/copy_stream.hpp"
 #include "session/destination_set.hpp"
 #include "session/link.hpp"
@@ -143,15 +144,6 @@ class receiver_core : public std::enable_shared_from_this<receiver_core> {
 
  private:
   using clock = std::chrono::steady_clock;
-
-  /// One call of connect; a later one is another.
-  struct attempt {
-    asio::cancellation_signal stop;
-    bool runs = false; ///< as a coroutine
-  };
-
-  static awaitable<void> run_connect(std::shared_ptr<receiver_core> self, std::shared_ptr<attempt> which,
-                                     std::string path);
 
   void connected(wire::connection connection);
   void connect_failed(failure error);
@@ -280,7 +272,7 @@ class receiver_core : public std::enable_shared_from_this<receiver_core> {
   protocol::bytes16 held_sender_{};
   std::uint64_t held_update_ = 0, held_version_ = 0;
 
-  std::shared_ptr<attempt> attempt_; // until it is connected or has failed
+  std::shared_ptr<connect_attempt> attempt_; // until it is connected or has failed
   wire::timer close_limit_;
   wire::timer deadline_;
   wire::timer pace_;        // until the next part of a mapped update is copied

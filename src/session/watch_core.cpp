@@ -8,7 +8,6 @@
 
 #include "protocol/text.hpp"
 #include "session/initiating.hpp"
-#include "session/offload.hpp"
 
 namespace ropeway::detail {
 namespace {
@@ -73,7 +72,7 @@ void watch_core::post_connect(std::string path, std::unique_ptr<completion<nothi
     if (self->attempt_ || self->link_)
       return (*shared)->complete(failure(errc::busy, "there is a connection already; close it first"), {});
     if (stop->requested()) return (*shared)->complete(failure(aborted_by_caller()), {});
-    auto const which = std::make_shared<attempt>();
+    auto const which = std::make_shared<connect_attempt>();
     self->attempt_ = which;
     self->on_connected_ = std::move(*shared);
     stop->attach([weak = self->weak_from_this(), which] {
@@ -84,31 +83,17 @@ void watch_core::post_connect(std::string path, std::unique_ptr<completion<nothi
       });
     });
     which->runs = true;
-    auto run = run_connect(self, which, path);
+    auto connected = [self, which](failure why, std::optional<wire::connection> made) {
+      if (self->attempt_ != which) return; // cancelled meanwhile
+      if (why) return self->end(std::move(why));
+      self->connected(std::move(*made));
+    };
+    auto run = find_sender<watch_core>(self, self->strand_, path, self->options_.connect_limit(),
+                                       trust_of(self->options_), std::move(connected));
     auto ended = [which](std::exception_ptr) { which->runs = false; };
     asio::co_spawn(self->strand_, std::move(run),
                    asio::bind_cancellation_slot(which->stop.slot(), std::move(ended)));
   });
-}
-
-awaitable<void> watch_core::run_connect(std::shared_ptr<watch_core> self, std::shared_ptr<attempt> which,
-                                        std::string path) {
-  loop_anchor<watch_core> anchor(self->weak_from_this());
-  failure error;
-  std::optional<wire::connection> made;
-  try {
-    auto const limit = clock::now() + self->options_.connect_limit();
-    wire::trust const whom = trust_of(self->options_);
-    made = co_await wire::connect(self->strand_, std::move(path), limit, whom);
-  } catch (...) {
-    error = failure(session::as_transfer_error(std::current_exception(), errc::connect_timeout));
-  }
-  anchor.lift();
-  if (self->attempt_ != which) co_return; // cancelled meanwhile
-  if (error)
-    self->end(error);
-  else
-    self->connected(std::move(*made));
 }
 
 void watch_core::connected(wire::connection connection) {
@@ -205,8 +190,7 @@ void watch_core::heard(message const& what) {
 
 void watch_core::end(failure why) {
   auto const which = std::exchange(attempt_, nullptr);
-  // A signal must not be emitted to a coroutine that has ended (Asio before 1.28).
-  if (which && which->runs) which->stop.emit(asio::cancellation_type::terminal);
+  if (which) which->give_up();
   if (link_) std::exchange(link_, nullptr)->close();
   answer_limit_.cancel();
   gone_ = on_connected_ || on_seen_ ? failure() : why;

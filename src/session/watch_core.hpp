@@ -1,11 +1,11 @@
 // A connection to a sender that only asks. Part of ropeway; Apache-2.0.
 #pragma once
-#include <asio/cancellation_signal.hpp>
 #include <memory>
 #include <optional>
 #include <string>
 
 #include "ropeway/watch.hpp"
+#include "session/connecting.hpp"
 #include "session/link.hpp"
 
 namespace ropeway::detail {
@@ -26,14 +26,6 @@ class watch_core : public std::enable_shared_from_this<watch_core> {
   void dissolve() noexcept;
 
  private:
-  /// One call of connect; a later one is another.
-  struct attempt {
-    asio::cancellation_signal stop;
-    bool runs = false; ///< as a coroutine
-  };
-
-  static awaitable<void> run_connect(std::shared_ptr<watch_core> self, std::shared_ptr<attempt> which,
-                                     std::string path);
   void connected(wire::connection connection);
   void heard(protocol::message const& what);
   /// Ends connection and operations.
@@ -43,7 +35,7 @@ class watch_core : public std::enable_shared_from_this<watch_core> {
   receiver_options options_;
   session::strand strand_;
   std::shared_ptr<session::link> link_;
-  std::shared_ptr<attempt> attempt_;
+  std::shared_ptr<connect_attempt> attempt_;
   wire::timer answer_limit_;
   watched_sender seen_; // of the answer that arrives
   failure gone_;        // why the connection ended, while nobody waited for anything
