@@ -340,7 +340,7 @@ static awaitable<void> kill_and_restart_at_once(scratch const& directory, peer_p
   co_await from.connect(directory.file("s"));
   load_report const report = co_await load_next(from, into);
   CHECK(report.version == 2);
-  CHECK(leak_check::shared_mappings().size() == 1);
+  CHECK(leak_check::shared_mappings().size() <= 1); // the successor's ring, and that only until it ends
   co_await successor.line().expect("committed");
   co_await from.close();
 }
