@@ -82,10 +82,14 @@ class watch_run {
       , watcher_(loop_.get_executor(), receiver_options().connect_limit(arguments.connect_limit)) {}
 
   /// The signal that ended it, or 0.
-  int run() { return run_until_signal(loop_, follow(), nothing_to_say()); }
+  int run() { return run_until_signal(loop_, follow(), hang_up()); }
 
  private:
-  static awaitable<void> nothing_to_say() { co_return; }
+  /// Else the loop waits for what the sender has to say.
+  awaitable<void> hang_up() {
+    watcher_.close();
+    co_return;
+  }
 
   awaitable<void> follow() {
     std::string gone;
