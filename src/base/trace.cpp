@@ -260,9 +260,11 @@ void trace_recorder::save(std::filesystem::path const& path) {
   try {
     writer out(state_->number, state_->process, lines);
     std::vector<stretch const*> sorted;
+    sorted.reserve(taken.size());
     for (auto const& one : taken) sorted.push_back(&one);
-    std::stable_sort(sorted.begin(), sorted.end(),
-                     [](stretch const* a, stretch const* b) { return a->began < b->began; });
+    std::sort(sorted.begin(), sorted.end(), [](stretch const* a, stretch const* b) {
+      return std::pair(a->began, a->ended) < std::pair(b->began, b->ended);
+    });
     for (auto const* const one : sorted) out.add(*one);
     append(out.events(), path);
   } catch (...) {
