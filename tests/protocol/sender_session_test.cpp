@@ -350,7 +350,7 @@ TEST_CASE("a watcher sees how far an update is, and what became of it") {
   state.tensors = state.buckets = 1;
   state.running_ns = 5'000'000;
   CHECK(look() == lines(to(9, one), to(9, two), to(9, state)));
-  for (peer_id id : {1, 2}) {
+  for (peer_id id : {1u, 2u}) {
     b.from(id, ring_mapped{host_ring});
     b.from(id, accept{b.update});
   }
