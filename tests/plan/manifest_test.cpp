@@ -428,7 +428,7 @@ TEST_CASE("no truncation and no change of a byte makes a manifest that is not wh
   int accepted = 0;
   constexpr unsigned step = testing::sanitized ? 5 : 1;
   for (std::size_t i = 0; i < bytes.size(); ++i)
-    for (unsigned value = i % step; value < 256; value += step) {
+    for (auto value = static_cast<unsigned>(i % step); value < 256; value += step) {
       auto changed = bytes;
       changed[i] = static_cast<std::byte>(value);
       if (changed == bytes) continue;
