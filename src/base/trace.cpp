@@ -39,20 +39,15 @@ struct stretch {
 /// As a JSON string. Names come from other processes.
 std::string json_string(std::string_view text) {
   std::string out = "\"";
-  while (!text.empty()) {
-    auto const length = utf8_length(text);
-    auto const byte = static_cast<unsigned char>(text[0]);
-    if (length == 0) {
-      out += "\\ufffd";
-    } else if (byte < 0x20) {
+  for (char const c : as_utf8(text)) {
+    if (auto const byte = static_cast<unsigned char>(c); byte < 0x20) {
       char escape[8];
       std::snprintf(escape, sizeof escape, "\\u%04x", byte);
       out += escape;
     } else {
-      if (byte == '"' || byte == '\\') out += '\\';
-      out += text.substr(0, length);
+      if (c == '"' || c == '\\') out += '\\';
+      out += c;
     }
-    text.remove_prefix(std::max<std::size_t>(length, 1));
   }
   return out + '"';
 }

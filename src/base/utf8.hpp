@@ -2,6 +2,7 @@
 // Part of ropeway; Apache-2.0.
 #pragma once
 #include <cstddef>
+#include <string>
 #include <string_view>
 
 namespace ropeway {
@@ -41,6 +42,17 @@ constexpr bool is_utf8(std::string_view text) noexcept {
     text.remove_prefix(length);
   }
   return true;
+}
+
+/// The text with every byte that belongs to no character replaced by U+FFFD.
+inline std::string as_utf8(std::string_view text) {
+  std::string out;
+  while (!text.empty()) {
+    auto const length = utf8_length(text);
+    out += length == 0 ? std::string_view("\xef\xbf\xbd") : text.substr(0, length);
+    text.remove_prefix(length == 0 ? 1 : length);
+  }
+  return out;
 }
 
 } // namespace ropeway

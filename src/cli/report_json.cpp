@@ -20,22 +20,11 @@ double rate(std::uint64_t bytes, nanoseconds time) {
   return time.count() <= 0 ? 0.0 : static_cast<double>(bytes) / seconds(time);
 }
 
-value digest_value(std::string const& digest) { return digest.empty() ? value(nullptr) : value(digest); }
+value text_or_null(std::string const& text) { return text.empty() ? value(nullptr) : value(json_text(text)); }
 
 } // namespace
 
-boost::json::string json_text(std::string_view text) {
-  boost::json::string out;
-  while (!text.empty()) {
-    auto const size = utf8_length(text);
-    if (size == 0)
-      out.append("\xef\xbf\xbd");
-    else
-      out.append({text.data(), size});
-    text.remove_prefix(size == 0 ? 1 : size);
-  }
-  return out;
-}
+boost::json::string json_text(std::string_view text) { return boost::json::string(as_utf8(text)); }
 
 object to_json(stage_times const& times) {
   object out;
@@ -66,7 +55,7 @@ object to_json(send_report const& report, std::string const& digest) {
   out["source_free_seconds"] = seconds(report.source_free);
   out["stages"] = to_json(report.stages);
   out["bytes_per_second"] = rate(report.bytes, report.total);
-  out["digest"] = digest_value(digest);
+  out["digest"] = text_or_null(digest);
   out["receivers"] = std::move(receivers);
   return out;
 }
@@ -82,7 +71,37 @@ object to_json(load_report const& report, std::string const& digest) {
   out["stages"] = to_json(report.stages);
   out["bytes_per_second"] = rate(report.bytes, report.total);
   out["route"] = name(report.way);
-  out["digest"] = digest_value(digest);
+  out["digest"] = text_or_null(digest);
+  return out;
+}
+
+object to_json(watched_sender const& seen) {
+  array receivers;
+  for (auto const& one : seen.receivers) {
+    object entry;
+    entry["name"] = json_text(one.name);
+    entry["doing"] = name(one.doing);
+    entry["version"] = one.version ? value(*one.version) : value(nullptr);
+    entry["bytes_released"] = one.bytes_released;
+    entry["last_bytes"] = one.last_bytes;
+    entry["last_seconds"] = seconds(one.last_took);
+    entry["last_error"] = text_or_null(one.last_error);
+    receivers.push_back(std::move(entry));
+  }
+  object out;
+  out["sender"] = seen.id;
+  out["updating"] = nullptr;
+  if (auto const& running = seen.updating) {
+    object update;
+    update["version"] = running->version;
+    update["bytes"] = running->bytes;
+    update["tensors"] = running->tensors;
+    update["buckets"] = running->buckets;
+    update["packed"] = running->packed;
+    update["seconds"] = seconds(running->since);
+    out["updating"] = std::move(update);
+  }
+  out["receivers"] = std::move(receivers);
   return out;
 }
 
@@ -115,7 +134,7 @@ object to_json(checkpoint const& opened) {
 
 void print_report(std::ostream& out, object report, int status, std::string const& error) {
   report["exit"] = status;
-  report["error"] = error.empty() ? value(nullptr) : value(json_text(error));
+  report["error"] = text_or_null(error);
   out << boost::json::serialize(report) << std::endl;
 }
 

@@ -7,6 +7,7 @@
 #include "cli/exit_code.hpp"
 #include "ropeway/checkpoint.hpp"
 #include "ropeway/report.hpp"
+#include "ropeway/watch_status.hpp"
 
 namespace ropeway::cli {
 
@@ -15,6 +16,7 @@ boost::json::object to_json(stage_times const& times);
 /// `digest` may be empty: null.
 boost::json::object to_json(send_report const& report, std::string const& digest);
 boost::json::object to_json(load_report const& report, std::string const& digest);
+boost::json::object to_json(watched_sender const& seen);
 boost::json::object to_json(checkpoint const& opened);
 
 /// Text that may hold any bytes as JSON can carry it: what is no UTF-8 becomes U+FFFD.

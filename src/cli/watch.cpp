@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <asio/io_context.hpp>
 #include <asio/steady_timer.hpp>
-#include <boost/json/array.hpp>
 #include <boost/json/serialize.hpp>
 #include <iostream>
 #include <sstream>
@@ -18,39 +17,6 @@
 
 namespace ropeway::cli {
 namespace {
-
-double seconds(nanoseconds time) { return std::chrono::duration<double>(time).count(); }
-
-boost::json::object to_json(watched_sender const& seen) {
-  boost::json::array receivers;
-  for (auto const& one : seen.receivers) {
-    boost::json::object entry;
-    entry["name"] = json_text(one.name);
-    entry["doing"] = name(one.doing);
-    entry["version"] = one.version ? boost::json::value(*one.version) : boost::json::value(nullptr);
-    entry["bytes_released"] = one.bytes_released;
-    entry["last_bytes"] = one.last_bytes;
-    entry["last_seconds"] = seconds(one.last_took);
-    entry["last_error"] =
-        one.last_error.empty() ? boost::json::value(nullptr) : boost::json::value(json_text(one.last_error));
-    receivers.push_back(std::move(entry));
-  }
-  boost::json::object out;
-  out["sender"] = seen.id;
-  out["updating"] = nullptr;
-  if (auto const& running = seen.updating) {
-    boost::json::object update;
-    update["version"] = running->version;
-    update["bytes"] = running->bytes;
-    update["tensors"] = running->tensors;
-    update["buckets"] = running->buckets;
-    update["packed"] = running->packed;
-    update["seconds"] = seconds(running->since);
-    out["updating"] = std::move(update);
-  }
-  out["receivers"] = std::move(receivers);
-  return out;
-}
 
 std::string as_table(watched_sender const& seen) {
   std::ostringstream out;

@@ -1,7 +1,10 @@
 // Finding the sender at a path. Part of ropeway; Apache-2.0.
 #pragma once
+#include <asio/bind_cancellation_slot.hpp>
 #include <asio/cancellation_signal.hpp>
+#include <asio/co_spawn.hpp>
 #include <chrono>
+#include <exception>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -41,6 +44,16 @@ awaitable<void> find_sender(std::shared_ptr<Core> core, wire::strand on, std::st
   }
   anchor.lift();
   then(std::move(error), std::move(made));
+}
+
+/// Starts that, as `which` may give it up.
+template <class Core, class Then>
+void start_finding(std::shared_ptr<Core> core, std::shared_ptr<connect_attempt> which, wire::strand const& on,
+                   std::string path, std::chrono::milliseconds limit, wire::trust whom, Then then) {
+  auto run = find_sender<Core>(std::move(core), on, std::move(path), limit, std::move(whom), std::move(then));
+  which->runs = true;
+  auto ended = [which](std::exception_ptr) { which->runs = false; };
+  asio::co_spawn(on, std::move(run), asio::bind_cancellation_slot(which->stop.slot(), std::move(ended)));
 }
 
 } // namespace ropeway::detail

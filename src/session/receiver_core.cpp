@@ -1,8 +1,6 @@
 #include "session/receiver_core.hpp"
 
 #include <algorithm>
-#include <asio/bind_cancellation_slot.hpp>
-#include <asio/co_spawn.hpp>
 #include <asio/post.hpp>
 
 #include "session/failpoint.hpp"
@@ -163,12 +161,8 @@ void receiver_core::post_connect(std::string path, std::unique_ptr<completion<no
             if (why) return alive->connect_failed(std::move(why));
             alive->connected(std::move(*made));
           };
-          auto run = find_sender<receiver_core>(alive, alive->strand_, path, alive->options_.connect_limit(),
-                                                trust_of(alive->options_), std::move(connected));
-          which->runs = true;
-          auto ended = [which](std::exception_ptr) { which->runs = false; };
-          asio::co_spawn(alive->strand_, std::move(run),
-                         asio::bind_cancellation_slot(which->stop.slot(), std::move(ended)));
+          start_finding(alive, which, alive->strand_, path, alive->options_.connect_limit(),
+                        trust_of(alive->options_), std::move(connected));
         };
         try {
           self->offload_.run(self->strand_, std::move(look), std::move(then));

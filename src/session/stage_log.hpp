@@ -37,13 +37,7 @@ class stage_log {
   stage_log(observed const& by, std::uint64_t version) : by_(&by), version_(version) {}
 
   /// A stretch that overlaps no other one of its stage.
-  void add(update_stage what, time_point began, time_point ended) {
-    if (ended <= began) return;
-    times[what] += ended - began;
-    tell(what, began, ended);
-  }
-  /// The same of a bucket.
-  void add(update_stage what, time_point began, time_point ended, std::uint32_t bucket,
+  void add(update_stage what, time_point began, time_point ended, std::optional<std::uint32_t> bucket = {},
            std::uint64_t bytes = 0) {
     if (ended <= began) return;
     times[what] += ended - began;

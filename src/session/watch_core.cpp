@@ -1,8 +1,6 @@
 #include "session/watch_core.hpp"
 
 #include <algorithm>
-#include <asio/bind_cancellation_slot.hpp>
-#include <asio/co_spawn.hpp>
 #include <asio/post.hpp>
 #include <utility>
 
@@ -82,17 +80,13 @@ void watch_core::post_connect(std::string path, std::unique_ptr<completion<nothi
         if (alive->attempt_ == which) alive->end(failure(aborted_by_caller(), "the connect was cancelled"));
       });
     });
-    which->runs = true;
     auto connected = [self, which](failure why, std::optional<wire::connection> made) {
       if (self->attempt_ != which) return; // cancelled meanwhile
       if (why) return self->end(std::move(why));
       self->connected(std::move(*made));
     };
-    auto run = find_sender<watch_core>(self, self->strand_, path, self->options_.connect_limit(),
-                                       trust_of(self->options_), std::move(connected));
-    auto ended = [which](std::exception_ptr) { which->runs = false; };
-    asio::co_spawn(self->strand_, std::move(run),
-                   asio::bind_cancellation_slot(which->stop.slot(), std::move(ended)));
+    start_finding(self, which, self->strand_, path, self->options_.connect_limit(), trust_of(self->options_),
+                  std::move(connected));
   });
 }
 
