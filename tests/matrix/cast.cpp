@@ -238,19 +238,22 @@ sender_options options_of_sender(part const& which) {
   options.bucket_bytes(bucket_bytes).slots(2).min_receivers(0);
   options.handshake_limit(which.silence).silence_limit(which.silence);
   options.decide_limit(which.longer).commit_limit(which.longer).close_limit(which.longer);
+  // On a device every receiver could map them.
+  if (which.what->lies == scenario::memory::own) options.use_route(route_choice::staged);
   if (which.what->more == scenario::extra::fills_the_last_place) options.max_receivers(which.receivers());
   return options;
 }
 
 awaitable<void> play_sender(std::shared_ptr<words> line, part which) {
   auto const executor = co_await asio::this_coro::executor;
-  std::string heard = co_await line->hear(); // what hearing needs is open from now on
+  co_await line->hear(); // that it shall be made; what hearing needs is open from now on
   means const has = means_of(which);
   model whole(has.memory, specs(), 1);
   belongings const before;
+  line->say("made");
   std::optional<sender> to;
   bool shared = false;
-  for (; heard != "end"; heard = co_await line->hear()) {
+  for (std::string heard = co_await line->hear(); heard != "end"; heard = co_await line->hear()) {
     std::string answer;
     if (heard == "open") {
       shared = false;
@@ -413,13 +416,14 @@ receiver_options options_of_receiver(part const& which) {
 
 awaitable<void> play_receiver(std::shared_ptr<words> line, part which) {
   auto const executor = co_await asio::this_coro::executor;
-  std::string heard = co_await line->hear();
+  co_await line->hear();
   means const has = means_of(which);
   model held(has.memory, specs(), 0);
   auto into = held.into();
   belongings const before;
+  line->say("made");
   std::optional<receiver> from(detail::make_receiver(executor, options_of_receiver(which), has.devices));
-  for (; heard != "end"; heard = co_await line->hear()) {
+  for (std::string heard = co_await line->hear(); heard != "end"; heard = co_await line->hear()) {
     std::string answer;
     bool offered = false;
     if (heard == "connect") {

@@ -167,6 +167,7 @@ struct director::impl {
     which.longer = longer;
     auto made = std::make_unique<player>(which, *shared);
     shared->enlist(number, made->pid());
+    made->ask("make");
     return *players.insert_or_assign(number, std::move(made)).first->second;
   }
   /// The one that plays this role now.
@@ -281,6 +282,17 @@ struct director::impl {
                         [&](auto const& p) { return is_victim(p.first) && p.second->plays(); });
   }
 
+  /// Whether those that were added have their memory. A device takes its time for each new process.
+  bool all_are_made() {
+    auto const limit = where.has_devices() ? milliseconds(60000) : patience();
+    auto const waits = [](auto const& p) { return p.second->plays() && p.second->question() == "make"; };
+    if (wait(limit, [&] { return std::ranges::none_of(players, waits); })) return true;
+    for (auto const& each : players)
+      if (waits(each))
+        wrong(each.second->which().name + " had no memory within " + std::to_string(limit.count()) + " ms");
+    return false;
+  }
+
   // ---- the acts ----
 
   void first_update() {
@@ -289,6 +301,7 @@ struct director::impl {
     for (std::uint32_t i = 0; i < what.receivers(); ++i) add(first_receiver + i);
     if (what.what->more != extra::none) add(filler);
     for (auto& [number, one] : players) bill.fates[number].exists = true;
+    if (!all_are_made()) return;
 
     if (ask(from, "open", patience()) != "listening")
       return wrong("the sender did not open: " + from.answer());
@@ -409,13 +422,14 @@ struct director::impl {
         }
       add(the_sender + reborn);
     }
+    for (std::uint32_t i = 0; i < what.receivers(); ++i)
+      if (!at(first_receiver + i).plays()) add(first_receiver + i + reborn);
+    if (!all_are_made()) return;
     if (sender_was_lost || what.what->then == scenario::ending::sender_closes) {
       auto const answer = ask(sender(), "open", patience());
       if (answer != "listening" && answer != "error address_in_use")
         return wrong("the second sender did not open: " + answer);
     }
-    for (std::uint32_t i = 0; i < what.receivers(); ++i)
-      if (!at(first_receiver + i).plays()) add(first_receiver + i + reborn);
     // A ring that was refused is refused for the whole session.
     if (auto& odd = at(odd_one); what.what->has == scenario::trouble::ring_refused && !odd.asked())
       ask(odd, "close", patience());
@@ -496,7 +510,7 @@ struct director::impl {
         patient(what.stops() || what.what->sends == scenario::sending::source_is_slow ? silence_when_stopped
                                                                                       : silence_when_killed);
     longer = std::min(silence + patient(longer_than_silence), patient(milliseconds(500)));
-    if (where.sender.is_cuda() || where.receivers.is_cuda()) silence *= 4, longer *= 4;
+    if (where.has_devices()) silence *= 4, longer *= 4;
     directory.emplace();
     shared->reset(what.trigger);
     try {

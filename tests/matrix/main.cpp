@@ -222,7 +222,7 @@ int run(arguments const& how) {
               << "; say where the weights lie with --device\n";
     return 77;
   }
-  if ((how.where.sender.is_cuda() || how.where.receivers.is_cuda()) && !devices_are_here(how.where)) {
+  if (how.where.has_devices() && !devices_are_here(how.where)) {
     std::cout << "SKIPPED: the matrix on device memory: there is no such device here\n";
     return 77;
   }
@@ -232,7 +232,8 @@ int run(arguments const& how) {
   // Every scenario once without a victim: that must go well, and shows which failpoints there are to arm.
   std::vector<cell> rehearsals;
   std::vector<walk> walks;
-  for (auto const& one : scenarios())
+  for (auto const& one : scenarios()) {
+    if (how.where.has_devices() && !one.fits_devices()) continue;
     for (bool const group : {false, true}) {
       cell plain;
       plain.what = &one;
@@ -241,6 +242,7 @@ int run(arguments const& how) {
       rehearsals.push_back(plain);
       walks.push_back({&one, group, {}, {}});
     }
+  }
   play_all(rehearsals, how, [&](result const& came) {
     walks[came.index].by_sender = came.by_sender;
     walks[came.index].by_odd_one = came.by_odd_one;
@@ -252,10 +254,12 @@ int run(arguments const& how) {
               << (walks[came.index].group ? " in a group" : "") << ": " << wrong << std::endl;
   });
   passed += static_cast<unsigned>(rehearsals.size()) - failed;
-  for (auto const& wrong : gaps(walks)) {
-    ++failed;
-    std::cout << "FAILED: coverage: " << wrong << std::endl;
-  }
+  // On devices some scenarios are left out.
+  if (!how.where.has_devices())
+    for (auto const& wrong : gaps(walks)) {
+      ++failed;
+      std::cout << "FAILED: coverage: " << wrong << std::endl;
+    }
 
   std::vector<cell> cells;
   for (auto const& one : cells_of(walks)) {

@@ -41,6 +41,9 @@ struct scenario {
   } then = ending::none;
   /// One more receiver: it takes the last place and then leaves, or is lost before the update.
   enum class extra { none, fills_the_last_place, is_lost } more = extra::none;
+
+  /// Whether it can be played with the weights on a device: nothing of it is scripted, or needs host memory.
+  bool fits_devices() const { return has == trouble::none && lies != memory::partly; }
 };
 std::vector<scenario> const& scenarios();
 
@@ -64,6 +67,7 @@ struct cell {
 /// Where the weights lie.
 struct places {
   device sender = device::host(), receivers = device::host();
+  bool has_devices() const { return sender.is_cuda() || receivers.is_cuda(); }
   std::string_view route() const { return sender.is_cuda() && receivers.is_cuda() ? "staged" : "host"; }
 };
 
