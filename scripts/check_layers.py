@@ -20,6 +20,7 @@ LAYERS = {
     "session": {"base", "plan", "protocol", "memory", "wire"},
     "api": {"base", "plan", "protocol", "memory", "wire", "session"},
     "cli": {"base", "memory", "wire"},
+    "precompiled": set(),  # read before any file of some targets; includes what is public, and is included by none
 }
 # What a plan comes to is a list of copies, which is pure data as well.
 ALSO = {("plan", "src/memory/copy.hpp")}

@@ -2,7 +2,7 @@
 
 # The compiler through ccache where there is one; paths are kept relative, so that clones share what it holds.
 if command -v ccache >/dev/null 2>&1; then
-  export CCACHE_BASEDIR=$PWD CCACHE_NOHASHDIR=1
+  export CCACHE_BASEDIR=$PWD CCACHE_NOHASHDIR=1 CCACHE_SLOPPINESS=pch_defines,time_macros
   cached=(ccache)
 else
   cached=()
