@@ -37,7 +37,7 @@ class copy_pace {
   /// Thread blocks of the copy kernel that run at a time; 0 for no limit. Measured with serving beside it in
   /// docs/performance.md. Means nothing in host memory.
   ROPEWAY_KNOB(std::uint32_t, most_blocks, 0)
-  /// On average, over some milliseconds; 0 for no limit.
+  /// On average, over a millisecond or so; 0 for no limit.
   ROPEWAY_KNOB(std::uint64_t, bytes_per_second, 0)
 
  public:

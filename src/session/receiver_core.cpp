@@ -13,8 +13,9 @@ using namespace protocol;
 using session::failpoint;
 using session::side;
 constexpr std::size_t manifests_kept = 4, placements_kept = 4;
-/// A paced update is copied in steps that take about so long.
-constexpr std::chrono::milliseconds pace_step(2);
+/// A paced update is copied in steps, one after so long: each takes all of the device, so they are short
+/// beside what else runs there.
+constexpr std::chrono::microseconds pace_step(250);
 
 receiver_options checked(receiver_options options) {
   auto const refuse = [](char const* what) { throw transfer_error(errc::invalid_argument, what); };

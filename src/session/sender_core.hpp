@@ -76,6 +76,8 @@ class sender_core : public std::enable_shared_from_this<sender_core> {
   std::string const& path() const noexcept { return path_; }
   std::shared_ptr<session::layout> last_layout() const;
   void keep_layout(std::shared_ptr<session::layout> layout);
+  /// From any thread.
+  set_pool& sets() const noexcept { return *sets_; }
   sender_options const& options() const noexcept { return options_; }
   protocol::bytes16 const& instance() const noexcept { return instance_; }
   void post_begin(std::shared_ptr<send_operation> operation);
@@ -238,6 +240,7 @@ class sender_core : public std::enable_shared_from_this<sender_core> {
 
   mutable std::mutex shared_mutex_; // for what initiating calls read on any thread, and abandon()
   std::shared_ptr<session::layout> last_layout_;
+  std::shared_ptr<set_pool> const sets_ = std::make_shared<set_pool>();
   std::vector<std::shared_ptr<copy_stream>> all_streams_;
   bool abandoned_ = false;
   session::offload offload_; // last: its thread ends before what its jobs use

@@ -2,6 +2,8 @@
 // Apache-2.0.
 #pragma once
 #include <memory>
+#include <mutex>
+#include <utility>
 #include <vector>
 
 #include "ropeway/detail/operation.hpp"
@@ -21,6 +23,37 @@ class tensor_set {
   failure error; ///< what is wrong with the tensors, for the send to report
 
   bool on_the_fly() const noexcept { return source != nullptr || writer != nullptr; }
+};
+
+/// Makes sets, and keeps one that nobody holds any more: a set of thousands of views is as much memory as
+/// the C library gives back to the system, to be mapped and filled with zeros again at the next send.
+/// Thread-safe.
+class set_pool : public std::enable_shared_from_this<set_pool> {
+ public:
+  std::shared_ptr<tensor_set> make() {
+    std::unique_ptr<tensor_set> made;
+    {
+      std::scoped_lock lock(mutex_);
+      made = std::exchange(spare_, nullptr);
+    }
+    if (!made) made = std::make_unique<tensor_set>();
+    return {made.release(), [pool = weak_from_this()](tensor_set* done) {
+              std::unique_ptr<tensor_set> own(done);
+              if (auto const self = pool.lock()) self->keep(std::move(own));
+            }};
+  }
+
+ private:
+  void keep(std::unique_ptr<tensor_set> one) {
+    auto views = std::move(one->views);
+    views.clear();
+    *one = {};
+    one->views = std::move(views);
+    std::scoped_lock lock(mutex_);
+    std::swap(spare_, one); // what was there ends after the lock
+  }
+  std::mutex mutex_;
+  std::unique_ptr<tensor_set> spare_;
 };
 
 } // namespace ropeway::detail
