@@ -172,6 +172,7 @@ means means_of(part const& which) {
 class hesitant_source final : public tensor_source {
  public:
   hesitant_source(model const& whole, part const& which) : whole_(whole), which_(which) {}
+  device where() const override { return whole_.kind().where(); }
   std::vector<tensor_info> manifest() override { return whole_.specs(); }
   awaitable<source_tensor> next(std::uint32_t index) override {
     if (index == gate) {
