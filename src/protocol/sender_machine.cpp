@@ -68,6 +68,13 @@ std::uint64_t sender_machine::begin_update(update_facts facts, time_point now) {
   return id;
 }
 
+void sender_machine::rouse(time_point now) {
+  move_clock(impl_->now, now);
+  if (impl_->running) return;
+  for (auto const& [id, p] : impl_->peers)
+    if (p.greeted) impl_->say(id, alive{impl_->next_update});
+}
+
 void sender_machine::ring_ready(std::uint32_t ring, time_point now) {
   move_clock(impl_->now, now);
   impl_->ring_ready(ring);

@@ -175,6 +175,9 @@ class sender_machine {
   void gone(peer_id peer, errc code, std::string text, time_point now); ///< EOF, reset, decode error, ...
   /// Starts an update; not while one runs. Returns its id. Peers that are greeted now take part.
   std::uint64_t begin_update(update_facts facts, time_point now);
+  /// Says alive to every receiver, if no update runs: one is about to begin, and who sleeps can wake while
+  /// the driver finds out what it is.
+  void rouse(time_point now);
   void ring_ready(std::uint32_t ring, time_point now);
   void ring_failed(std::uint32_t ring, errc code, std::string text, time_point now);
   void packed(std::uint64_t seq, time_point now);

@@ -516,6 +516,9 @@ void receiver_core::connected(wire::connection connection) {
     if (!self || self->session_ != session || !self->machine_) return;
     self->incoming_fd_ = std::move(fd);
     if (std::holds_alternative<begin>(what)) self->announced_at_ = clock::now();
+    // Said between two updates, it says that one is about to begin.
+    if (std::holds_alternative<alive>(what) && !self->load_ && self->options_.where().is_cuda())
+      self->lookout_->keep(session::answer_time);
     session::failpoint_heard<side::receiver>(what);
     self->machine_->received(what, clock::now());
     self->pump();

@@ -381,6 +381,10 @@ void sender_core::begin(std::shared_ptr<send_operation> const& operation) {
     return fail_begin(operation,
                       failure(errc::invalid_argument,
                               "these tensors were prepared by another sender; prepare them with this one"));
+  if (set->where.is_cuda() && set->layout->manifest.total_bytes() >= session::worth_looking_out) {
+    machine_.rouse(clock::now());
+    pump();
+  }
   std::uint32_t ring = ring_of(set->where);
   try {
     replace_failed_streams();

@@ -23,6 +23,19 @@ std::string turned_away_with(errc e, std::string const& text) {
 
 } // namespace
 
+TEST_CASE("before an update receivers can be roused; while one runs there is no need") {
+  sender_bench b;
+  b.greet(1);
+  b.greet(2);
+  b.connect(3); // has not said who it is
+  b.machine.rouse(b.now);
+  CHECK(b.done() == lines(to(1, alive{1}), to(2, alive{1})));
+  b.start(1);
+  b.machine.take();
+  b.machine.rouse(b.now);
+  CHECK(b.done().empty());
+}
+
 TEST_CASE("a receiver that says hello is welcomed with the sender's bucket size and silence limit") {
   sender_bench b;
   b.connect(1);
