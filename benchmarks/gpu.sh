@@ -53,11 +53,17 @@ fi
 one=(--device cuda:0)
 slice=(--model qwen3-30b-a3b --layers 12) # 4,719 tensors
 
+# Each route by itself, in turn with its limit: what the other one leaves in caches and on the GPU is no part of it.
 routes() {
-  bench 60 "${one[@]}" --route "$both" --model qwen3-0.6b
-  bench 60 "${one[@]}" --route "$both" --model qwen3-8b
-  bench 60 "${one[@]}" --route "$both" "${slice[@]}"
+  local way
+  for way in ${both//,/ }; do
+    bench 60 "${one[@]}" --route "$way" --model qwen3-0.6b
+    bench 60 "${one[@]}" --route "$way" --model qwen3-8b
+    bench 60 "${one[@]}" --route "$way" "${slice[@]}"
+  done
+  bench 60 "${one[@]}" --route staged --model qwen3-8b --bucket 1GiB
   bench 60 "${one[@]}" --route "$mapped" --model qwen3-8b --memory segments
+  [ "$mapped" = staged ] || bench 60 "${one[@]}" --route mapped "${slice[@]}" --prepared
 }
 adapter() {
   bench 30 "${one[@]}" --route "$both" --adapter
@@ -70,7 +76,7 @@ fan-out() {
 }
 decode() {
   local paces=unlimited
-  [ "$mapped" = staged ] || paces=unlimited,blocks:64,blocks:32,blocks:16,blocks:8,rate:100
+  [ "$mapped" = staged ] || paces=unlimited,blocks:32,blocks:16,blocks:8,rate:300,rate:250,rate:200,rate:100
   bench 90 "${one[@]}" --route "$mapped" --model qwen3-8b --decode --pace "$paces"
 }
 cold() { bench 60 "${one[@]}" --route "$mapped" --model qwen3-0.6b --cold --repeats 3; }
@@ -84,10 +90,13 @@ peers() {
   others "${slice[@]}"
 }
 two() {
-  local far=(--device cuda:0 --receiver-device cuda:1)
-  bench 60 "${far[@]}" --route "$both" --model qwen3-0.6b
-  bench 60 "${far[@]}" --route "$both" --model qwen3-8b
-  bench 60 "${far[@]}" --route "$both" "${slice[@]}"
+  local far=(--device cuda:0 --receiver-device cuda:1) way
+  for way in ${both//,/ }; do
+    bench 60 "${far[@]}" --route "$way" --model qwen3-0.6b
+    bench 60 "${far[@]}" --route "$way" --model qwen3-8b
+    bench 60 "${far[@]}" --route "$way" "${slice[@]}"
+  done
+  bench 60 "${far[@]}" --route staged --model qwen3-8b --bucket 64MiB
   bench 30 "${far[@]}" --route "$both" --adapter
 }
 peers-two() {
