@@ -22,8 +22,8 @@ LAYERS = {
     "cli": {"base", "memory", "wire"},
     "precompiled": set(),  # read before any file of some targets; includes what is public, and is included by none
 }
-# What a plan comes to is a list of copies, which is pure data as well.
-ALSO = {("plan", "src/memory/copy.hpp")}
+# What a plan comes to is a list of copies, or of what a digest is made of: pure data as well.
+ALSO = {("plan", "src/memory/copy.hpp"), ("plan", "src/memory/digest.hpp")}
 WITHOUT_ASIO = {"plan", "protocol", "memory"}
 SUFFIXES = {".hpp", ".h", ".cpp", ".cu"}
 CUDA = re.compile(r"^(cuda|cuda_.*|cu(blas|fft|rand|solver|sparse).*|driver_types|nvrtc|nccl)\.h(pp)?$|^cub/|^thrust/")

@@ -30,6 +30,14 @@ std::uint64_t bytes_of(copy_op const& op) noexcept {
   return bytes;
 }
 
+void queue::digest(prepared_digests&, digest_run) {
+  throw transfer_error(errc::unsupported, "this memory has no digests; send without them");
+}
+
+std::shared_ptr<prepared_digests> backend::prepare_digests(std::span<digest_op const>, std::uint32_t) {
+  throw transfer_error(errc::unsupported, "this memory has no digests; send without them");
+}
+
 void queue::repeat(prepared_copies const& list, portion what) {
   auto const* const kept = dynamic_cast<kept_copies const*>(&list);
   if (!kept) throw transfer_error(errc::invalid_argument, "a list that another backend has prepared");

@@ -17,8 +17,10 @@
 
 #include "base/unique_fd.hpp"
 #include "memory/copy.hpp"
+#include "memory/digest.hpp"
 #include "memory/segment.hpp"
 #include "ropeway/cuda.hpp"
+#include "ropeway/digest.hpp"
 
 namespace ropeway::memory {
 
@@ -70,6 +72,29 @@ struct portion {
   std::uint32_t most_blocks = 0; ///< of a kernel at a time, which the device runs beside others; 0: no limit
 };
 
+/// A list of digests that are computed again and again, with the memory that takes their sums. One run after
+/// the other: its memory must live until the last was seen complete.
+class prepared_digests {
+ public:
+  virtual ~prepared_digests() = default;
+  /// The sums, once a run that fetches them was seen complete and until the next begins.
+  virtual std::span<digest128 const> sums() const noexcept = 0;
+  /// Of the image, of all groups.
+  std::uint64_t bytes() const noexcept { return bytes_; }
+
+ protected:
+  std::uint64_t bytes_ = 0;
+};
+
+/// Which groups of a prepared list, and what becomes of the sums.
+struct digest_run {
+  std::uint32_t first = 0;
+  std::uint32_t count = ~std::uint32_t(0); ///< as many as there are
+  std::byte const* base = nullptr;         ///< that addresses count from; aligned to 256 bytes
+  bool begin = true;                       ///< sums start at 0; else they go on
+  bool fetch = true;                       ///< sums() is wanted
+};
+
 /// Copies in order, on a thread or stream of its own. All members but the destructor may be called from one
 /// thread at a time; none blocks (a host queue has a worker thread, a CUDA queue a stream; copies that would
 /// block, from pageable memory say, go through a worker of the queue's own).
@@ -87,6 +112,9 @@ class queue {
   /// The same of a prepared list of this queue's backend, which must live until they completed. One kernel on
   /// a device, as far as its copies are for kernels.
   virtual void repeat(prepared_copies const& list, portion what = {});
+  /// Computes digests of a prepared list of this queue's backend, in order with the copies. Writes to nothing
+  /// but the list's sums.
+  virtual void digest(prepared_digests& list, digest_run what = {});
   /// A number, greater than any before, that `poll().completed` reaches once everything queued so far is
   /// done.
   virtual std::uint64_t mark() = 0;
@@ -131,8 +159,12 @@ class backend {
   virtual std::unique_ptr<queue> make_queue() = 0;
 
   /// Looks at a list once. Throws as queue::copy, and `out_of_memory`. May wait for the device, so: off the
-  /// loop. Thread-safe, as are the next four.
+  /// loop. Thread-safe, as are the next five.
   virtual std::shared_ptr<prepared_copies const> prepare(std::span<copy_op const> ops);
+  /// The same of digests into `sums` sums. Throws errc::unsupported where there are none,
+  /// errc::invalid_argument and errc::overflow for what makes no sense.
+  virtual std::shared_ptr<prepared_digests> prepare_digests(std::span<digest_op const> ops,
+                                                            std::uint32_t sums);
 
   /// Where an address lies; of another device's memory only that: `where` says whom to ask. Cheap, and it
   /// allocates nothing: asked for every allocation in every update.

@@ -52,6 +52,15 @@ struct range_cutter {
 
 } // namespace
 
+std::string to_string(box const& what) {
+  std::string text = "[";
+  for (std::size_t d = 0; d < std::min<std::size_t>(what.rank, max_rank); ++d) {
+    if (d != 0) text += ", ";
+    text += std::to_string(what.start[d]) + "+" + std::to_string(what.extent[d]);
+  }
+  return text + "]";
+}
+
 box whole(shape const& dims) {
   box all;
   all.rank = static_cast<std::uint8_t>(dims.rank());

@@ -4,6 +4,7 @@
 #include <array>
 #include <cstdint>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "ropeway/tensor.hpp"
@@ -16,6 +17,9 @@ struct box {
   std::array<std::uint64_t, max_rank> start{}, extent{};
   friend bool operator==(box const&, box const&) = default;
 };
+
+/// "[0+2, 4+4]": start and extent of each dimension.
+std::string to_string(box const& what);
 
 /// The whole of a shape.
 box whole(shape const& dims);

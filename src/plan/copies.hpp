@@ -64,7 +64,7 @@ class scatter {
   void ops_for_source(std::uint32_t tensor, tensor_view const& source,
                       std::vector<memory::copy_op>& out) const;
 
- private:
+  /// A destination that takes something.
   struct target {
     std::uint32_t tensor = 0;
     std::uint16_t element = 0; ///< bytes; 0 for whole tensors of elements smaller than that, carried as bytes
@@ -74,6 +74,10 @@ class scatter {
     box part; ///< as it was given, with the array's own strides: for sources that are strided otherwise
     std::array<std::int64_t, max_rank> strides{};
   };
+  /// By tensor.
+  std::span<target const> targets() const noexcept { return targets_; }
+
+ private:
   void add(manifest const& sent, destination const& into);
   void find_unexpected(manifest const& sent);
   void find_overlaps(manifest const& sent);

@@ -12,15 +12,6 @@ namespace {
 
 std::string quoted(std::string_view name) { return codec::print(std::string(name)); }
 
-std::string words(box const& b) {
-  std::string text = "[";
-  for (std::size_t d = 0; d < std::min<std::size_t>(b.rank, max_rank); ++d) {
-    if (d != 0) text += ", ";
-    text += std::to_string(b.start[d]) + "+" + std::to_string(b.extent[d]);
-  }
-  return text + "]";
-}
-
 bool within(box const& part, shape const& dims) {
   if (part.rank != dims.rank()) return false;
   for (std::size_t d = 0; d < part.rank; ++d)
@@ -79,7 +70,7 @@ void scatter::add(manifest const& sent, destination const& into) {
     differs(kind::wrong_dtype, "is sent as " + std::string(name(tensor.type)) + " but its destination is " +
                                    std::string(name(view.type())));
   if (into.part && !within(part, tensor.dims))
-    differs(kind::out_of_bounds, "has shape " + to_string(tensor.dims) + " and no box " + words(part));
+    differs(kind::out_of_bounds, "has shape " + to_string(tensor.dims) + " and no box " + to_string(part));
   else if (into.shape_sent && *into.shape_sent != tensor.dims)
     differs(kind::wrong_shape, "has shape " + to_string(tensor.dims) + ", but its shards make one of shape " +
                                    to_string(*into.shape_sent));

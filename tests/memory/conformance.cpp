@@ -10,6 +10,7 @@
 #include <thread>
 #include <unistd.h>
 
+#include "digest_cases.hpp"
 #include "memory/host/convert.hpp"
 #include "ropeway/error.hpp"
 
@@ -793,6 +794,12 @@ constexpr conformance_case cases[] = {
     {"a prepared list of many pieces, on two queues", prepared_lists_of_many_pieces},
     {"a prepared list of nothing", prepared_lists_of_nothing},
     {"prepared lists that make no sense, or are another's, are refused", prepared_lists_that_make_no_sense},
+    {"digests of runs of every alignment", digests_of_runs},
+    {"digests of boxes", digests_of_boxes},
+    {"digests of what is converted", digests_of_conversions},
+    {"digests of groups add up, from any base", digests_of_groups_add_up},
+    {"digests keep their order among copies", digests_keep_their_order},
+    {"digests that make no sense, or are another's, are refused", digests_that_make_no_sense},
 };
 
 } // namespace

@@ -11,6 +11,7 @@
 
 #include "memory/host/backend.hpp"
 #include "memory/host/box.hpp"
+#include "memory/host/digests.hpp"
 #include "memory/host/region.hpp"
 
 namespace ropeway::testing {
@@ -72,6 +73,7 @@ struct scripted_devices::state {
   mutable std::mutex mutex;
   scripted_devices::counts counts;
   cost_function cost;
+  corrupt_function corrupt;
   struct failure {
     errc why;
     int successes;
@@ -153,10 +155,15 @@ class scripted_queue final : public memory::queue {
     devices_->tell([&](auto& c) { ++c.lists, c.ops += taken.size(), c.bytes += bytes; });
     std::lock_guard const lock(when().mutex_);
     if (error_) return;
-    lists_.push_back({std::move(taken), 0, when().order_++, when().now_, std::exchange(gate_, nullptr)});
-    if (when().pace_ == script::pace::immediate) {
-      while (may_finish()) finish_front();
-    }
+    add(std::move(taken), nullptr, {}, 0);
+  }
+
+  void digest(memory::prepared_digests& list, memory::digest_run what) override {
+    devices_->may_fail(scripted_devices::call::digest, "digest");
+    devices_->tell([](auto& c) { ++c.digests; });
+    std::lock_guard const lock(when().mutex_);
+    if (error_) return;
+    add({}, &dynamic_cast<memory::host::host_digests&>(list), what, 0);
   }
 
   void repeat(memory::prepared_copies const& list, memory::portion what) override {
@@ -168,9 +175,7 @@ class scripted_queue final : public memory::queue {
     std::lock_guard const lock(when().mutex_);
     ++last_ticket_;
     if (gate_ != nullptr) { // as on a device: what is marked is also what was waited for
-      lists_.push_back({{}, last_ticket_, when().order_++, when().now_, std::exchange(gate_, nullptr)});
-      if (when().pace_ == script::pace::immediate)
-        while (may_finish()) finish_front();
+      add({}, nullptr, {}, last_ticket_);
     } else if (lists_.empty()) {
       if (!error_) reached(last_ticket_);
     } else {
@@ -206,7 +211,11 @@ class scripted_queue final : public memory::queue {
   void finish_front() {
     auto const list = std::move(lists_.front());
     lists_.pop_front();
-    for (copy_op const& op : list.ops) memory::host::copy(op, false);
+    for (copy_op const& op : list.ops) {
+      memory::host::copy(op, false);
+      if (devices_->corrupt) devices_->corrupt(op);
+    }
+    if (list.digests) list.digests->carry_out(list.run);
     free_ = when().now_;
     if (list.ticket != 0) reached(list.ticket);
   }
@@ -245,11 +254,20 @@ class scripted_queue final : public memory::queue {
  private:
   struct queued_list {
     std::vector<copy_op> ops;
+    memory::host::host_digests* digests;
+    memory::digest_run run;
     std::uint64_t ticket;
     std::uint64_t order;
     std::chrono::nanoseconds since;
     void const* gate;
   };
+  void add(std::vector<copy_op> ops, memory::host::host_digests* digests, memory::digest_run run,
+           std::uint64_t ticket) {
+    lists_.push_back(
+        {std::move(ops), digests, run, ticket, when().order_++, when().now_, std::exchange(gate_, nullptr)});
+    if (when().pace_ != script::pace::immediate) return;
+    while (may_finish()) finish_front();
+  }
   script& when() const { return *devices_->when; }
   void reached(std::uint64_t ticket) {
     completed_ = ticket;
@@ -385,6 +403,18 @@ class scripted_device final : public memory::backend {
     auto list = backend::prepare(ops);
     devices_->tell([](auto& c) { ++c.prepared_made, ++c.prepared_alive; });
     auto const* const raw = list.get();
+    return {raw, [list = std::move(list), devices = devices_](auto*) {
+              devices->tell([](auto& c) { --c.prepared_alive; });
+            }};
+  }
+  std::shared_ptr<memory::prepared_digests> prepare_digests(std::span<memory::digest_op const> ops,
+                                                            std::uint32_t sums) override {
+    devices_->may_fail(call::prepare_digests, "prepare digests");
+    for (memory::digest_op const& op : ops)
+      if (op.where != where_) throw std::invalid_argument("digests of memory of another device");
+    auto list = std::make_shared<memory::host::host_digests>(ops, sums);
+    devices_->tell([](auto& c) { ++c.prepared_made, ++c.prepared_alive; });
+    auto* const raw = list.get();
     return {raw, [list = std::move(list), devices = devices_](auto*) {
               devices->tell([](auto& c) { --c.prepared_alive; });
             }};
@@ -561,6 +591,11 @@ void scripted_devices::hide(std::byte const* address, char const* why) {
 void scripted_devices::cost(cost_function how_long) {
   std::lock_guard const lock(state_->when->mutex_);
   state_->cost = std::move(how_long);
+}
+
+void scripted_devices::corrupt(corrupt_function how) {
+  std::lock_guard const lock(state_->when->mutex_);
+  state_->corrupt = std::move(how);
 }
 
 void scripted_devices::reaches(device where, memory::device_uuid const& origin, bool can) {

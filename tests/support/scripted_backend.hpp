@@ -81,6 +81,9 @@ class scripted_devices final : public memory::backends {
       std::function<std::chrono::nanoseconds(device where, std::span<memory::copy_op const> ops)>;
   /// How long a list takes, for `script::pace::timed`. Without: nothing.
   void cost(cost_function how_long);
+  /// Called after each copy, and may spoil what was written.
+  using corrupt_function = std::function<void(memory::copy_op const& done)>;
+  void corrupt(corrupt_function how);
   /// Whether `device` may map memory of `origin` (by default all may, but the host only the host's).
   void reaches(device where, memory::device_uuid const& origin, bool can);
 
@@ -103,6 +106,8 @@ class scripted_devices final : public memory::backends {
     copy,
     start_after,
     prepare,
+    prepare_digests,
+    digest,
     export_allocation,
     import_segment,
   };
@@ -124,6 +129,7 @@ class scripted_devices final : public memory::backends {
     std::uint64_t prepared_made = 0, prepared_alive = 0;
     std::uint64_t repeats = 0;     ///< of prepared lists or portions of them
     std::uint32_t most_blocks = 0; ///< of the last such portion
+    std::uint64_t digests = 0;     ///< runs that were queued
     std::uint64_t exports = 0;
     std::uint64_t segments_made = 0, segments_alive = 0; ///< imported ones
   };

@@ -1,5 +1,6 @@
 // CUDA memory as one backend a device. Part of ropeway; Apache-2.0.
 #include "memory/cuda/cuda.hpp"
+#include "memory/cuda/digests.hpp"
 #include "memory/cuda/driver.hpp"
 #include "memory/cuda/gpu.hpp"
 #include "memory/cuda/prepared.hpp"
@@ -29,6 +30,13 @@ class cuda_backend final : public backend {
   std::unique_ptr<queue> make_queue() override { return cuda::make_queue(gpu_); }
   std::shared_ptr<prepared_copies const> prepare(std::span<copy_op const> ops) override {
     return std::make_shared<prepared>(gpu_, ops);
+  }
+  std::shared_ptr<prepared_digests> prepare_digests(std::span<digest_op const> ops,
+                                                    std::uint32_t sums) override {
+    for (digest_op const& op : ops)
+      if (op.where != where())
+        throw transfer_error(errc::invalid_argument, "digests of memory of another device");
+    return std::make_shared<device_digests>(gpu_, ops, sums);
   }
   allocation find_allocation(std::byte const* address) const noexcept override {
     return cuda::find_allocation(*gpu_, address);

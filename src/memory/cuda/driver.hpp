@@ -21,7 +21,8 @@
   X(cuStreamCreateWithPriority) X(cuStreamDestroy) X(cuStreamQuery) X(cuStreamWaitEvent) X(cuStreamGetCtx)   \
   X(cuStreamIsCapturing) X(cuStreamAddCallback)                                                              \
   X(cuEventCreate) X(cuEventDestroy) X(cuEventRecord) X(cuEventSynchronize) X(cuEventQuery)                  \
-  X(cuMemcpyAsync) X(cuMemcpyHtoDAsync) X(cuPointerGetAttributes) X(cuMemGetAddressRange) X(cuMemGetInfo)    \
+  X(cuMemcpyAsync) X(cuMemcpyHtoDAsync) X(cuMemsetD8Async)                                                   \
+  X(cuPointerGetAttributes) X(cuMemGetAddressRange) X(cuMemGetInfo)                                          \
   X(cuMemAlloc) X(cuMemFree) X(cuMemHostAlloc) X(cuMemFreeHost)                                              \
   X(cuMemHostRegister) X(cuMemHostUnregister)                                                                \
   X(cuMemGetAllocationGranularity) X(cuMemCreate) X(cuMemRelease)                                            \

@@ -79,7 +79,8 @@ void gpu::load_kernels() {
           errc::no_device);
   constexpr std::array names{"ropeway_copy_pieces_small",    "ropeway_copy_pieces_large",
                              "ropeway_copy_boxes_small",     "ropeway_copy_boxes_large",
-                             "ropeway_copy_prepared_pieces", "ropeway_copy_prepared_boxes"};
+                             "ropeway_copy_prepared_pieces", "ropeway_copy_prepared_boxes",
+                             "ropeway_digest_runs",          "ropeway_digest_boxes"};
   static_assert(names.size() == copy_lists::kernels);
   for (std::size_t i = 0; i < names.size(); ++i) {
     if (d.cuModuleGetFunction(&kernels_[i], module_, names[i]) != CUDA_SUCCESS) kernels_[i] = nullptr;
@@ -90,7 +91,7 @@ void gpu::load_kernels() {
   // All but those with large parameters, which old compilers can't make.
   using which = copy_lists::kernel;
   if (kernel(which::small_pieces) && kernel(which::small_boxes) && kernel(which::prepared_pieces) &&
-      kernel(which::prepared_boxes))
+      kernel(which::prepared_boxes) && kernel(which::digest_runs) && kernel(which::digest_boxes))
     return;
   (void)d.cuModuleUnload(module_);
   throw transfer_error(errc::no_device, "the copy kernels are missing in this build");

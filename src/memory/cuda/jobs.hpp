@@ -3,6 +3,7 @@
 #include <span>
 #include <vector>
 
+#include "memory/cuda/digests.hpp"
 #include "memory/cuda/handles.hpp"
 #include "memory/cuda/prepared.hpp"
 
@@ -12,11 +13,13 @@ namespace ropeway::memory::cuda {
 /// more.
 class jobs {
  public:
-  enum class kind : std::uint8_t { copy, repeat, wait, mark };
+  enum class kind : std::uint8_t { copy, repeat, digest, wait, mark };
   struct job {
     kind what = kind::mark;
     std::vector<copy_op> ops;
-    prepared::part some; ///< of a list that lives until this is done
+    prepared::part some;                     ///< of a list that lives until this is done
+    device_digests const* digests = nullptr; ///< lives as long, too
+    digest_run run;
     CUevent event = nullptr;
     std::uint64_t ticket = 0;
   };

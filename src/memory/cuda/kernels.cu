@@ -323,3 +323,5 @@ __global__ void __launch_bounds__(ropeway_threads)
 }
 #endif
 }
+
+#include "digests.cuh"

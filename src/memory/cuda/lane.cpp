@@ -41,6 +41,11 @@ void lane::launch(prepared::part const& some) {
   launch(some.engine);
 }
 
+void lane::launch(device_digests const& list, digest_run const& what) {
+  unfinished_ = true;
+  list.launch(what, work_.get());
+}
+
 void lane::wait(CUevent when) {
   driver const& d = owner_->call();
   CUresult const result = d.cuStreamWaitEvent(work_.get(), when, 0);

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "memory/cuda/completion.hpp"
+#include "memory/cuda/digests.hpp"
 #include "memory/cuda/handles.hpp"
 #include "memory/cuda/prepared.hpp"
 #include "memory/cuda/sorting.hpp"
@@ -24,6 +25,8 @@ class lane {
   void launch();
   /// The same of a prepared list.
   void launch(prepared::part const& some);
+
+  void launch(device_digests const& list, digest_run const& what);
 
   void wait(CUevent when);
   /// Tells `to` that `ticket` is done when everything so far is.

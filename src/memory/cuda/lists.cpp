@@ -15,14 +15,6 @@ constexpr std::uint64_t long_row = 32 * 1024;
 
 std::uint64_t address(std::byte const* p) { return reinterpret_cast<std::uint64_t>(p); }
 
-// For n < 2^31: n / extent == (high half of n * multiplier + n) >> bits of (extent - 1).
-ropeway_dim make_dim(std::uint64_t extent, std::int64_t from_stride, std::int64_t to_stride) {
-  std::uint64_t const shift = static_cast<std::uint64_t>(std::bit_width(extent - 1));
-  std::uint64_t const multiplier =
-      ((std::uint64_t{1} << 32) * ((std::uint64_t{1} << shift) - extent)) / extent + 1;
-  return {from_stride, to_stride, static_cast<std::uint32_t>(extent), static_cast<std::uint32_t>(multiplier)};
-}
-
 /// Whether all addresses of a box are multiples of `from` and `to`, the innermost dimension set aside.
 bool aligned(box const& area, std::uint64_t from, std::uint64_t to) {
   std::uint64_t from_bits = address(area.from), to_bits = address(area.to);
@@ -49,6 +41,14 @@ ropeway_unit offset(ropeway_unit first, conversion convert) {
 }
 
 } // namespace
+
+// For n < 2^31: n / extent == (high half of n * multiplier + n) >> bits of (extent - 1).
+ropeway_dim make_dim(std::uint64_t extent, std::int64_t from_stride, std::int64_t to_stride) {
+  std::uint64_t const shift = static_cast<std::uint64_t>(std::bit_width(extent - 1));
+  std::uint64_t const multiplier =
+      ((std::uint64_t{1} << 32) * ((std::uint64_t{1} << shift) - extent)) / extent + 1;
+  return {from_stride, to_stride, static_cast<std::uint32_t>(extent), static_cast<std::uint32_t>(multiplier)};
+}
 
 copy_lists::copy_lists(std::uint32_t busy_blocks, bool large)
     : busy_blocks_(busy_blocks), large_(large), list_(std::make_unique<any_list>()) {

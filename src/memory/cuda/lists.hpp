@@ -47,6 +47,9 @@ struct chunk_table {
   std::vector<ropeway_dim> dims;
 };
 
+/// How to divide by an extent, and steps; for numbers below 2^31.
+ropeway_dim make_dim(std::uint64_t extent, std::int64_t from_stride, std::int64_t to_stride);
+
 /// Collects copies and hands them out as kernel launches. Keeps its memory from list to list.
 class copy_lists {
  public:
@@ -57,8 +60,10 @@ class copy_lists {
     large_boxes,
     prepared_pieces,
     prepared_boxes, ///< and pieces
+    digest_runs,
+    digest_boxes, ///< and runs
   };
-  static constexpr std::size_t kernels = 6;
+  static constexpr std::size_t kernels = 8;
   struct launch {
     kernel which;
     void const* parameters; ///< valid until the next call

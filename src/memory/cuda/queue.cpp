@@ -43,6 +43,7 @@ class core : public std::enable_shared_from_this<core> {
   void start_after(ready_after const& when);
   void copy(std::span<copy_op const> ops);
   void repeat(prepared const& list, portion what);
+  void digest(device_digests const& list, digest_run const& what);
   void mark(std::uint64_t ticket, bool quietly);
   void notify();
   /// The newest ticket that the device has reached, at least `known`; `state` says what asking brought last.
@@ -137,6 +138,22 @@ void core::repeat(prepared const& list, portion what) {
     throw;
   }
   if (!some.staged.empty()) hand_over(some.staged);
+}
+
+void core::digest(device_digests const& list, digest_run const& what) {
+  if (!idle())
+    return hand_over_what([&] {
+      auto& next = incoming_.add(jobs::kind::digest);
+      next.digests = &list;
+      next.run = what;
+    });
+  scope here(*owner_);
+  try {
+    lane_.launch(list, what);
+  } catch (transfer_error const& error) {
+    fail(error); // sums half done are none
+    throw;
+  }
 }
 
 void core::mark(std::uint64_t ticket, bool quietly) {
@@ -317,6 +334,7 @@ void core::carry_out(jobs::job& next) {
     lane_.launch(next.some);
     stage(next.some.staged);
     break;
+  case jobs::kind::digest: lane_.launch(*next.digests, next.run); break;
   }
 }
 
@@ -353,6 +371,14 @@ class device_queue final : public queue {
     if (!known || known->owner() != &core_->owner())
       throw transfer_error(errc::invalid_argument, "a list that another backend has prepared");
     core_->repeat(*known, what);
+  }
+
+  void digest(prepared_digests& list, digest_run what) override {
+    if (core_->failed()) core_->throw_failure();
+    auto const* const known = dynamic_cast<device_digests const*>(&list);
+    if (!known || known->owner() != &core_->owner())
+      throw transfer_error(errc::invalid_argument, "a list that another backend has prepared");
+    core_->digest(*known, what);
   }
 
   std::uint64_t mark() override {

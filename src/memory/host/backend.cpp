@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "memory/host/digests.hpp"
 #include "memory/host/queue.hpp"
 #include "memory/host/region.hpp"
 #include "ropeway/error.hpp"
@@ -44,6 +45,13 @@ class host_backend final : public backend {
   bool can_reach(device_uuid const& origin) const noexcept override { return origin == device_uuid{}; }
   std::shared_ptr<void> register_host(std::shared_ptr<region>) override { return nullptr; }
   std::unique_ptr<queue> make_queue() override { return std::make_unique<host_queue>(); }
+  std::shared_ptr<prepared_digests> prepare_digests(std::span<digest_op const> ops,
+                                                    std::uint32_t sums) override {
+    for (digest_op const& op : ops)
+      if (op.where.is_cuda())
+        throw transfer_error(errc::invalid_argument, "digests of CUDA memory are computed by its device");
+    return std::make_shared<host_digests>(ops, sums);
+  }
   std::unique_ptr<segment_importer> start_import(part_kind kind, std::uint64_t bytes, std::uint32_t parts,
                                                  device_uuid const& origin) override {
     if (kind != part_kind::host_memory || parts != 1 || !can_reach(origin))

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "memory/host/box.hpp"
+#include "memory/host/digests.hpp"
 #include "ropeway/error.hpp"
 
 namespace ropeway::memory::host {
@@ -21,9 +22,12 @@ namespace {
 // A list of more bytes than this passes the caches by anyway.
 constexpr std::uint64_t streaming_list = 8 << 20;
 
-// What the worker takes at once: a list, and the ticket that is reached when it is done (0: none).
+// What the worker takes at once: copies, or digests, and the ticket that is reached when it is done (0:
+// none).
 struct batch {
   std::vector<copy_op> ops;
+  host_digests* digests = nullptr;
+  digest_run run;
   std::uint64_t ticket = 0;
 };
 
@@ -133,12 +137,27 @@ void host_queue::copy(std::span<copy_op const> ops) {
     std::lock_guard const lock(shared_->mutex);
     batch& added = shared_->waiting.push_back();
     added.ticket = 0;
+    added.digests = nullptr;
     try {
       added.ops.assign(ops.begin(), ops.end());
     } catch (...) {
       shared_->waiting.drop_back();
       throw;
     }
+  }
+  shared_->work.notify_one();
+}
+
+void host_queue::digest(prepared_digests& list, digest_run what) {
+  auto* const known = dynamic_cast<host_digests*>(&list);
+  if (!known) throw transfer_error(errc::invalid_argument, "a list that another backend has prepared");
+  {
+    std::lock_guard const lock(shared_->mutex);
+    batch& added = shared_->waiting.push_back();
+    added.ticket = 0;
+    added.ops.clear();
+    added.digests = known;
+    added.run = what;
   }
   shared_->work.notify_one();
 }
@@ -151,6 +170,7 @@ std::uint64_t host_queue::mark() {
   } else if (shared_->busy) {
     batch& added = shared_->waiting.push_back();
     added.ops.clear();
+    added.digests = nullptr;
     added.ticket = ticket;
   } else {
     shared_->reached(ticket);
@@ -184,6 +204,7 @@ void host_queue::work(std::shared_ptr<shared> self) {
     bool const streaming = total >= streaming_list;
     for (copy_op const& op : current.ops) host::copy(op, streaming);
     if (streaming) finish_streaming();
+    if (current.digests != nullptr) current.digests->carry_out(current.run);
 
     lock.lock();
     // Under the lock, so that tickets given out on an idle queue can't overtake this one.

@@ -17,6 +17,7 @@ class host_queue final : public queue {
   void start_after(ready_after const& when) override;
   /// Throws like `check`, and then nothing of the list was queued.
   void copy(std::span<copy_op const> ops) override;
+  void digest(prepared_digests& list, digest_run what) override;
   std::uint64_t mark() override;
   progress poll() override;
   int event_fd() const noexcept override;
