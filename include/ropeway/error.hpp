@@ -50,9 +50,11 @@ enum class errc : std::uint16_t {
   bad_path = 46,       ///< a path is too long, is no socket, or lies in an unsuitable directory
   no_resources = 47,   ///< descriptors or threads ran out; the message says which limit to raise
   // Data.
-  bad_checkpoint = 60, ///< a file is no safetensors file, or breaks the format's rules
-  unsupported = 61,    ///< valid, but not something that this version can carry
-  overflow = 62,       ///< sizes or counts exceed what can be represented or what is allowed
+  bad_checkpoint = 60,  ///< a file is no safetensors file, or breaks the format's rules
+  unsupported = 61,     ///< valid, but not something that this version can carry
+  overflow = 62,        ///< sizes or counts exceed what can be represented or what is allowed
+  digest_mismatch = 63, ///< what arrived is not what was sent; the message names the tensor and the box
+  digest_missing = 64,  ///< the receiver takes only updates that carry digests, and this one has none
 };
 
 /// The category of `errc`; its `message()` is a sentence that says what happened and what to do.

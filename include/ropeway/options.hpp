@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "ropeway/digest.hpp"
 #include "ropeway/observer.hpp"
 #include "ropeway/report.hpp"
 #include "ropeway/tensor.hpp"
@@ -80,6 +81,10 @@ class sender_options {
   /// Which way updates may go. `mapped` refuses tensors that can't be mapped (`errc::not_reachable`) and
   /// receivers that can't map them; tensors that are made on the fly have no such route.
   ROPEWAY_KNOB(route_choice, use_route, route_choice::automatic)
+  /// Whether updates carry digests, computed where the tensors lie. Each receiver then compares what it has
+  /// in place before it commits; a difference fails the update there (`errc::digest_mismatch`). Both sides
+  /// read all bytes once more (cost in docs/performance.md).
+  ROPEWAY_KNOB(digest_choice, digests, digest_choice::none)
   /// Users, beside our own, whose processes may connect. Makes the socket group-accessible (0660) and accepts
   /// a directory that is group-traversable (0750).
   ROPEWAY_KNOB(std::vector<uid_t>, allowed_users, {})
@@ -116,6 +121,8 @@ class receiver_options {
   /// Which way updates may come. With `mapped`, an update that can't come so is refused; one that the
   /// embedder takes bucket by bucket never can.
   ROPEWAY_KNOB(route_choice, use_route, route_choice::automatic)
+  /// Refuses updates that carry no digests (`errc::digest_missing`). Those that do are always compared.
+  ROPEWAY_KNOB(bool, demand_digests, false)
   /// How fast mapped updates are copied.
   ROPEWAY_KNOB(copy_pace, pace, {})
   /// The largest list of tensors that is read: names, shapes and where they lie, some 100 bytes each. Reading

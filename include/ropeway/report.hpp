@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "ropeway/detail/visibility.hpp"
+#include "ropeway/digest.hpp"
 #include "ropeway/error.hpp"
 #include "ropeway/stage.hpp"
 
@@ -66,6 +67,8 @@ struct ROPEWAY_API send_report {
   nanoseconds total{};       ///< from the call until every outcome was known
   nanoseconds source_free{}; ///< from the call until the tensors' memory was no longer read; 0 if never
   stage_times stages;        ///< of this side
+  /// Of all tensors as they are delivered, with their names, types and shapes; nothing without digests.
+  std::optional<digest128> digest;
   std::vector<receiver_report> receivers; ///< one for each that was connected when the send began
 
   /// How many receivers ended so.
@@ -95,6 +98,8 @@ struct load_report {
   nanoseconds total{};       ///< from the acceptance until the commit
   stage_times stages;        ///< of this side; `announce`, `decide` and `map` come before `total` begins
   route way = route::host;   ///< how the bytes came
+  /// The sender's, with which all that was taken here agrees; nothing without digests.
+  std::optional<digest128> digest;
 };
 
 } // namespace ropeway

@@ -28,13 +28,15 @@ enum class update_stage : std::uint8_t {
   wait, ///< S: nothing was packed, because every slot was taken. R: nothing was copied for want of a bucket.
         ///< Of one receiver: for the other members of its group
   load, ///< R: copying to the destinations; for buckets taken by hand, their time in the embedder's hands
+  digest, ///< computing digests. S: of the tensors; what a source or writer makes, bucket by bucket. R: of
+          ///< what is in place, and comparing
   commit, ///< R: from all bytes copied until committed. Of one receiver: from the order until its answer
 };
 /// All of them, in the order of an update.
 inline constexpr std::array all_stages{update_stage::announce, update_stage::decide, update_stage::map,
                                        update_stage::source,   update_stage::pack,   update_stage::relay,
                                        update_stage::publish,  update_stage::wait,   update_stage::load,
-                                       update_stage::commit};
+                                       update_stage::digest,   update_stage::commit};
 /// The enumerator's own spelling: "announce".
 ROPEWAY_API std::string_view name(update_stage what) noexcept;
 

@@ -49,6 +49,12 @@ char const* sentence(errc e) noexcept {
   case errc::bad_checkpoint: return "not a valid safetensors checkpoint";
   case errc::unsupported: return "not supported";
   case errc::overflow: return "a size or count is larger than allowed";
+  case errc::digest_mismatch:
+    return "bytes that arrived differ from those that were sent; look for faults of memory, device or "
+           "driver, or "
+           "for who writes to the tensors meanwhile, and send again";
+  case errc::digest_missing:
+    return "an update without digests where they are demanded; send with sender_options::digests";
   }
   return "unknown ropeway error";
 }

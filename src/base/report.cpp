@@ -53,6 +53,7 @@ std::string_view name(update_stage what) noexcept {
   case update_stage::publish: return "publish";
   case update_stage::wait: return "wait";
   case update_stage::load: return "load";
+  case update_stage::digest: return "digest";
   case update_stage::commit: return "commit";
   }
   return "unknown";

@@ -79,7 +79,7 @@ std::string_view name_of(message const& what) noexcept {
 std::size_t expected_fds(message const& what) noexcept {
   if (auto const* part = std::get_if<segment_part>(&what)) return part->code == 0 && has_fd(part->kind);
   return std::holds_alternative<ring>(what) || std::holds_alternative<manifest_follows>(what) ||
-         std::holds_alternative<placement_follows>(what);
+         std::holds_alternative<placement_follows>(what) || std::holds_alternative<digest_table>(what);
 }
 
 } // namespace ropeway::protocol

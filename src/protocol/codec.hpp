@@ -35,8 +35,8 @@ std::string_view name_of(message const& what) noexcept;
 /// Whether parts of this memory::part_kind come with a descriptor (as opposed to a handle in the message).
 bool has_fd(std::uint8_t part_kind) noexcept;
 
-/// How many file descriptors must come with it: 1 for ring, manifest_follows, placement_follows and a
-/// segment_part that has one; 0 for everything else.
+/// How many file descriptors must come with it: 1 for ring, manifest_follows, placement_follows,
+/// digest_table and a segment_part that has one; 0 for everything else.
 std::size_t expected_fds(message const& what) noexcept;
 
 } // namespace ropeway::protocol

@@ -27,6 +27,8 @@ inline constexpr std::uint32_t segment_batch = 32;
 /// Segments of a placement, and of one unmap message.
 inline constexpr std::size_t max_segments = 65'536;
 inline constexpr std::size_t max_unmap = 4096;
+/// Of one digest, in a table of them.
+inline constexpr std::uint64_t digest_bytes = 16;
 /// Watchers that a sender has at a time.
 inline constexpr std::size_t max_watchers = 16;
 
@@ -109,8 +111,10 @@ struct released {
   std::uint64_t update = 0;
   std::uint64_t seq = 0;
 };
+/// Everything is in place; and, in an update with digests, was compared with them.
 struct all_copied {
   std::uint64_t update = 0;
+  bytes16 digest{}; ///< of the update, as the receiver found it; zero without digests
 };
 struct committed {
   std::uint64_t update = 0;
@@ -149,6 +153,18 @@ struct begin {
   std::uint32_t tensors = 0;
   std::uint32_t buckets = 0;
   std::uint64_t placement = 0; ///< number of the placement, for receivers that map; 0 for none
+  std::uint64_t digests = 0;   ///< number of the table that will hold this update's digests; 0 for none
+};
+/// Memory that holds the digests of one update after the other: a sealed memfd of exactly `bytes` beside the
+/// message, 16 bytes for each chunk of each tensor. Said once a session, before the first update whose begin
+/// names it; the one before it is needed no more.
+struct digest_table {
+  std::uint64_t id = 0; ///< grows
+  std::uint64_t bytes = 0;
+};
+/// The table that begin named holds this update's digests, until all_copied or aborted.
+struct digests_ready {
+  std::uint64_t update = 0;
 };
 /// The placement, as one sealed memfd of exactly `bytes` beside the message.
 struct placement_follows {
@@ -198,7 +214,9 @@ struct seen_receiver {
   std::uint64_t bytes_released = 0; ///< of the running update, as far as buckets tell
   std::uint64_t last_bytes = 0;     ///< of the last update that it committed
   std::uint64_t last_ns = 0;        ///< and from its begin until then
-  std::string last_error; ///< of the last update that it did not commit; empty after one that it did
+  std::string last_error;      ///< of the last update that it did not commit; empty after one that it did
+  std::uint8_t has_digest = 0; ///< it has compared the version that it holds with the sender's digests
+  bytes16 digest{};            ///< and found this
 };
 /// The sender itself: the end of the answer.
 struct seen_sender {
@@ -209,6 +227,9 @@ struct seen_sender {
   std::uint64_t total_bytes = 0;
   std::uint32_t tensors = 0, buckets = 0, packed = 0;
   std::uint64_t running_ns = 0;
+  std::uint8_t has_digest = 0;      ///< an update with digests was sent
+  std::uint64_t digest_version = 0; ///< the last such
+  bytes16 digest{};                 ///< of all its tensors
 };
 
 // ---- both ways ----
@@ -244,13 +265,15 @@ BOOST_DESCRIBE_STRUCT(unmapped, (), (segments))
 BOOST_DESCRIBE_STRUCT(refuse, (), (update, code, text))
 BOOST_DESCRIBE_STRUCT(not_now, (), (update, retry_ms, text))
 BOOST_DESCRIBE_STRUCT(released, (), (update, seq))
-BOOST_DESCRIBE_STRUCT(all_copied, (), (update))
+BOOST_DESCRIBE_STRUCT(all_copied, (), (update, digest))
 BOOST_DESCRIBE_STRUCT(committed, (), (update))
 BOOST_DESCRIBE_STRUCT(failed, (), (update, code, text))
 BOOST_DESCRIBE_STRUCT(welcome, (), (version, sender, bucket_bytes, silence_ms))
 BOOST_DESCRIBE_STRUCT(turned_away, (), (code, text))
 BOOST_DESCRIBE_STRUCT(ring, (), (id, on_device, origin, slot_bytes, slots))
-BOOST_DESCRIBE_STRUCT(begin, (), (update, version, layout, total_bytes, tensors, buckets, placement))
+BOOST_DESCRIBE_STRUCT(begin, (), (update, version, layout, total_bytes, tensors, buckets, placement, digests))
+BOOST_DESCRIBE_STRUCT(digest_table, (), (id, bytes))
+BOOST_DESCRIBE_STRUCT(digests_ready, (), (update))
 BOOST_DESCRIBE_STRUCT(placement_follows, (), (update, bytes))
 BOOST_DESCRIBE_STRUCT(segment_part, (), (update, segment, part, kind, bytes, legacy, code, text))
 BOOST_DESCRIBE_STRUCT(read_mapped, (), (update))
@@ -260,20 +283,21 @@ BOOST_DESCRIBE_STRUCT(published, (), (update, seq, bucket, ring, slot, bytes))
 BOOST_DESCRIBE_STRUCT(commit, (), (update))
 BOOST_DESCRIBE_STRUCT(watch, (), (magic, oldest, newest, schema))
 BOOST_DESCRIBE_STRUCT(seen_receiver, (),
-                      (name, doing, holds_version, version, bytes_released, last_bytes, last_ns, last_error))
+                      (name, doing, holds_version, version, bytes_released, last_bytes, last_ns, last_error,
+                       has_digest, digest))
 BOOST_DESCRIBE_STRUCT(seen_sender, (),
                       (receivers, sender, updating, version, total_bytes, tensors, buckets, packed,
-                       running_ns))
+                       running_ns, has_digest, digest_version, digest))
 BOOST_DESCRIBE_STRUCT(abort_update, (), (update, code, text))
 BOOST_DESCRIBE_STRUCT(aborted, (), (update))
 BOOST_DESCRIBE_STRUCT(alive, (), (update))
 BOOST_DESCRIBE_STRUCT(goodbye, (), (code, text))
 
 /// One message. The alternative's index is its tag on the wire: append only, `hello` stays first.
-using message =
-    std::variant<hello, welcome, turned_away, ring, ring_mapped, ring_refused, begin, need_manifest,
-                 manifest_follows, accept, refuse, not_now, published, released, all_copied, commit,
-                 committed, failed, abort_update, aborted, alive, goodbye, need_placement, placement_follows,
-                 need_segment, segment_part, read_mapped, unmap, unmapped, watch, seen_receiver, seen_sender>;
+using message = std::variant<hello, welcome, turned_away, ring, ring_mapped, ring_refused, begin,
+                             need_manifest, manifest_follows, accept, refuse, not_now, published, released,
+                             all_copied, commit, committed, failed, abort_update, aborted, alive, goodbye,
+                             need_placement, placement_follows, need_segment, segment_part, read_mapped,
+                             unmap, unmapped, watch, seen_receiver, seen_sender, digest_table, digests_ready>;
 
 } // namespace ropeway::protocol

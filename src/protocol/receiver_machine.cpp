@@ -2,6 +2,7 @@
 #include "protocol/receiver_machine.hpp"
 
 #include <algorithm>
+#include <utility>
 
 #include "protocol/codec.hpp"
 #include "protocol/receiver/state.hpp"
@@ -51,7 +52,12 @@ void receiver_machine::impl::finish_update() {
 
 void receiver_machine::impl::check_all_copied() {
   if (!in_place || loaded_buckets != expected_buckets || (mapped && !read)) return;
-  say(all_copied{current.update});
+  if (current.digests != 0 && !compared) {
+    if (!digests_ready || std::exchange(comparing, true)) return;
+    actions.emplace_back(receive_action::check_digests{current.update});
+    return;
+  }
+  say(all_copied{current.update, digest});
   go(stage::all_copied);
 }
 
@@ -236,6 +242,15 @@ void receiver_machine::mapped_read(time_point now) {
   move_clock(m.now, now);
   if (m.at != impl::stage::loading || !m.told_to_read) return;
   m.read = true;
+  m.check_all_copied();
+}
+
+void receiver_machine::digests_agree(bytes16 const& whole, time_point now) {
+  impl& m = *impl_;
+  move_clock(m.now, now);
+  if (m.at != impl::stage::loading || !m.comparing || m.compared) return;
+  m.compared = true;
+  m.digest = whole;
   m.check_all_copied();
 }
 

@@ -17,6 +17,7 @@
 //  - A receiver that maps the sender's tensors asks for the placement, and before it accepts for segments
 //  that
 //    it has not mapped; it reads when it is told to, once, and all_copied comes after that, too.
+//  - Of an update with digests, all_copied is said when what is in place was compared with the sender's.
 //  - An abort from either side ends the update: the driver drains its copies, then `aborted` is said.
 //  - While the embedder or the copies work on an update, `alive` is said often enough for the sender's
 //  silence limit.
@@ -96,6 +97,16 @@ struct read_mapped {
 struct unmap {
   std::vector<std::uint64_t> segments;
 };
+/// From now on digests come in this memory (its fd came with the message), of which the update that follows
+/// says more: keep it, in place of any before.
+struct take_digest_table {
+  std::uint64_t id = 0, bytes = 0;
+};
+/// Everything is in place, and the table holds the sender's digests: compare; answer digests_agree, or give
+/// the update up.
+struct check_digests {
+  std::uint64_t update = 0;
+};
 /// An update stands before the embedder's door: answer accept_update, refuse_update or not_now_update.
 struct offer {
   begin what;
@@ -124,11 +135,13 @@ struct closed {
   std::string text;
 };
 } // namespace receive_action
-using receiver_action = std::variant<
-    receive_action::say, receive_action::greeted, receive_action::map_ring, receive_action::read_manifest,
-    receive_action::look_up_manifest, receive_action::look_up_placement, receive_action::read_placement,
-    receive_action::take_part, receive_action::read_mapped, receive_action::unmap, receive_action::offer,
-    receive_action::bucket, receive_action::commit, receive_action::abort, receive_action::closed>;
+using receiver_action =
+    std::variant<receive_action::say, receive_action::greeted, receive_action::map_ring,
+                 receive_action::read_manifest, receive_action::look_up_manifest,
+                 receive_action::look_up_placement, receive_action::read_placement, receive_action::take_part,
+                 receive_action::read_mapped, receive_action::unmap, receive_action::take_digest_table,
+                 receive_action::check_digests, receive_action::offer, receive_action::bucket,
+                 receive_action::commit, receive_action::abort, receive_action::closed>;
 
 class receiver_machine {
  public:
@@ -158,6 +171,8 @@ class receiver_machine {
   void need_segment(std::uint64_t segment, std::uint32_t first_part, std::uint32_t parts, time_point now);
   void unmapped(std::vector<std::uint64_t> segments, time_point now);
   void mapped_read(time_point now);
+  /// Everything was compared; the update's digest is this.
+  void digests_agree(bytes16 const& whole, time_point now);
   /// How the update will be loaded.
   struct acceptance {
     bool by_hand = false; ///< all_copied waits for in_place(): the embedder takes the buckets itself

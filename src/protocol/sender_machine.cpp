@@ -18,6 +18,7 @@ void sender_machine::impl::settle() {
   pump();
   if (running) {
     tell_to_read();
+    if (running->facts.digests != 0) tell_digests();
     if (running->facts.placement != 0) free_source();
   }
   check_finished();
@@ -102,6 +103,12 @@ void sender_machine::relayed(std::uint64_t seq, time_point now) {
 void sender_machine::source_ready(time_point now) {
   move_clock(impl_->now, now);
   if (impl_->running && impl_->running->source_asked) impl_->running->source_ready = true;
+  impl_->settle();
+}
+
+void sender_machine::digested(bytes16 const& whole, time_point now) {
+  move_clock(impl_->now, now);
+  impl_->digested(whole);
   impl_->settle();
 }
 

@@ -17,6 +17,8 @@
 //  - A receiver that maps the sender's own tensors is told read_mapped when it has accepted, its group has
 //  decided, and the tensors are ready; from then until all_copied, `aborted` or its end the source is not
 //  free, and the update not over. It is published only the buckets that hold what is not mapped.
+//  - With digests a receiver is told digests_ready when it has accepted and the sender's were computed; only
+//  then may it say all_copied, with the digest that it found, and the source is not free before.
 //  - After an abort a receiver's slots stay taken until it says `aborted`, `released` or dies; it is left out
 //  of (and
 //    holds up) later updates until then. A peer that is due and silent for longer than `silence` is dropped.
@@ -84,6 +86,8 @@ struct update_facts {
   };
   std::vector<segment> segments;
   std::vector<bool> needed; ///< by bucket: receivers that map need it, too
+
+  std::uint64_t digests = 0; ///< number of the table that takes the digests; 0 for none
 };
 
 struct peer_result {
@@ -102,8 +106,9 @@ struct peer_result {
 /// What the driver must do, in this order. `seq` names one filling of a slot.
 namespace send_action {
 /// Send `what` to `to`; attach the ring's memory if it is a `ring`, the manifest if it is `manifest_follows`
-/// (the driver fills in slot_bytes, origin and bytes). What is said right before a `drop` is best effort: try
-/// once.
+/// the table if it is
+/// `digest_table` (the driver fills in slot_bytes, origin and bytes). What is said right before a `drop` is
+/// best effort: try once.
 struct say {
   peer_id to = 0;
   message what;
@@ -129,6 +134,9 @@ struct send_parts {
   std::uint64_t update = 0, segment = 0;
   std::uint32_t first = 0, count = 0;
 };
+/// Compute the digests of the tensors and put them into the table; answer digested. At most once an update.
+/// Counts as a copy: what was begun is waited for before drained().
+struct digest_source {};
 /// Copy slot `from` of the update's ring to host slot `to`; answer relayed(seq) when seen complete.
 struct relay {
   std::uint64_t seq = 0;
@@ -157,8 +165,8 @@ struct finished {
 } // namespace send_action
 using sender_action =
     std::variant<send_action::say, send_action::make_ring, send_action::pack, send_action::relay,
-                 send_action::await_source, send_action::send_parts, send_action::drop,
-                 send_action::source_free, send_action::drain, send_action::finished>;
+                 send_action::await_source, send_action::send_parts, send_action::digest_source,
+                 send_action::drop, send_action::source_free, send_action::drain, send_action::finished>;
 
 class sender_machine {
  public:
@@ -183,6 +191,8 @@ class sender_machine {
   void packed(std::uint64_t seq, time_point now);
   void relayed(std::uint64_t seq, time_point now);
   void source_ready(time_point now);
+  /// The table holds the digests of the running update, which come to this.
+  void digested(bytes16 const& whole, time_point now);
   /// These segments' memory is gone, or wanted back; not of a running update's placement. Everybody who asked
   /// for them is told.
   void retire_segments(std::vector<std::uint64_t> const& ids, time_point now);

@@ -37,4 +37,12 @@ std::string words(T const&... parts) {
   return line;
 }
 
+/// 32 hexadecimal digits: as to_string of the digest that it is.
+inline std::string hex(bytes16 const& what) {
+  constexpr char digits[] = "0123456789abcdef";
+  std::string text;
+  for (auto const byte : what) (text += digits[byte >> 4]) += digits[byte & 15];
+  return text;
+}
+
 } // namespace ropeway::protocol

@@ -54,6 +54,12 @@ void copy_stream::repeat(memory::prepared_copies const& list, memory::portion wh
   queue_->repeat(list, what);
 }
 
+void copy_stream::digest(memory::prepared_digests& list, memory::digest_run const& what) {
+  std::scoped_lock lock(mutex_);
+  if (shut_) throw transfer_error(errc::not_open, "the session is closed");
+  queue_->digest(list, what);
+}
+
 void copy_stream::then(copied what) {
   std::uint64_t ticket;
   {

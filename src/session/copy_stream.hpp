@@ -28,13 +28,26 @@ struct copied {
   std::shared_ptr<void const> from, to;
   std::uint64_t seq = 0, bytes = 0;
   std::uint32_t bucket = 0;
-  std::uint64_t moved = 0; ///< bytes that the copies write; `bytes` is how large the bucket is
+  std::byte const* slot = nullptr; ///< where the bucket lies, for who digests it
+  std::uint64_t moved = 0;         ///< bytes that the copies write; `bytes` is how large the bucket is
   /// Filled in if it is not: when they were queued, or what was queued before them was seen to finish.
   std::chrono::steady_clock::time_point began{};
   std::chrono::steady_clock::time_point ended{}; ///< when that was seen
   /// A bucket of ours, one whose views an embedder has read, or copies that a commit waits for.
-  /// Or the mapped tensors, or nothing but the moment when the source is ready.
-  enum class kind : std::uint8_t { bucket, view, commit, mapped, source } what = kind::bucket;
+  /// Or the mapped tensors, or nothing but the moment when the source is ready. Or digests: of a bucket that
+  /// was one of ours or a view, of all that is to be digested, or of what is in the way on one of several
+  /// devices.
+  enum class kind : std::uint8_t {
+    bucket,
+    view,
+    commit,
+    mapped,
+    source,
+    digest_of_bucket,
+    digest_of_view,
+    digest,
+    joint
+  } what = kind::bucket;
 };
 
 /// Owned by a session's core; used on its strand, but for shut().
@@ -54,6 +67,7 @@ class copy_stream : public std::enable_shared_from_this<copy_stream> {
   /// Throws transfer_error(errc::not_open) after shut().
   void copy(std::span<memory::copy_op const> ops);
   void repeat(memory::prepared_copies const& list, memory::portion what);
+  void digest(memory::prepared_digests& list, memory::digest_run const& what);
   /// Reports `what` once everything queued so far was seen to finish, with an error if the device failed.
   void then(copied what);
   /// What was queued last will take so long: it is asked for again around then, as if it had just been

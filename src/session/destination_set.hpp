@@ -18,6 +18,10 @@
 #include "plan/placement.hpp"
 #include "ropeway/status.hpp"
 
+namespace ropeway::session {
+class received_digests;
+}
+
 namespace ropeway::detail {
 
 /// How the destinations of one plan are loaded from the sender's own memory, resolved once for a placement.
@@ -55,6 +59,7 @@ class destination_plan {
   plan::scatter scatter;
   std::vector<std::uint32_t> covered;          ///< the destinations that an update of this layout writes
   std::shared_ptr<mapped_copies_place> mapped; ///< of the newest placement; may be null
+  std::shared_ptr<session::received_digests> digests; ///< of the newest mapping; may be null
 };
 
 /// A version on its way in, and whose it is.

@@ -346,8 +346,8 @@ void receiver_core::post_bucket(std::shared_ptr<load_operation> load,
                              transfer_error(errc::not_reachable,
                                             "this receiver allows the mapped route only, which gives no "
                                             "buckets: load into destinations"));
-    if (!load->accepted) self->accept(*load, load_operation::way::by_bucket);
     self->give_up_on_stop(load, *stop, [](load_operation const& one) { return one.on_bucket != nullptr; });
+    if (!load->accepted) return self->accept_compared(load, load_operation::way::by_bucket);
     self->give_bucket(*load);
     self->pump();
   });
@@ -367,7 +367,9 @@ void receiver_core::post_commit(std::shared_ptr<load_operation> load,
                                               std::to_string(load->in_hands) + " not released"),
           {});
     load->on_loaded = std::move(*shared);
-    if (!load->accepted) self->accept(*load, load_operation::way::by_bucket); // an update without buckets
+    if (!load->accepted) // an update without buckets
+      self->accept_compared(load, load_operation::way::by_bucket);
+    if (load->over) return;
     self->give_up_on_stop(load, *stop, [](load_operation const& one) { return one.on_loaded != nullptr; });
     failpoint<side::receiver, "in_place">();
     self->machine_->in_place(clock::now());
@@ -413,6 +415,8 @@ void receiver_core::post_released(held_bucket const& bucket, ready_after when) {
   what.bytes = bucket.bytes;
   for (auto const& piece : bucket.pieces) what.moved += piece.bytes; // without what lies between them
   what.began = bucket.given_at;
+  what.from = bucket.ring;
+  what.slot = bucket.slot;
   what.what = session::copied::kind::view;
   bool const given = bucket.given_at != clock::time_point(); // else it came, and nobody took it
   asio::post(strand_,
@@ -437,14 +441,18 @@ void receiver_core::post_released(held_bucket const& bucket, ready_after when) {
 void receiver_core::abandon() noexcept {
   observer_.forget();
   std::shared_ptr<copy_stream> stream;
+  std::shared_ptr<session::digester> digester;
   {
     std::scoped_lock lock(shared_mutex_);
     stream = stream_to_drain_;
+    digester = digester_;
   }
-  bool const drained = !stream || stream->shut(clock::now() + memory::queue::drain_limit);
-  asio::post(strand_, [self = shared_from_this(), stream, drained] {
+  auto const end = clock::now() + memory::queue::drain_limit;
+  bool const copied = !stream || stream->shut(end);
+  bool const drained = (!digester || digester->shut(end)) && copied;
+  asio::post(strand_, [self = shared_from_this(), stream, digester, drained] {
     // Copies that could not be waited for: they keep what they touch as long as the process lives.
-    if (!drained) (void)new std::shared_ptr<copy_stream>(stream);
+    if (!drained) (void)new std::pair(stream, digester);
     std::error_code const code = drained ? aborted_by_caller() : make_error_code(errc::device_failed);
     failure const error(code, drained
                                   ? "the receiver was destroyed"
@@ -464,6 +472,7 @@ void receiver_core::abandon() noexcept {
     self->end_session(error, false);
     if (load && !load->over) self->end_load(load, error);
     if (drained && self->stream_) self->stream_->forget();
+    if (drained && digester) digester->forget();
   });
 }
 
@@ -569,6 +578,8 @@ void receiver_core::drop_session() {
   for (auto& copies : take_copies_of(all)) offload_.dispose(std::move(copies));
   for (auto& [id, segment] : std::exchange(segments_, {})) offload_.dispose(std::move(segment));
   mapped_copies_.clear();
+  offload_.dispose(std::move(table_.memory));
+  table_ = {};
   unmappable_ = 0;
   placements_.clear();
   to_unmap_.clear();
@@ -664,6 +675,7 @@ void receiver_core::copied(session::copied& what, std::error_code error) {
     load->stages.tell(update_stage::load, what.began, what.ended, what.bucket, what.moved);
     loading_ends(*load, what.ended);
   }
+  if (counts && !error && digest_bucket(load, what)) return;
   if (what.what == session::copied::kind::view) {
     --load->held;
   } else if (load->copies_in_flight != 0) { // abandon() has drained the stream, and forgotten them
@@ -753,10 +765,10 @@ void receiver_core::commit(std::shared_ptr<load_operation> const& load) {
 }
 
 void receiver_core::give_up(std::shared_ptr<load_operation> const& load, std::error_code code, errc on_wire,
-                            std::string text) {
+                            std::string text, std::string const& tensor) {
   if (load->over || load->aborting || load->committing || load_ != load || !machine_) return;
   load->because = code;
-  load->error = failure(code, text);
+  load->error = failure(transfer_error(code, text).tensor(tensor));
   if (load->accepted) {
     failpoint<side::receiver, "give_up">();
     machine_->give_up(on_wire, std::move(text), clock::now());
@@ -799,12 +811,14 @@ void receiver_core::end_load(std::shared_ptr<load_operation> const& load, failur
   report.total = clock::now() - load->accepted_at;
   report.stages = load->stages.times;
   report.way = load->mapped ? route::mapped : load->ring == 0 ? route::host : route::staged;
+  report.digest = load->digest;
   if (load->accepted)
     observer_.tell([&](observer& who) {
       if (!error) who.update_loaded(report);
       who.update_ended(load->what.version, !error);
     });
   load->mapped.reset(); // the embedder may keep the update
+  load->digests.reset();
   if (load->copies_in_flight == 0) unmap_later();
   if (load->on_bucket) std::exchange(load->on_bucket, nullptr)->complete(load->error, {});
   if (load->on_loaded) std::exchange(load->on_loaded, nullptr)->complete(load->error, report);
@@ -1115,6 +1129,7 @@ void receiver_core::act(receive_action::bucket& action) {
     held->seq = action.seq;
     held->number = action.bucket;
     held->bytes = action.bytes;
+    held->slot = base;
     held->pieces.reserve(pieces.size());
     for (plan::piece const& piece : pieces) {
       bucket_piece view;
@@ -1147,6 +1162,7 @@ void receiver_core::act(receive_action::bucket& action) {
     what.seq = action.seq;
     what.bucket = action.bucket;
     what.bytes = action.bytes;
+    what.slot = base;
     stream().then(std::move(what));
     ++load->copies_in_flight;
   } catch (...) {
@@ -1185,15 +1201,13 @@ void receiver_core::accept_into(std::shared_ptr<load_operation> const& load) {
       return turn_down(load, transfer_error(errc::not_reachable,
                                             "this receiver allows the mapped route only, and the sender's "
                                             "tensors can't be mapped"));
-    accept(*load, load_operation::way::into);
-    return pump();
+    return accept_compared(load, load_operation::way::into);
   }
   if (unmappable_ == load->what.placement) return accept_unmapped(load, unmappable_why_);
   auto known = load->part->mapped ? load->part->mapped->get() : nullptr;
   if (known && known->placement == load->what.placement && known->sender == load->sender) {
     load->mapped = std::move(known);
-    accept(*load, load_operation::way::into);
-    return pump();
+    return accept_compared(load, load_operation::way::into);
   }
   load->mapping_since = clock::now();
   mapping_.emplace();
@@ -1343,8 +1357,7 @@ void receiver_core::prepare_copies(std::shared_ptr<load_operation> const& load) 
       std::erase_if(self->mapped_copies_, [](auto const& weak_place) { return weak_place.expired(); });
       self->mapped_copies_.push_back(place);
       wanting->mapped = made;
-      self->accept(*wanting, load_operation::way::into);
-      self->pump();
+      self->accept_compared(wanting, load_operation::way::into);
     };
     made.reset(); // the answer is the one that holds it
     offload_.run(strand_, std::move(prepare), std::move(then));
@@ -1363,8 +1376,7 @@ void receiver_core::accept_unmapped(std::shared_ptr<load_operation> const& load,
   if (options_.use_route() == route_choice::mapped)
     return turn_down(load,
                      transfer_error(why.code(), "this receiver allows the mapped route only: " + why.text()));
-  accept(*load, load_operation::way::into, std::move(why));
-  pump();
+  accept_compared(load, load_operation::way::into, std::move(why));
 }
 
 void receiver_core::act(receive_action::read_mapped&) {

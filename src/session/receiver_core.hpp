@@ -20,9 +20,11 @@
 #include "session/connecting.hpp"
 #include "session/copy_stream.hpp"
 #include "session/destination_set.hpp"
+#include "session/digester.hpp"
 #include "session/link.hpp"
 #include "session/lookout.hpp"
 #include "session/offload.hpp"
+#include "session/received_digests.hpp"
 #include "session/shadow_set.hpp"
 #include "session/stage_log.hpp"
 
@@ -50,6 +52,7 @@ class held_bucket {
   std::shared_ptr<mapped_ring> ring;
   std::uint64_t seq = 0, bytes = 0;
   std::uint32_t number = 0;
+  std::byte const* slot = nullptr;
   std::chrono::steady_clock::time_point arrived_at{}, given_at{};
   std::vector<bucket_piece> pieces;
 
@@ -79,12 +82,16 @@ class load_operation : public std::enable_shared_from_this<load_operation> {
   std::shared_ptr<mapped_copies const> mapped; ///< the sender's own tensors are read
   std::uint64_t next_unit = 0;                 ///< of its copies, at the pace that was set
   std::chrono::steady_clock::time_point reading_since{};
+  std::shared_ptr<session::received_digests> digests; ///< null: the update has none
+  std::optional<device> digested_slots;               ///< where buckets lie that were digested
+  bool comparing = false;                             ///< as soon as the table is mapped
+  std::optional<digest128> digest;                    ///< with which everything agrees
   ready_after when;
   bool wrote = false;
   std::chrono::steady_clock::time_point announced_at{}, offered_at{}, accepted_at{}, all_copied_at{};
   std::chrono::steady_clock::time_point asked_at{};   ///< for the next bucket
   std::chrono::steady_clock::time_point read_until{}; ///< of the mapped tensors, as far as was seen
-  std::optional<std::chrono::steady_clock::time_point> mapping_since;
+  std::optional<std::chrono::steady_clock::time_point> mapping_since, checking_since;
   session::stage_log stages;
   session::activity loading; ///< copies run, or the embedder has a bucket
   std::uint64_t bytes_copied = 0;
@@ -149,7 +156,7 @@ class receiver_core : public std::enable_shared_from_this<receiver_core> {
   void connect_failed(failure error);
   void drop_session();
   void give_up(std::shared_ptr<load_operation> const& load, std::error_code code, errc on_wire,
-               std::string text);
+               std::string text, std::string const& tensor = {});
   void give_up_on_stop(std::shared_ptr<load_operation> const& load, stop_request& stop,
                        bool (*still_waits)(load_operation const&));
   void accept(load_operation& load, load_operation::way how, failure why_not_mapped = {});
@@ -164,6 +171,18 @@ class receiver_core : public std::enable_shared_from_this<receiver_core> {
   void accept_unmapped(std::shared_ptr<load_operation> const& load, failure why);
   void read_on(std::shared_ptr<load_operation> const& load);
   void unmap_later();
+
+  // Digests: in receiver_digests.cpp.
+  /// Accepts a load, once what it will compare is prepared; or turns it down for want of digests.
+  void accept_compared(std::shared_ptr<load_operation> const& load, load_operation::way how,
+                       failure why_not_mapped = {});
+  void accepted(std::shared_ptr<load_operation> const& load, load_operation::way how, failure why_not_mapped);
+  session::received_digests::purpose purpose_of(load_operation const& load, load_operation::way how) const;
+  /// Whether the bucket, which was loaded, is digested before its slot is released.
+  bool digest_bucket(std::shared_ptr<load_operation> const& load, session::copied& what);
+  void digested(session::copied& what, std::error_code error);
+  void compare_digests(std::shared_ptr<load_operation> const& load);
+  void table_mapped(std::uint64_t id, std::exception_ptr error, std::shared_ptr<memory::region> region);
   void drop_mapping();
   /// Those of all plans that read one of these segments, taken from the plans.
   std::vector<std::shared_ptr<mapped_copies const>>
@@ -209,6 +228,8 @@ class receiver_core : public std::enable_shared_from_this<receiver_core> {
   void act(protocol::receive_action::take_part& action);
   void act(protocol::receive_action::read_mapped& action);
   void act(protocol::receive_action::unmap& action);
+  void act(protocol::receive_action::take_digest_table& action);
+  void act(protocol::receive_action::check_digests& action);
   void read_next();
   void act(protocol::receive_action::look_up_manifest& action);
   void act(protocol::receive_action::offer& action);
@@ -252,7 +273,12 @@ class receiver_core : public std::enable_shared_from_this<receiver_core> {
   std::shared_ptr<session::lookout> lookout_;    // for answers to a receiver on a GPU
   std::weak_ptr<mapped_copies const> read_last_; // and how long that took:
   std::chrono::steady_clock::duration reading_took_{};
-  std::vector<std::uint64_t> to_unmap_;      // while a load reads or a job maps
+  std::vector<std::uint64_t> to_unmap_; // while a load reads or a job maps
+  struct digest_table {
+    std::uint64_t id = 0, bytes = 0;
+    std::shared_ptr<memory::region> memory; // null: not mapped yet
+    failure why_not;                        // it can't be
+  } table_;
   std::uint32_t mapping_jobs_ = 0;           // under way: they hold what they map, wanted or not
   std::shared_ptr<memory::backend> backend_; // where copies run
   std::shared_ptr<load_operation> load_;
@@ -266,6 +292,7 @@ class receiver_core : public std::enable_shared_from_this<receiver_core> {
   // Kept over sessions.
   std::vector<std::shared_ptr<plan::manifest const>> manifests_; // the newest last; a handful
   std::shared_ptr<copy_stream> stream_;
+  std::shared_ptr<session::received_digests> by_hand_; // of the last layout that was taken so
   std::vector<protocol::receiver_action> actions_;
   std::vector<memory::copy_op> ops_;
   std::vector<memory::device_uuid> devices_;
@@ -286,7 +313,8 @@ class receiver_core : public std::enable_shared_from_this<receiver_core> {
   mutable std::mutex shared_mutex_; // for status() and abandon()
   receiver_status status_;
   std::shared_ptr<copy_stream> stream_to_drain_;
-  session::offload offload_; // last: its thread ends before what its jobs use
+  std::shared_ptr<session::digester> digester_; // once a table came; written on the strand
+  session::offload offload_;                    // last: its thread ends before what its jobs use
 };
 
 } // namespace ropeway::detail

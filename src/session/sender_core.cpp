@@ -93,6 +93,12 @@ sender_core::~sender_core() {
 }
 
 void sender_core::start() {
+  if (options_.digests() != digest_choice::none) {
+    auto done = [weak = weak_from_this()](session::copied& what, std::error_code error) {
+      if (auto const self = weak.lock()) self->digested(what, error);
+    };
+    digester_ = std::make_shared<session::digester>(strand_, memory_, std::move(done));
+  }
   auto acceptor = accept_peers(shared_from_this());
   asio::co_spawn(strand_, std::move(acceptor), asio::detached);
 }
@@ -289,6 +295,8 @@ void sender_core::teardown() {
     waiter.done->complete(failure(errc::not_open, "the sender was closed"), 0);
   for (auto& waiter : std::exchange(release_waiters_, {}))
     waiter.done->complete(failure(errc::not_open, "the sender was closed"), {});
+  if (digester_) digester_->finish();
+  offload_.dispose(digests_.take());
   for (auto& [ordinal, gate] : gates_) gate->finish();
   gates_.clear();
   for (auto& [number, ring] : rings_) {
@@ -321,6 +329,7 @@ void sender_core::abandon() noexcept {
   bool drained = true;
   auto const end = clock::now() + memory::queue::drain_limit;
   for (auto const& stream : streams) drained = stream->shut(end) && drained;
+  if (digester_) drained = digester_->shut(end) && drained;
   asio::post(strand_, [self = shared_from_this(), drained] {
     self->closing_ = true;
     if (!drained) self->keep_for_ever();
@@ -333,6 +342,7 @@ void sender_core::abandon() noexcept {
       operation->finished = true;
       self->end_close();
       for (auto const& stream : self->all_streams_) stream->forget();
+      if (self->digester_) self->digester_->forget();
       if (!operation->packer_runs) self->complete(operation);
       return;
     }
@@ -344,6 +354,7 @@ void sender_core::abandon() noexcept {
 void sender_core::keep_for_ever() {
   for (auto& [number, ring] : rings_) (void)new ring_memory(std::move(ring));
   rings_.clear();
+  (void)new std::pair(digester_, digests_.take());
 }
 
 void sender_core::dissolve() noexcept {
@@ -386,6 +397,7 @@ void sender_core::begin(std::shared_ptr<send_operation> const& operation) {
     pump();
   }
   std::uint32_t ring = ring_of(set->where);
+  update_facts facts;
   try {
     replace_failed_streams();
     if (set->on_the_fly()) {
@@ -404,6 +416,7 @@ void sender_core::begin(std::shared_ptr<send_operation> const& operation) {
       set->where = set->source ? set->source->where() : set->writer->where();
       ring = ring_of(set->where);
     }
+    if (digester_) facts.digests = digests_.begin(set->layout, *memory_);
     if (ring != host_ring)
       memory_->get(device_of(ring)); // so that a missing device fails the send, not a receiver
   } catch (...) {
@@ -423,7 +436,6 @@ void sender_core::begin(std::shared_ptr<send_operation> const& operation) {
   report.tensors = static_cast<std::uint32_t>(manifest.tensors().size());
   report.buckets = static_cast<std::uint32_t>(manifest.buckets().size());
 
-  update_facts facts;
   facts.version = operation->version;
   facts.layout = manifest.layout();
   facts.total_bytes = manifest.total_bytes();
@@ -442,6 +454,7 @@ void sender_core::begin(std::shared_ptr<send_operation> const& operation) {
   }
   operation->gather.emplace(manifest);
   if (set->on_the_fly()) {
+    if (digester_) prepare_slot_digests(operation);
     operation->packer_runs = true;
     auto packer = pack_on_the_fly(shared_from_this(), operation);
     auto ended = [self = shared_from_this(), operation](std::exception_ptr error) {
@@ -573,6 +586,7 @@ void sender_core::queue_pack(std::shared_ptr<send_operation> const& operation, s
   what.whose = operation;
   what.from = std::move(owners);
   what.to = at.memory;
+  what.slot = at.slot;
   what.seq = job.seq;
   what.bucket = job.bucket;
   what.bytes = operation->set->layout->manifest.buckets()[job.bucket].bytes;
@@ -616,6 +630,7 @@ void sender_core::copied(bool relayed, session::copied& what, std::error_code er
     observer_.tell([&](observer& who) {
       who.bucket_moved(operation->version, operation->report.buckets, bytes_packed_);
     });
+    if (digest_packed(operation, what)) return settle();
     failpoint<side::sender, "packed">();
     machine_.packed(what.seq, clock::now());
     pump();
@@ -636,6 +651,7 @@ void sender_core::replace_failed_streams() {
     std::erase_if(all_streams_, [](auto const& stream) { return stream->failed(); });
   }
   std::erase_if(gates_, [](auto const& gate) { return gate.second->failed(); });
+  if (digester_) digester_->replace_failed();
   for (auto& [number, ring] : rings_) {
     if (ring.relay && ring.relay->failed()) ring.relay.reset(); // made when it is needed
     if (!ring.pack->failed()) continue;
@@ -961,6 +977,10 @@ void sender_core::act(send_action::say& action) {
     if (!layout || !carry(*layout, layout->manifest)) return;
     follows->bytes = layout->carrier_bytes;
     return link.say(action.what, layout->carrier.handle.get(), layout);
+  }
+  if (auto* const table = std::get_if<protocol::digest_table>(&action.what)) {
+    table->bytes = digests_.table_bytes();
+    return link.say(action.what, digests_.table().handle.get(), digests_.table().memory);
   }
   if (auto* const follows = std::get_if<placement_follows>(&action.what)) {
     auto const placement = current_ ? current_->placement : nullptr;

@@ -22,6 +22,7 @@
 #include "session/lookout.hpp"
 #include "session/notifier.hpp"
 #include "session/offload.hpp"
+#include "session/source_digests.hpp"
 #include "session/stage_log.hpp"
 #include "session/tensor_set.hpp"
 #include "wire/listener.hpp"
@@ -57,6 +58,9 @@ class send_operation {
   session::stage_log stages;
   session::activity packing; // or making what is packed
   std::uint32_t buckets_packed = 0;
+  bool digest_wanted = false;                                // the machine asked for it
+  std::uint32_t buckets_digesting = 0, buckets_digested = 0; // on the fly
+  std::vector<session::copied> undigested;                   // until the list for them is made
   std::optional<std::chrono::steady_clock::time_point> first_packed, asked_source;
   std::error_code because; // why this side gave up, if not for an errc
   failure error;
@@ -153,6 +157,15 @@ class sender_core : public std::enable_shared_from_this<sender_core> {
   /// Where the tensors lie, if they may be mapped; tells what is not there any more.
   void place_tensors(send_operation& operation, protocol::update_facts& facts);
   void say_part(protocol::peer_id to, protocol::segment_part what, std::shared_ptr<unique_fd const> fd);
+  // Digests: in sender_digests.cpp.
+  template <class Ready>
+  void prepare_digests(operation_pointer const& operation, Ready ready);
+  void digest_tensors(operation_pointer const& operation, std::shared_ptr<session::digest_list> list);
+  void prepare_slot_digests(operation_pointer const& operation);
+  /// Whether a bucket that was made on the fly and packed is digested before the machine hears of it.
+  bool digest_packed(operation_pointer const& operation, session::copied& what);
+  void digested(session::copied& what, std::error_code error);
+  void say_digested(send_operation& operation);
   void wake_released();
   void bytes_move();
   void end_stages(send_operation& operation);
@@ -189,6 +202,7 @@ class sender_core : public std::enable_shared_from_this<sender_core> {
   void act(protocol::send_action::relay& action);
   void act(protocol::send_action::await_source& action);
   void act(protocol::send_action::send_parts& action);
+  void act(protocol::send_action::digest_source& action);
   void act(protocol::send_action::drop& action);
   void act(protocol::send_action::source_free& action);
   void act(protocol::send_action::drain& action);
@@ -216,7 +230,9 @@ class sender_core : public std::enable_shared_from_this<sender_core> {
   protocol::peer_id next_peer_ = 1;
   std::map<std::uint32_t, ring_memory> rings_;
   session::exports exports_;
-  std::shared_ptr<session::lookout> lookout_; // for answers in updates of CUDA tensors
+  session::source_digests digests_;
+  std::shared_ptr<session::digester> digester_; // null: without digests; as it was made by start()
+  std::shared_ptr<session::lookout> lookout_;   // for answers in updates of CUDA tensors
   std::chrono::steady_clock::time_point told_to_read_{};
   std::chrono::steady_clock::duration reading_took_{}; // the last time, of this placement:
   std::uint64_t read_placement_ = 0;

@@ -226,6 +226,35 @@ std::vector<bounds> configurations(effort how) {
     b.by_hand = true;
     list.add(b, {-1, 1, 2});
   }
+  {
+    auto b =
+        make("one receiver, digests of layouts that change, every fault", {plain}, {2, 1}, every_fault());
+    b.digests = true;
+    b.prompt = false;
+    list.add(b, {1, 1, 2});
+    b.name = "one receiver by hand, digests, every fault";
+    b.by_hand = true;
+    list.add(b, {-1, 1, 2});
+    b = make("one receiver that maps, digests, every fault", {mapper}, {2, 1}, every_fault());
+    b.digests = true;
+    b.parts = 1;
+    b.needed = 2;
+    b.retires = 1;
+    list.add(b, {1, 1, 2});
+    b = make("a group of two, one of which maps, digests", {mapping_member, member}, {1, 1},
+             {refuse, kill, load_fails, receiver_cancels, sender_cancels});
+    b.digests = true;
+    b.parts = 1;
+    list.add(b, {0, 1, 2});
+    b = make("a receiver and a late one, digests", {plain, latecomer}, {1, 2},
+             {kill, sender_cancels, not_now});
+    b.digests = true;
+    list.add(b, {0, 1, 2});
+    b = make("two receivers, digests of updates without buckets", {plain, plain}, {0, 1, 0},
+             {kill, receiver_cancels, refuse});
+    b.digests = true;
+    list.add(b, {0, 1, 2});
+  }
   return list.all;
 }
 

@@ -53,6 +53,7 @@ void describe(message const& m, writer& w) {
         [&](auto const& one) {
           if constexpr (requires { one.update; }) w.put(one.update);
           if constexpr (requires { one.placement; }) w.put(one.placement);
+          if constexpr (requires { one.digests; }) w.put(one.digests);
           if constexpr (requires { one.mapped; }) w.put(one.mapped);
           if constexpr (requires { one.segment; }) w.put(one.segment);
           if constexpr (requires { one.first_part; }) w.put(one.first_part);
@@ -92,7 +93,7 @@ void describe_peer(machine_of_sender const& m, peer_id id, writer& w) {
       w.put(part->result.what);
     } else {
       w.put(part->accepted | part->asked_manifest << 1 | part->asked_placement << 2 | part->may_map << 3 |
-            part->was_told << 4 | part->result.mapped << 5);
+            part->was_told << 4 | part->result.mapped << 5 | part->has_digests << 6);
       for (auto const& [segment, parts] : part->asked_parts) w.put(segment << 4 | parts);
       w.put(part->published);
       w.put(part->released);
@@ -110,6 +111,7 @@ void describe_peer(machine_of_sender const& m, peer_id id, writer& w) {
   put_all(p.segments, w);
   put_all(p.unmapping, w);
   w.put(p.maps_not);
+  w.put(p.digest_table);
   w.put(p.owes);
   if (p.owes != machine_of_sender::debt::none) {
     w.put(p.owes_for);
@@ -129,6 +131,7 @@ void describe_machine(machine_of_receiver const& m, writer& w) {
   for (auto const& [number, ring] : m.rings) w.put(number << 4 | static_cast<std::uint32_t>(ring.at));
   w.put(m.at);
   w.put(m.last_update);
+  w.put(m.table);
   w.put(m.gave_up | m.said_aborted << 1 | m.closing << 2);
   w.age(m.said);
   w.put(m.next_part != m.end_part);
@@ -142,7 +145,9 @@ void describe_machine(machine_of_receiver const& m, writer& w) {
   w.put(m.next_bucket);
   w.put(m.loaded_buckets);
   w.put(m.current.placement);
-  w.put(m.placed | m.mapped << 1 | m.told_to_read << 2 | m.read << 3);
+  w.put(m.current.digests);
+  w.put(m.placed | m.mapped << 1 | m.told_to_read << 2 | m.read << 3 | m.digests_ready << 4 |
+        m.comparing << 5 | m.compared << 6);
   if (m.at == stage::loading) w.put(m.in_place);
   for (auto const& h : m.held) {
     w.seq(h.seq);
@@ -177,7 +182,8 @@ void world::describe_sender(writer& w) const {
   w.put(m.next_update);
   w.put(m.closed | side.running << 1 | side.source_free << 2 | side.drain_asked << 3 | side.drain << 4 |
         side.given_up << 5);
-  w.put(side.awaiting | side.source_ready << 1);
+  w.put(side.awaiting | side.source_ready << 1 | side.digesting << 2 | side.digested << 3);
+  w.put(side.table << 4 | side.table_of);
   for (auto const ring : side.making) w.put(ring);
   w.put(side.packs.size() << 4 | side.relays.size());
   for (auto const& p : side.packs) w.seq(p.seq);
@@ -187,6 +193,7 @@ void world::describe_sender(writer& w) const {
   w.put(u.next_bucket);
   w.put(u.packed);
   w.put(u.copies);
+  w.put(u.digest_asked | u.digest.has_value() << 1);
   w.put(u.source_free | u.drain_said << 1 | u.drained << 2 | (u.code != errc::ok) << 3 | u.source_asked << 4 |
         u.source_ready << 5);
   for (auto const& [group, committing] : u.group_committing) w.put(committing);
@@ -237,7 +244,8 @@ void world::describe_receiver(std::size_t i, writer& w) const {
     w.put(one.update << 4 | one.bucket << 1 | one.spoiled);
     w.put(one.ring << 4 | one.slot);
   }
-  w.put(r.reads_source | r.source_spoiled << 1);
+  w.put(r.reads_source | r.source_spoiled << 1 | r.comparing << 2 | r.compared << 3);
+  w.put(r.table);
   if (r.receiver_closed) return;
   w.put(r.placement << 4 | r.placement_of);
   w.put(r.mapped_segment << 4 | r.announced);

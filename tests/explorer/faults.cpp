@@ -54,7 +54,9 @@ void world::fault_of(fault what, std::size_t i, std::vector<step>& into) const {
   case fault::import_fails: possible = awake && r.deciding && r.announced != 0; break;
   case fault::export_fails: possible = sender_works() && !sender_->exporting[i].empty(); break;
   case fault::manifest_bad: possible = awake && (r.reading_manifest || r.reading_placement); break;
-  case fault::load_fails: possible = awake && (!r.reads.empty() || r.reads_source) && !r.draining; break;
+  case fault::load_fails:
+    possible = awake && (!r.reads.empty() || r.reads_source || r.comparing) && !r.draining;
+    break;
   case fault::commit_fails: possible = awake && r.committing; break;
   case fault::receiver_cancels: possible = awake && r.machine.updating() && !r.draining; break;
   case fault::receiver_closes:

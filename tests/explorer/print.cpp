@@ -17,6 +17,7 @@ std::string world::print(step const& s) const {
   case kind::pack_forgotten: return "the sender's newest pack is forgotten";
   case kind::relay_forgotten: return "the sender's newest relay is forgotten";
   case kind::source_readied: return "the sender's tensors are ready";
+  case kind::digested: return "the sender has computed its digests";
   case kind::parts_sent: return "the sender has exported what " + r + " asked for";
   case kind::sender_drained: return "the sender's copies are drained";
   case kind::sender_ticks: return "the sender looks at its clock";
@@ -37,6 +38,7 @@ std::string world::print(step const& s) const {
   case kind::loaded:
     return r + " has loaded bucket " + std::to_string(receivers_[s.who]->reads.at(s.arg).bucket);
   case kind::source_read: return r + " has read the tensors";
+  case kind::compared: return r + " has compared digests";
   case kind::unmapped: return r + " has unmapped what the sender wants back";
   case kind::placed: return r + " has all in place";
   case kind::committed: return r + " has committed";

@@ -41,6 +41,14 @@ void world::step_of_receiver(step const& s) {
     side.has_source = !side.source_spoiled;
     machine.mapped_read(clock());
     break;
+  case kind::compared:
+    side.comparing = false;
+    side.compared = digests_stand(side);
+    if (side.compared)
+      machine.digests_agree(digest_of(side.update), clock());
+    else
+      machine.give_up(errc::digest_mismatch, "digests differ", clock());
+    break;
   case kind::unmapped: {
     auto const all = std::exchange(side.to_unmap, {});
     if (std::count(all.begin(), all.end(), side.mapped_segment) != 0) side.mapped_segment = 0;
@@ -102,6 +110,7 @@ void world::accept(std::size_t i, std::uint8_t how) {
 /// What the driver does for an update that is over.
 void world::forget_work(receiver_side& side) const {
   side.looking_up = side.reading_manifest = side.deciding = side.committing = side.placing = false;
+  side.comparing = false;
   side.looking_up_placement = side.reading_placement = false;
   side.segment = mapping_of_segment::none;
 }
@@ -142,6 +151,7 @@ void world::act(std::size_t i, receive_action::say& a) {
     check(!side.seen.at(m->update).all_copied, "all_copied is said once");
     check(has_all(side) || side.sender_closed,
           "all_copied is said when every bucket was loaded as it was packed, or the tensors were read");
+    check(!of_->digests || side.compared, "all_copied is said when digests were compared");
     side.seen[m->update].all_copied = true;
   } else if (auto const* n = std::get_if<aborted>(&a.what)) {
     check(!side.seen.at(n->update).aborted, "aborted is said once");
@@ -171,7 +181,7 @@ void world::act(std::size_t i, receive_action::look_up_manifest& a) {
         "an update begins after the last one's work");
   side.update = static_cast<std::uint8_t>(a.what.update);
   side.good = 0;
-  side.mapped = side.has_source = side.source_spoiled = false;
+  side.mapped = side.has_source = side.source_spoiled = side.compared = false;
   side.announced = of_->receivers[i].maps ? static_cast<std::uint8_t>(a.what.placement) : 0;
   side.looking_up = true;
   if (of_->prompt) look_up(i);
@@ -207,6 +217,26 @@ void world::act(std::size_t i, receive_action::read_mapped& a) {
   check(side.mapped_segment == side.announced, "what is read is mapped");
   side.reads_source = true;
   side.source_spoiled = !good;
+}
+
+bool world::digests_stand(receiver_side const& side) const {
+  return sender_->update == side.update && sender_->digested && sender_->table == side.table;
+}
+
+void world::act(std::size_t i, receive_action::take_digest_table& a) {
+  receivers_[i].change().table = static_cast<std::uint8_t>(a.id);
+}
+
+void world::act(std::size_t i, receive_action::check_digests& a) {
+  auto& side = receivers_[i].change();
+  check(a.update == side.update && !side.draining && !side.comparing && !side.compared,
+        "digests are compared once, and not after an abort");
+  check(has_all(side) || side.sender_closed, "digests are compared when everything is in place");
+  // An update that the sender has given up, which is not yet known here, has lost its digests.
+  bool const lost = sender_->update != a.update || (sender_->lost >> i & 1) != 0;
+  check(digests_stand(side) || lost || side.sender_closed,
+        "digests are compared when the sender's are there");
+  side.comparing = true;
 }
 
 void world::act(std::size_t i, receive_action::unmap& a) {

@@ -49,6 +49,11 @@ void world::step_of_sender(step const& s) {
     side.source_ready = true;
     machine.source_ready(clock());
     break;
+  case kind::digested:
+    side.digesting = false;
+    side.digested = true;
+    machine.digested(digest_of(side.update), clock());
+    break;
   case kind::parts_sent: return send_parts(s.who, false);
   case kind::sender_drained:
     side.drain = false;
@@ -73,13 +78,18 @@ void world::begin_update() {
   for (auto const& p : side.machine.peers()) side.present |= bit(p.peer - 1);
   side.update = begun_;
   side.running = true;
-  side.source_free = side.source_ready = side.drain_asked = side.given_up = false;
+  side.source_free = side.source_ready = side.drain_asked = side.given_up = side.digested = false;
   side.packed = side.lost = side.to_commit = side.to_read = side.mapping = side.accepted = 0;
   if (is_placed(begun_)) {
     facts.placement = segment_;
     facts.segments = {{segment_, of_->parts}};
     facts.needed = needed_of(begun_);
     facts.only_mapped = of_->only_mapped;
+  }
+  if (of_->digests) {
+    if (side.table_of != buckets_of(begun_) + 1) ++side.table; // other layouts have other tables
+    side.table_of = static_cast<std::uint8_t>(buckets_of(begun_) + 1);
+    facts.digests = side.table;
   }
   check(side.machine.begin_update(std::move(facts), clock()) == begun_, "updates are numbered in order");
   follow_sender();
@@ -125,6 +135,14 @@ void world::act(send_action::await_source&) {
   check(side.running && !side.awaiting && !side.source_ready && side.mapping != 0,
         "the tensors are waited for once, for who maps");
   side.awaiting = true;
+}
+
+void world::act(send_action::digest_source&) {
+  auto& side = sender_.change();
+  check(side.running && of_->digests && !side.digesting && !side.digested && !side.source_free &&
+            !side.drain_asked && side.accepted != 0,
+        "digests are computed once, for who takes part");
+  side.digesting = true;
 }
 
 void world::act(send_action::send_parts& a) {
@@ -199,7 +217,11 @@ void world::act(send_action::say& a) {
             "read_mapped is said to a group when all its members take part");
     side.to_read |= bit(i);
   }
+  if (std::holds_alternative<digests_ready>(a.what))
+    check(sender_->digested && (sender_->accepted & bit(i)) != 0,
+          "digests_ready is said when they were computed, to who has accepted");
   if (std::holds_alternative<abort_update>(a.what)) lose(i);
+  if (auto* m = std::get_if<digest_table>(&a.what)) m->bytes = 16u * sender_->table_of;
   if (auto* m = std::get_if<manifest_follows>(&a.what)) m->bytes = 100; // as a driver does
   if (auto* m = std::get_if<placement_follows>(&a.what)) m->bytes = 100;
   if (log) log->push_back("    sender -> r" + std::to_string(i + 1) + " " + protocol::print(a.what));
@@ -281,6 +303,7 @@ void world::act(send_action::source_free&) {
   check(side.running && !side.source_free, "source_free once");
   side.source_free = true;
   check(side.packs.empty(), "the source is free when no pack runs");
+  check(!side.digesting, "the source is free when no digest of it is computed");
   spoil_source("the source is free when nobody who is connected reads it");
 }
 

@@ -72,17 +72,20 @@ struct sender_side {
   std::vector<send_action::relay> relays;
   bool drain = false;
   bool awaiting = false; ///< the tensors of the running update
+  bool digesting = false;
   std::array<std::vector<send_action::send_parts>, max_receivers> exporting;
   std::array<std::array<slot_content, max_slots>, rings> memory{};
   // What has been seen of the running update.
   std::uint8_t update = 0, packed = 0;
   bool running = false, source_free = false, source_ready = false, drain_asked = false;
-  bool given_up = false;      ///< by a fault of the sender's
-  std::uint8_t present = 0;   ///< receivers that were greeted when it began, a bit each
-  std::uint8_t lost = 0;      ///< of these, who said no, failed, left, was dropped or told to abort
-  std::uint8_t to_commit = 0; ///< who was told to commit
-  std::uint8_t to_read = 0;   ///< who was told to read the tensors
-  std::uint8_t mapping = 0;   ///< who has accepted as one that maps
+  bool digested = false;
+  std::uint8_t table = 0, table_of = 0; ///< of digests: its number, and the buckets of the update it is for
+  bool given_up = false;                ///< by a fault of the sender's
+  std::uint8_t present = 0;             ///< receivers that were greeted when it began, a bit each
+  std::uint8_t lost = 0;                ///< of these, who said no, failed, left, was dropped or told to abort
+  std::uint8_t to_commit = 0;           ///< who was told to commit
+  std::uint8_t to_read = 0;             ///< who was told to read the tensors
+  std::uint8_t mapping = 0;             ///< who has accepted as one that maps
   std::uint8_t accepted = 0;
 };
 
@@ -119,6 +122,8 @@ struct receiver_side {
   bool looking_up_placement = false, reading_placement = false;
   mapping_of_segment segment = mapping_of_segment::none;
   bool reads_source = false, source_spoiled = false; ///< the tensors have changed since, or may have
+  bool comparing = false, compared = false;          ///< digests
+  std::uint8_t table = 0;
   std::vector<std::uint64_t> to_unmap;
   // Where the sender's memory lies, as it knows it: of the layout with so many buckets, and what is mapped.
   std::uint8_t placement = 0, placement_of = 0, mapped_segment = 0;
@@ -146,6 +151,7 @@ enum class kind : std::uint8_t {
   pack_forgotten, ///< it had not started when the update was given up
   relay_forgotten,
   source_readied,
+  digested,
   parts_sent, ///< who: to whom
   sender_drained,
   sender_ticks,
@@ -162,6 +168,7 @@ enum class kind : std::uint8_t {
   accepted, ///< arg 1: by hand, 2: mapped, 3: it can't map
   loaded,   ///< arg: which reading
   source_read,
+  compared,
   unmapped,
   placed,
   committed,
@@ -232,6 +239,7 @@ class world {
   void act(send_action::relay& a);
   void act(send_action::await_source& a);
   void act(send_action::send_parts& a);
+  void act(send_action::digest_source& a);
   void act(send_action::drop& a);
   void act(send_action::source_free& a);
   void act(send_action::drain& a);
@@ -254,11 +262,14 @@ class world {
   void act(std::size_t i, receive_action::take_part& a);
   void act(std::size_t i, receive_action::read_mapped& a);
   void act(std::size_t i, receive_action::unmap& a);
+  void act(std::size_t i, receive_action::take_digest_table& a);
+  void act(std::size_t i, receive_action::check_digests& a);
   void act(std::size_t i, receive_action::offer& a);
   void act(std::size_t i, receive_action::bucket& a);
   void act(std::size_t i, receive_action::commit& a);
   void act(std::size_t i, receive_action::abort& a);
   void act(std::size_t i, receive_action::closed& a);
+  bool digests_stand(receiver_side const& side) const;
   void look_up(std::size_t i);
   void look_up_placement(std::size_t i);
   void accept(std::size_t i, std::uint8_t how);
@@ -275,6 +286,7 @@ class world {
   void commit(std::size_t i);
   std::uint8_t buckets_of(std::uint64_t update) const { return of_->buckets.at(update - 1); }
   std::vector<std::uint64_t> sizes_of(std::uint64_t update) const;
+  static bytes16 digest_of(std::uint64_t update) { return {static_cast<std::uint8_t>(update)}; }
 
   void describe_sender(class writer& w) const;
   void describe_receiver(std::size_t i, class writer& w) const;

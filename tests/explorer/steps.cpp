@@ -127,10 +127,12 @@ void world::work_of_sender(std::vector<step>& into) const {
   if (!side.packs.empty()) into.push_back(make(kind::packed));
   if (!side.relays.empty()) into.push_back(make(kind::relayed));
   if (side.awaiting) into.push_back(make(kind::source_readied));
+  if (side.digesting) into.push_back(make(kind::digested));
   if (side.drain) {
     if (!side.packs.empty()) into.push_back(make(kind::pack_forgotten));
     if (!side.relays.empty()) into.push_back(make(kind::relay_forgotten));
-    if (side.packs.empty() && side.relays.empty()) into.push_back(make(kind::sender_drained));
+    if (side.packs.empty() && side.relays.empty() && !side.digesting)
+      into.push_back(make(kind::sender_drained));
   }
   if (auto const at = side.machine.deadline(); at && *at <= clock()) into.push_back(make(kind::sender_ticks));
 }
@@ -156,6 +158,7 @@ void world::work_of(std::size_t i, std::vector<step>& into) const {
   else if (r.deciding && r.segment == none)
     into.push_back(make(kind::segment_asked, i));
   if (r.reads_source && !r.draining) into.push_back(make(kind::source_read, i));
+  if (r.comparing) into.push_back(make(kind::compared, i));
   // Not while it copies from there.
   if (!r.to_unmap.empty() && !r.reads_source) into.push_back(make(kind::unmapped, i));
   // Copies of one queue finish in order, an embedder gives buckets back as it likes. While an update winds
@@ -287,7 +290,7 @@ bool world::at_rest(std::vector<step> const& steps) const {
     check(side.packs.empty() && side.relays.empty() && side.making.empty() && !side.drain,
           "nothing is left to do for the sender");
     check(sleeping || side.machine.unmapping() == 0, "what is wanted back is unmapped by all who are there");
-    check(!side.awaiting, "after the end nobody waits for the tensors");
+    check(!side.awaiting && !side.digesting, "after the end nobody waits for the tensors");
     for (auto const& [number, ring] : whole_state::of(side.machine).rings)
       check(ring.ledger.taken() == 0, "after the end all slots are free");
   }

@@ -27,6 +27,7 @@ std::string show(sender_action const& what) {
                          a.unmapped_only ? " unmapped only" : "");
           },
           [](await_source const&) { return std::string("await source"); },
+          [](digest_source const&) { return std::string("digest source"); },
           [](send_parts const& a) {
             return words("send parts ", a.first, "+", a.count, " of segment ", a.segment, " to ", a.to);
           },
@@ -68,6 +69,8 @@ std::string show(receiver_action const& what) {
           },
           [](receive_action::read_mapped const& a) { return words("read mapped ", a.update); },
           [](receive_action::unmap const& a) { return words("unmap ", a.segments.size()); },
+          [](take_digest_table const& a) { return words("take table ", a.id, " bytes ", a.bytes); },
+          [](check_digests const& a) { return words("check digests ", a.update); },
           [](offer const& a) { return words("offer ", a.what.update); },
           [](bucket const& a) {
             return words("bucket ", a.bucket, " of ", a.update, " seq ", a.seq, " ring ", a.ring, " slot ",

@@ -60,8 +60,10 @@ std::vector<message> one_of_each() {
           unmap{{11, 12}},
           unmapped{{11}},
           watch{hello_magic, 1, 1, 5},
-          seen_receiver{"server-0", 3, 1, 4, 100, 200, 300, "asleep"},
-          seen_sender{1, id, 1, 4, 5, 6, 7, 8, 9}};
+          seen_receiver{"server-0", 3, 1, 4, 100, 200, 300, "asleep", 1, id},
+          seen_sender{1, id, 1, 4, 5, 6, 7, 8, 9, 1, 4, id},
+          digest_table{2, 1600},
+          digests_ready{3}};
 }
 
 std::vector<std::byte> bytes_of(message const& m) {
@@ -95,7 +97,7 @@ TEST_CASE("exactly the messages that carry memory expect a descriptor") {
   for (auto const& m : one_of_each()) {
     bool const carries = std::holds_alternative<ring>(m) || std::holds_alternative<manifest_follows>(m) ||
                          std::holds_alternative<placement_follows>(m) ||
-                         std::holds_alternative<segment_part>(m);
+                         std::holds_alternative<segment_part>(m) || std::holds_alternative<digest_table>(m);
     CHECK(expected_fds(m) == (carries ? 1 : 0));
   }
 }

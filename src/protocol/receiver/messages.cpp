@@ -83,6 +83,9 @@ void receiver_machine::impl::on(begin const& m) {
         words("the sender said begin for update ", m.update, " while update ", current.update, " runs"));
   if (m.update <= last_update)
     return violated(words("the sender said begin for update ", m.update, " after update ", last_update));
+  if (m.digests != 0 && m.digests != table)
+    return violated(words("the sender said begin for update ", m.update, " with digests in table ", m.digests,
+                          ", which it has not given; the last was ", table));
   heard_idly(m); // until somebody decides about it
   if (life != session::open) return;
   current = m;
@@ -91,6 +94,8 @@ void receiver_machine::impl::on(begin const& m) {
   bucket_bytes.clear();
   needed_buckets.clear();
   placed = mapped = told_to_read = read = false;
+  digests_ready = comparing = compared = false;
+  digest = {};
   asked_segment = 0;
   next_part = end_part = 0;
   next_bucket = loaded_buckets = 0;
@@ -146,6 +151,28 @@ void receiver_machine::impl::on(read_mapped const& m) {
   idle = {};
   told_to_read = true;
   actions.emplace_back(receive_action::read_mapped{m.update});
+}
+
+void receiver_machine::impl::on(digest_table const& m) {
+  if (running()) return violated(words("the sender gave digests while update ", current.update, " runs"));
+  if (m.id <= table) return violated(words("the sender gave table ", m.id, " of digests after ", table));
+  if (m.bytes == 0 || m.bytes > settings.max_manifest_bytes || m.bytes % digest_bytes != 0)
+    return violated(words("table ", m.id, " of digests has ", m.bytes, " bytes, allowed are multiples of ",
+                          digest_bytes, " up to ", settings.max_manifest_bytes));
+  heard_idly(m);
+  if (life != session::open) return;
+  table = m.id;
+  actions.emplace_back(receive_action::take_digest_table{m.id, m.bytes});
+}
+
+void receiver_machine::impl::on(protocol::digests_ready const& m) {
+  if (!is_current(m.update, m)) return;
+  if (at != stage::loading || current.digests == 0 || digests_ready)
+    return violated(
+        words("the sender said digests_ready for update ", m.update, " twice, or without having any"));
+  idle = {};
+  digests_ready = true;
+  check_all_copied();
 }
 
 void receiver_machine::impl::on(unmap const& m) {

@@ -52,7 +52,10 @@ struct receiver_machine::impl {
   std::vector<bool> needed_buckets;        ///< of one that maps
   bool placed = false, mapped = false;     ///< the placement is known; it reads the sender's tensors
   bool told_to_read = false, read = false; ///< the mapped tensors
-  std::uint64_t asked_segment = 0;         ///< and its parts [next_part, end_part)
+  std::uint64_t table = 0;                 ///< of digests, that was given last
+  bool digests_ready = false, comparing = false, compared = false; ///< the digests of this update
+  bytes16 digest{};                                                ///< as it was found
+  std::uint64_t asked_segment = 0;                                 ///< and its parts [next_part, end_part)
   std::uint32_t next_part = 0, end_part = 0;
   std::uint32_t next_bucket = 0, loaded_buckets = 0, expected_buckets = 0;
   bool in_place = true; ///< the embedder has nothing more to do before all_copied
@@ -87,6 +90,8 @@ struct receiver_machine::impl {
   void on(placement_follows const& m);
   void on(segment_part const& m);
   void on(read_mapped const& m);
+  void on(digest_table const& m);
+  void on(protocol::digests_ready const& m);
   void on(unmap const& m);
   void on(published const& m);
   void on(commit const& m);

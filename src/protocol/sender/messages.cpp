@@ -175,9 +175,16 @@ void sender_machine::impl::on(peer_id id, peer& p, all_copied const& m) {
     return violated(id, words("all_copied for update ", m.update, " after it released ", part->released,
                               " of ", expected(*part), " buckets",
                               part->result.mapped && !part->was_told ? ", before it was told to read" : ""));
+  if (running->facts.digests != 0 && !part->has_digests)
+    return violated(id,
+                    words("all_copied for update ", m.update, " before it had the digests to compare with"));
+  part->reads = false;
+  if (m.digest != running->digest.value_or(bytes16{}))
+    return stop(*part, outcome::failed, errc::digest_mismatch,
+                words("it compared another update: its digest is ", hex(m.digest), ", not ",
+                      hex(running->digest.value_or(bytes16{}))));
   part->at = stage::all_copied;
   part->result.copied = now;
-  part->reads = false;
   commit_if_ready(*part);
 }
 
@@ -186,6 +193,7 @@ void sender_machine::impl::on(peer_id id, peer& p, committed const& m) {
     p.owes = debt::none;
     p.version_held = p.owes_version;
     p.holds_version = true;
+    p.digest = p.owes_digest;
     return;
   }
   participant* part = current(id, p, m.update, m);

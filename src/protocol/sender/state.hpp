@@ -38,12 +38,15 @@ struct sender_machine::impl {
     std::string last_error;
     std::uint64_t last_bytes = 0; ///< of the last update that it committed
     duration last_took{};
+    std::optional<bytes16> digest;  ///< of the version that it holds, as it found it
+    std::uint64_t digest_table = 0; ///< that it was given last
     std::map<std::uint32_t, offered_ring> rings;
     std::set<std::uint64_t> segments;  ///< that it asked for, and may have mapped
     std::set<std::uint64_t> unmapping; ///< that it was told to unmap
     bool maps_not = false;             ///< it did not map when it last could
     debt owes = debt::none;
     std::uint64_t owes_for = 0, owes_version = 0; ///< of that update
+    std::optional<bytes16> owes_digest;           ///< and its own
     time_point owes_since{};
     time_point connected{}, heard{}, said{};
     std::optional<time_point> due_since; ///< since when we wait for it
@@ -78,6 +81,7 @@ struct sender_machine::impl {
     /// Of each segment that it asked for: the first part behind all that it asked for.
     std::map<std::uint64_t, std::uint32_t> asked_parts;
     bool was_told = false;                     ///< to read
+    bool has_digests = false;                  ///< it was told that they are ready
     std::uint32_t published = 0, released = 0; ///< counts of buckets
     time_point since{};                        ///< when this stage's limit began to run
     std::string route_reason;                  ///< why it does not read the update's own ring
@@ -106,6 +110,8 @@ struct sender_machine::impl {
     std::uint32_t next_bucket = 0, packed = 0; ///< packed: or needed by nobody
     std::uint32_t needed = 0;                  ///< buckets that a receiver which maps needs
     bool source_asked = false, source_ready = false;
+    bool digest_asked = false;
+    std::optional<bytes16> digest;
     std::uint32_t copies = 0; ///< packs and relays that the driver was asked for and has not answered
     bool source_free = false, drain_said = false, drained = false;
     errc code = errc::ok;
@@ -119,6 +125,11 @@ struct sender_machine::impl {
   std::map<peer_id, peer> peers;
   std::map<std::uint32_t, ring_record> rings;
   std::optional<update> running;
+  struct known_digest {
+    std::uint64_t version = 0;
+    bytes16 what{};
+  };
+  std::optional<known_digest> last_digest; ///< of the last update that had any
   std::uint64_t next_update = 1, next_seq = 1;
   time_point now{};
   bool closed = false;
@@ -192,6 +203,8 @@ struct sender_machine::impl {
   std::uint32_t expected(participant const& p) const noexcept;
   bool group_decided(std::string const& group) const;
   void tell_to_read();
+  void tell_digests();
+  void digested(bytes16 const& whole);
   /// Nobody reads the trainer's tensors any more, nor will.
   bool source_is_free() const;
   void free_source();

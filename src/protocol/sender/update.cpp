@@ -93,6 +93,10 @@ void sender_machine::impl::advance(participant& p) {
 }
 
 void sender_machine::impl::say_begin(participant& p) {
+  if (auto& table = peers.at(p.result.peer).digest_table; table != running->facts.digests) {
+    table = running->facts.digests;
+    if (table != 0) say(p.result.peer, digest_table{table, 0});
+  }
   begin b;
   b.update = running->id;
   b.version = running->facts.version;
@@ -101,6 +105,7 @@ void sender_machine::impl::say_begin(participant& p) {
   b.tensors = running->facts.tensors;
   b.buckets = running->buckets();
   b.placement = running->facts.placement;
+  b.digests = running->facts.digests;
   say(p.result.peer, b);
   p.at = stage::deciding;
   p.since = now;
@@ -128,6 +133,7 @@ void sender_machine::impl::settle_outcome(participant& p, outcome what, std::uin
     who->last_error.clear();
     who->last_bytes = running->facts.total_bytes;
     who->last_took = now - running->began;
+    who->digest = running->digest;
   } else {
     who->last_error = p.result.text;
   }
@@ -195,9 +201,33 @@ void sender_machine::impl::tell_to_read() {
   }
 }
 
+void sender_machine::impl::tell_digests() {
+  update& u = *running;
+  if (u.drain_said) return;
+  for (auto& p : u.participants) {
+    if (p.at != stage::loading || p.has_digests) continue;
+    if (!u.digest_asked) {
+      ++u.copies;
+      actions.emplace_back(send_action::digest_source{});
+    }
+    u.digest_asked = true;
+    if (!u.digest) return;
+    p.has_digests = true;
+    say(p.result.peer, digests_ready{u.id});
+  }
+}
+
+void sender_machine::impl::digested(bytes16 const& whole) {
+  if (!running || !running->digest_asked || running->digest) return;
+  --running->copies;
+  running->digest = whole;
+  last_digest = {running->facts.version, whole};
+  free_source();
+}
+
 bool sender_machine::impl::source_is_free() const {
   update const& u = *running;
-  if (u.packed != u.buckets()) return false;
+  if (u.packed != u.buckets() || (u.facts.digests != 0 && !u.digest)) return false;
   return std::none_of(u.participants.begin(), u.participants.end(), [&](auto const& p) {
     // Who has not decided yet may still map; who was told to read and aborted may still read.
     return p.reads || (p.at <= stage::deciding && p.may_map) || (p.at == stage::loading && p.result.mapped);
@@ -258,6 +288,7 @@ void sender_machine::impl::give_up(errc code, std::string const& text) {
       who.owes = debt::commit_answer;
       who.owes_for = u.id;
       who.owes_version = u.facts.version;
+      who.owes_digest = u.digest;
       who.owes_since = p.since;
       settle_outcome(p, outcome::unconfirmed, static_cast<std::uint16_t>(errc::unconfirmed),
                      "it was told to commit and had not answered when " + why);

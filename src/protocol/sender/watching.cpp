@@ -42,6 +42,11 @@ void sender_machine::impl::answer(peer_id id, watch const& what) {
     whole.packed = running->packed;
     whole.running_ns = in_ns(now - running->began);
   }
+  if (last_digest) {
+    whole.has_digest = 1;
+    whole.digest_version = last_digest->version;
+    whole.digest = last_digest->what;
+  }
   say(id, whole);
 }
 
@@ -52,6 +57,8 @@ seen_receiver sender_machine::impl::look_at(peer_id id, peer const& p) const {
   seen.version = p.holds_version ? p.version_held : 0;
   seen.last_bytes = p.last_bytes;
   seen.last_ns = in_ns(p.last_took);
+  seen.has_digest = p.holds_version && p.digest ? 1 : 0;
+  seen.digest = p.holds_version ? p.digest.value_or(bytes16{}) : bytes16{};
   seen.last_error = one_line(p.last_error, longest_error);
   auto doing = p.owes == debt::none ? receiver_activity::idle : receiver_activity::late;
   if (running) {
