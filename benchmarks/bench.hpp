@@ -35,6 +35,7 @@ struct plan {
   std::uint32_t slots = 2;
   std::uint64_t warm_up = 0, repeats = 0;
   bool check_each = true;          ///< new data for each repeat, all compared; else for the last one only
+  bool digest = false;             ///< both sides compute digests, and compare
   bool prepared = false;           ///< tensors are compared with the last layout once, not in each send
   bool limits = true;              ///< measured in turn with the sends
   std::vector<pace> paces{pace()}; ///< of the receivers; more than one for study::decode

@@ -40,6 +40,7 @@ std::vector<std::string> arguments_of(plan const& of, char const* role) {
   add("--route", name(of.routes.front()));
   add("--memory", name(of.memory));
   add("--pace", to_string(of.paces.front()));
+  if (of.digest) words.emplace_back("--digest");
   add("--decode-steps", std::to_string(of.decode_steps));
   add("--decode-reads", std::to_string(of.decode_reads));
   add("--decode-bytes", std::to_string(of.decode_bytes));

@@ -119,6 +119,7 @@ boost::json::object line_of(plan const& of, device where, device to) {
   line["case"] = name(of.what);
   line["model"] = of.model;
   line["layers"] = of.layers;
+  line["digest"] = of.digest;
   line["from"] = to_string(where);
   line["to"] = to_string(to);
   line["device"] = device_name(where);

@@ -34,6 +34,7 @@ struct engine {
     sender_options options;
     options.bucket_bytes(of.bucket_bytes).slots(of.slots).watched_by(&began);
     choose(options, of.routes.front());
+    if (of.digest) options.digests(digest_choice::tensors);
     return options;
   }
   announcement began; // outlives the sender
@@ -220,6 +221,7 @@ void train_once(plan const& of, double entered) {
   sender_options options;
   options.bucket_bytes(of.bucket_bytes).slots(of.slots);
   choose(options, of.routes.front());
+  if (of.digest) options.digests(digest_choice::tensors);
   sender trainer(loop.get_executor(), of.socket, options);
   asio::thread_pool pool(1);
   std::exception_ptr failed;

@@ -2,7 +2,7 @@
 _ropeway() {
   local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD-1]} command='' i
   for ((i = 1; i < COMP_CWORD; i++)); do
-    case ${COMP_WORDS[i]} in send | receive | inspect | watch | doctor | bench) command=${COMP_WORDS[i]} && break ;; esac
+    case ${COMP_WORDS[i]} in send | receive | inspect | watch | verify | doctor | bench) command=${COMP_WORDS[i]} && break ;; esac
   done
   case $before in
     --route)
@@ -21,16 +21,17 @@ _ropeway() {
   esac
   local options=''
   case $command in
-    '') options='send receive inspect watch doctor bench --help --version' ;;
-    send) options='--socket --device --route --json --quiet --digest --no-digest --trace --versions --bucket --slots --receivers --wait' ;;
-    receive) options='--socket --device --route --json --quiet --digest --no-digest --trace --out --versions --name --connect-limit' ;;
+    '') options='send receive inspect watch verify doctor bench --help --version' ;;
+    send) options='--socket --device --route --json --quiet --digest --no-digest --check --trace --versions --bucket --slots --receivers --wait' ;;
+    receive) options='--socket --device --route --json --quiet --digest --no-digest --check --trace --out --versions --name --connect-limit' ;;
     inspect) options='--json' ;;
     watch) options='--socket --interval --once --connect-limit --json' ;;
+    verify) options='--socket --connect-limit --json' ;;
     doctor) options='--socket --trials --no-trials --json' ;;
     bench) options='--size --bucket --slots --repeats --json' ;;
   esac
   COMPREPLY=($(compgen -W "$options --help" -- "$word"))
-  if [[ $word != -* && ($command == send || $command == inspect) ]]; then
+  if [[ $word != -* && ($command == send || $command == inspect || $command == verify) ]]; then
     COMPREPLY+=($(compgen -f -- "$word"))
   fi
 }

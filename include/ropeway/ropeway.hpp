@@ -4,6 +4,7 @@
 #include "ropeway/checkpoint.hpp"
 #include "ropeway/cuda.hpp"
 #include "ropeway/destinations.hpp"
+#include "ropeway/digest.hpp"
 #include "ropeway/error.hpp"
 #include "ropeway/observer.hpp"
 #include "ropeway/options.hpp"

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "ropeway/detail/visibility.hpp"
+#include "ropeway/digest.hpp"
 #include "ropeway/stage.hpp"
 
 namespace ropeway {
@@ -32,7 +33,8 @@ struct watched_receiver {
       0; ///< of the running update, about, and as far as the ring tells: not what is mapped
   std::uint64_t last_bytes = 0; ///< of the last update that it committed
   nanoseconds last_took{};      ///< and from that update's begin until the commit
-  std::string last_error;       ///< what became of its last update, if it did not commit it; foreign text
+  std::optional<digest128> digest; ///< of the version held, if it was compared with the sender's digests
+  std::string last_error;          ///< what became of its last update, if it did not commit it; foreign text
 };
 
 /// An update that runs.
@@ -45,11 +47,18 @@ struct watched_update {
   nanoseconds since{};       ///< how long it has been running
 };
 
+/// A version that was sent with digests.
+struct watched_digest {
+  std::uint64_t version = 0; ///< as the trainer numbered it
+  digest128 digest;          ///< of all its tensors
+};
+
 /// A sender, as it was when it answered.
 struct watched_sender {
   std::string id;                          ///< of this sender instance, 32 hexadecimal digits
   std::optional<watched_update> updating;  ///< nothing while no update runs
   std::vector<watched_receiver> receivers; ///< connected then
+  std::optional<watched_digest> last;      ///< the last version that had digests
 };
 
 } // namespace ropeway

@@ -80,9 +80,13 @@ void update_digest::add(std::uint64_t identity, digest128 const& tensor) noexcep
         ropeway_digest_mix(ropeway_digest_mix(value_.lanes[lane] + identity) ^ tensor.lanes[lane]);
 }
 
-std::uint64_t identity_of(std::string_view bytes) noexcept {
-  std::uint64_t state = bytes.size();
-  for (unsigned char const byte : bytes) state = ropeway_digest_mix(state ^ byte);
+std::uint64_t identity_of(tensor_info const& tensor) {
+  std::string text = tensor.name;
+  text += '\0'; // which no name has
+  text += name(tensor.type);
+  text += to_string(tensor.dims);
+  std::uint64_t state = text.size();
+  for (unsigned char const byte : text) state = ropeway_digest_mix(state ^ byte);
   return state;
 }
 

@@ -3,9 +3,9 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
-#include <string_view>
 
 #include "ropeway/digest.hpp"
+#include "ropeway/tensor.hpp"
 
 namespace ropeway {
 
@@ -23,7 +23,7 @@ class update_digest {
   digest128 value_;
 };
 
-/// Of a tensor's name, type and shape in bytes.
-std::uint64_t identity_of(std::string_view bytes) noexcept;
+/// Of a tensor's name, type and shape.
+std::uint64_t identity_of(tensor_info const& tensor);
 
 } // namespace ropeway

@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "ropeway/report.hpp"
 #include "ropeway/tensor.hpp"
@@ -18,6 +19,7 @@ struct common_arguments {
   bool json = false;
   bool quiet = false;
   bool with_digest = true;
+  bool check = false; ///< updates carry digests, and are compared before a commit
   std::optional<std::filesystem::path> trace; ///< a timeline is added to this file
 };
 
@@ -50,6 +52,13 @@ struct watch_arguments {
   bool json = false;
 };
 
+struct verify_arguments {
+  std::vector<std::filesystem::path> checkpoints;
+  std::string socket; ///< empty: no sender
+  std::chrono::milliseconds connect_limit = std::chrono::seconds(10);
+  bool json = false;
+};
+
 struct doctor_arguments {
   std::string version; ///< of this program
   std::string socket;  ///< to look at as well; may be empty
@@ -71,6 +80,8 @@ int receive(receive_arguments const& arguments);
 int inspect(inspect_arguments const& arguments);
 /// Shows a sender and its receivers, again and again.
 int watch(watch_arguments const& arguments);
+/// Compares checkpoints, a sender and its receivers by their digests.
+int verify(verify_arguments const& arguments);
 /// Looks for what keeps weights from going fast, or at all, and says what to change.
 int doctor(doctor_arguments const& arguments);
 /// Times every way that this machine has.

@@ -17,6 +17,7 @@ exit_code to_exit_code(std::error_code const& error) noexcept {
   case errc::source_failed:
   case errc::destination_mismatch:
   case errc::torn:
+  case errc::digest_mismatch:
   case errc::bad_checkpoint:
   case errc::unsupported:
   case errc::overflow: return exit_code::data;
@@ -29,6 +30,7 @@ exit_code to_exit_code(std::error_code const& error) noexcept {
   case errc::version_mismatch:
   case errc::unconfirmed:
   case errc::group_incomplete:
+  case errc::digest_missing:
   case errc::connect_timeout:
   case errc::handshake_timeout:
   case errc::commit_timeout:

@@ -20,6 +20,10 @@ constexpr char receive_examples[] =
 constexpr char watch_examples[] = "Examples:\n"
                                   "  ropeway watch --socket ~/weights/s\n"
                                   "  ropeway watch --socket ~/weights/s --once --json";
+constexpr char verify_examples[] = "Examples:\n"
+                                   "  ropeway verify --socket ~/weights/s\n"
+                                   "  ropeway verify model.safetensors copy.safetensors\n"
+                                   "  ropeway verify model/ --socket ~/weights/s --json";
 constexpr char footer[] = "Exit status: 0 done, 2 usage, 3 peer (missing, refused, died), 4 data (checkpoint "
                           "or tensors), 5 system;\n"
                           "130 after Ctrl-C, 143 after a request to terminate.";
@@ -30,10 +34,12 @@ struct words {
   receive_arguments receive;
   inspect_arguments inspect;
   watch_arguments watch;
+  verify_arguments verify;
   doctor_arguments doctor;
   bench_arguments bench;
   std::string device = "host", route = "automatic", bucket = "64M", wait = "60", connect_limit = "10";
   std::string bench_bucket = "64M", bench_size = "1G", interval = "1", watch_limit = "10";
+  std::string verify_limit = "10";
 };
 
 CLI::Validator word(char const* kind, std::function<bool(std::string const&)> good, std::string expected) {
@@ -66,6 +72,9 @@ void add_common(CLI::App& command, common_arguments& into, words& said) {
       ->check(ways);
   command.add_flag("--digest,!--no-digest", into.with_digest,
                    "a digest of each version in the report (default: yes)");
+  command.add_flag("--check", into.check,
+                   "versions carry digests, and receivers compare before they commit; a receiver with this takes "
+                   "no others");
   command
       .add_option("--trace", into.trace,
                   "add a timeline to this file, for ui.perfetto.dev; both sides may name the same one")
@@ -144,6 +153,24 @@ void add_watch(CLI::App& app, words& said) {
   command.add_flag("--json", said.watch.json, "each look as one line of JSON");
 }
 
+void add_verify(CLI::App& app, words& said) {
+  auto& command =
+      *app.add_subcommand("verify", "Compare checkpoints, a sender and its receivers by their digests");
+  auto const time = word(
+      "SECONDS", [](auto& text) { return parse_seconds(text).has_value(); }, "a time in seconds");
+  command.footer(verify_examples);
+  command.add_option("checkpoints", said.verify.checkpoints,
+                     "each a .safetensors file, an index, or a directory with either");
+  command
+      .add_option("--socket", said.verify.socket,
+                  "where a sender listens that sends with digests (send --check)")
+      ->type_name("PATH");
+  command.add_option("--connect-limit", said.verify_limit, "how long to wait for the sender to appear")
+      ->capture_default_str()
+      ->check(time);
+  command.add_flag("--json", said.verify.json, "as one line of JSON");
+}
+
 void add_doctor(CLI::App& app, words& said) {
   auto& command = *app.add_subcommand("doctor", "Look for what keeps weights from going fast, or at all");
   command.add_option("--socket", said.doctor.socket, "also whether this path would do")->type_name("PATH");
@@ -184,6 +211,8 @@ int run(CLI::App& app, words& said) {
   said.watch.interval = *parse_seconds(said.interval);
   said.watch.connect_limit = *parse_seconds(said.watch_limit);
   if (app.got_subcommand("watch")) return watch(said.watch);
+  said.verify.connect_limit = *parse_seconds(said.verify_limit);
+  if (app.got_subcommand("verify")) return verify(said.verify);
   if (app.got_subcommand("doctor")) return doctor(said.doctor);
   if (app.got_subcommand("bench")) return bench(said.bench);
   return inspect(said.inspect);
@@ -205,6 +234,7 @@ int main(int argc, char** argv) {
   add_receive(app, said);
   add_inspect(app, said);
   add_watch(app, said);
+  add_verify(app, said);
   add_doctor(app, said);
   add_bench(app, said);
   try {

@@ -54,7 +54,7 @@ std::optional<std::filesystem::path> trace_of(receive_arguments const& arguments
 receiver_options options_for(receive_arguments const& arguments, observer& watch) {
   receiver_options options;
   options.name(arguments.name).where(arguments.where).connect_limit(arguments.connect_limit);
-  options.use_route(arguments.route).watched_by(&watch);
+  options.use_route(arguments.route).watched_by(&watch).demand_digests(arguments.check);
   return options;
 }
 

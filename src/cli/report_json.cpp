@@ -56,6 +56,7 @@ object to_json(send_report const& report, std::string const& digest) {
   out["stages"] = to_json(report.stages);
   out["bytes_per_second"] = rate(report.bytes, report.total);
   out["digest"] = text_or_null(digest);
+  out["checked"] = report.digest.has_value();
   out["receivers"] = std::move(receivers);
   return out;
 }
@@ -72,6 +73,7 @@ object to_json(load_report const& report, std::string const& digest) {
   out["bytes_per_second"] = rate(report.bytes, report.total);
   out["route"] = name(report.way);
   out["digest"] = text_or_null(digest);
+  out["checked"] = report.digest.has_value();
   return out;
 }
 
@@ -86,10 +88,13 @@ object to_json(watched_sender const& seen) {
     entry["last_bytes"] = one.last_bytes;
     entry["last_seconds"] = seconds(one.last_took);
     entry["last_error"] = text_or_null(one.last_error);
+    entry["digest"] = one.digest ? value(to_string(*one.digest)) : value(nullptr);
     receivers.push_back(std::move(entry));
   }
   object out;
   out["sender"] = seen.id;
+  out["last"] = nullptr;
+  if (seen.last) out["last"] = {{"version", seen.last->version}, {"digest", to_string(seen.last->digest)}};
   out["updating"] = nullptr;
   if (auto const& running = seen.updating) {
     object update;

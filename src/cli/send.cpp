@@ -30,6 +30,7 @@ sender_options options_for(send_arguments const& arguments, observer& watch) {
   sender_options options;
   options.bucket_bytes(arguments.bucket_bytes).slots(arguments.slots).min_receivers(arguments.receivers);
   options.use_route(arguments.route).watched_by(&watch);
+  if (arguments.check) options.digests(digest_choice::tensors);
   return options;
 }
 
@@ -71,6 +72,7 @@ class send_run {
       co_await in_background(pool_, std::move(work));
       try {
         entry.report = co_await sender_.send_weights(version, prepared);
+        if (entry.report.digest && arguments_.with_digest) entry.digest = to_string(*entry.report.digest);
       } catch (send_failed const& error) {
         entry.report = error.report();
         sent_.push_back(std::move(entry));
@@ -95,7 +97,9 @@ class send_run {
 
   std::string make_version(std::uint64_t version, std::atomic<bool> const& stop) {
     if (version > 1) change_version(weights_, window_, version - 1, version, stop);
-    return arguments_.with_digest ? digest(weights_, window_, stop) : std::string();
+    // One that is checked computes its own.
+    bool const wanted = arguments_.with_digest && !arguments_.check;
+    return wanted ? digest(weights_, window_, stop) : std::string();
   }
 
   void tell(sent_version const& entry) {

@@ -119,12 +119,7 @@ chunk_table::chunk_table(manifest const& of) {
     if (all > std::numeric_limits<std::uint32_t>::max())
       throw transfer_error(errc::overflow, "more bytes than there are digests for");
     first_.push_back(static_cast<std::uint32_t>(all));
-    auto const& info = of.tensors()[t];
-    std::string text = info.name;
-    text += '\0';
-    text += name(info.type);
-    text += to_string(info.dims);
-    identities_.push_back(identity_of(text));
+    identities_.push_back(identity_of(of.tensors()[t]));
   }
 }
 

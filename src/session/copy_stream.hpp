@@ -43,6 +43,7 @@ struct copied {
     commit,
     mapped,
     source,
+    source_to_digest,
     digest_of_bucket,
     digest_of_view,
     digest,

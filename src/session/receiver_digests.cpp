@@ -106,6 +106,9 @@ void receiver_core::accept_compared(std::shared_ptr<load_operation> const& load,
       if (!wanted) return self->unmap_later();
       return self->turn_down(wanting, session::as_transfer_error(error, errc::out_of_memory));
     }
+    if (self->table_.why_not) // its job came before this one
+      return self->turn_down(wanting,
+                             transfer_error(self->table_.why_not.code(), self->table_.why_not.text()));
     auto& place = by_hand ? self->by_hand_ : wanting->part->digests;
     self->offload_.dispose(std::exchange(place, made));
     wanting->digests = std::move(made);

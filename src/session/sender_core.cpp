@@ -612,6 +612,8 @@ void sender_core::copied(bool relayed, session::copied& what, std::error_code er
     failpoint<side::sender, "source_ready">();
     machine_.source_ready(clock::now());
     pump();
+  } else if (what.what == session::copied::kind::source_to_digest && !error) {
+    digest_tensors(operation, std::static_pointer_cast<session::digest_list const>(what.from), {});
   } else if (error) {
     give_up(error, errc::device_failed,
             std::string("the sender's device failed while ") + (relayed ? "relaying" : "packing") + ": " +
@@ -1182,8 +1184,16 @@ void sender_core::act(send_action::await_source&) {
       self->settle();
     });
   }
+  session::copied what;
+  what.whose = operation;
+  what.what = session::copied::kind::source;
+  wait_at_gate(*operation, std::move(what));
+}
+
+/// Reports `what` when the caller's stream or event has come so far.
+void sender_core::wait_at_gate(send_operation& operation, session::copied what) {
   try {
-    device const where = operation->when.where();
+    device const where = operation.when.where();
     auto gate = gates_.find(where.ordinal());
     if (gate == gates_.end()) {
       auto made = make_stream(*memory_->get(where), where, false);
@@ -1192,10 +1202,7 @@ void sender_core::act(send_action::await_source&) {
       all_streams_.push_back(made);
       gate = gates_.emplace(where.ordinal(), std::move(made)).first;
     }
-    gate->second->start_after(operation->when);
-    session::copied what;
-    what.whose = operation;
-    what.what = session::copied::kind::source;
+    gate->second->start_after(operation.when);
     gate->second->then(std::move(what));
     ++copies_in_flight_;
   } catch (...) { give_up_later(session::as_transfer_error(std::current_exception(), errc::device_failed)); }

@@ -160,7 +160,10 @@ class sender_core : public std::enable_shared_from_this<sender_core> {
   // Digests: in sender_digests.cpp.
   template <class Ready>
   void prepare_digests(operation_pointer const& operation, Ready ready);
-  void digest_tensors(operation_pointer const& operation, std::shared_ptr<session::digest_list> list);
+  void digest_source(operation_pointer const& operation, std::shared_ptr<session::digest_list const> list);
+  void digest_tensors(operation_pointer const& operation, std::shared_ptr<session::digest_list const> list,
+                      ready_after const& when);
+  void wait_at_gate(send_operation& operation, session::copied what);
   void prepare_slot_digests(operation_pointer const& operation);
   /// Whether a bucket that was made on the fly and packed is digested before the machine hears of it.
   bool digest_packed(operation_pointer const& operation, session::copied& what);

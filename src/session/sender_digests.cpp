@@ -1,5 +1,6 @@
 // A sender's digests: of tensors where they lie, beside whoever reads them; of what is made on the fly,
 // bucket by bucket, before it is published. Part of ropeway; Apache-2.0.
+#include <algorithm>
 #include <asio/post.hpp>
 
 #include "session/failpoint.hpp"
@@ -28,11 +29,11 @@ void sender_core::act(send_action::digest_source&) {
     });
   }
   if (operation->set->on_the_fly()) return; // bucket by bucket
-  ++copies_in_flight_;
-  if (auto list = digests_.known(operation->set->views)) return digest_tensors(operation, std::move(list));
+  if (auto list = digests_.known(operation->set->views)) return digest_source(operation, std::move(list));
+  ++copies_in_flight_; // until the list is made
   auto ready = [operation](sender_core& self, std::shared_ptr<digest_list> list) {
-    if (list && !operation->stopping) return self.digest_tensors(operation, std::move(list));
     --self.copies_in_flight_;
+    if (list && !operation->stopping) return self.digest_source(operation, std::move(list));
     self.settle();
   };
   try {
@@ -67,7 +68,23 @@ void sender_core::prepare_digests(operation_pointer const& operation, Ready read
   offload_.run(strand_, std::move(make), std::move(then));
 }
 
-void sender_core::digest_tensors(operation_pointer const& operation, std::shared_ptr<digest_list> list) {
+/// Devices wait for what the caller named by themselves; where host memory is to be digested as well, all of
+/// it waits here.
+void sender_core::digest_source(operation_pointer const& operation, std::shared_ptr<digest_list const> list) {
+  auto const parts = list->parts();
+  bool const host =
+      std::any_of(parts.begin(), parts.end(), [](auto const& one) { return !one.where.is_cuda(); });
+  if (operation->when.type() == ready_after::kind::nothing || !host)
+    return digest_tensors(operation, std::move(list), operation->when);
+  session::copied what;
+  what.whose = operation;
+  what.from = std::move(list);
+  what.what = session::copied::kind::source_to_digest;
+  wait_at_gate(*operation, std::move(what));
+}
+
+void sender_core::digest_tensors(operation_pointer const& operation, std::shared_ptr<digest_list const> list,
+                                 ready_after const& when) {
   session::copied what;
   what.whose = operation;
   what.from = list;
@@ -75,11 +92,9 @@ void sender_core::digest_tensors(operation_pointer const& operation, std::shared
   what.what = session::copied::kind::digest;
   try {
     digester::run_of const run{list.get(), {}};
-    digester_->run({&run, 1}, operation->when, std::move(what));
-  } catch (...) {
-    --copies_in_flight_;
-    give_up_later(session::as_transfer_error(std::current_exception(), errc::device_failed));
-  }
+    digester_->run({&run, 1}, when, std::move(what));
+    ++copies_in_flight_;
+  } catch (...) { give_up_later(session::as_transfer_error(std::current_exception(), errc::device_failed)); }
 }
 
 void sender_core::prepare_slot_digests(operation_pointer const& operation) {

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "protocol/text.hpp"
+#include "session/digester.hpp"
 #include "session/initiating.hpp"
 
 namespace ropeway::detail {
@@ -23,16 +24,6 @@ receiver_options checked(receiver_options options) {
   return options;
 }
 
-std::string hexadecimal(bytes16 const& id) {
-  constexpr char digits[] = "0123456789abcdef";
-  std::string text;
-  for (auto const byte : id) {
-    text += digits[byte >> 4];
-    text += digits[byte & 15];
-  }
-  return text;
-}
-
 std::chrono::nanoseconds nanoseconds_of(std::uint64_t count) {
   return std::chrono::nanoseconds(
       static_cast<std::int64_t>(std::min<std::uint64_t>(count, std::uint64_t(INT64_MAX))));
@@ -48,6 +39,7 @@ watched_receiver read(seen_receiver const& seen) {
   one.last_bytes = seen.last_bytes;
   one.last_took = nanoseconds_of(seen.last_ns);
   one.last_error = one_line(seen.last_error);
+  if (seen.holds_version && seen.has_digest) one.digest = session::digest_of(seen.digest);
   return one;
 }
 
@@ -167,7 +159,7 @@ void watch_core::heard(message const& what) {
   if (whole->receivers != seen_.receivers.size())
     return broken("told of " + std::to_string(seen_.receivers.size()) + " receivers and says that it has " +
                   std::to_string(whole->receivers));
-  seen_.id = hexadecimal(whole->sender);
+  seen_.id = hex(whole->sender);
   if (whole->updating) {
     watched_update running;
     running.version = whole->version;
@@ -178,6 +170,7 @@ void watch_core::heard(message const& what) {
     running.since = nanoseconds_of(whole->running_ns);
     seen_.updating = running;
   }
+  if (whole->has_digest) seen_.last = {whole->digest_version, session::digest_of(whole->digest)};
   answer_limit_.cancel();
   std::exchange(on_seen_, nullptr)->complete({}, std::exchange(seen_, {}));
 }

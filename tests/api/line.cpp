@@ -1,5 +1,6 @@
 #include "line.hpp"
 
+#include <cstdlib>
 #include <cstring>
 #include <sstream>
 #include <stdexcept>
@@ -26,6 +27,7 @@ setting mapped_setting(std::size_t receivers, std::uint32_t slots) {
 sender_options quick_sender(std::uint64_t bucket_bytes) {
   sender_options options;
   options.bucket_bytes(bucket_bytes).decide_limit(patient(milliseconds(5000)));
+  if (std::getenv("ROPEWAY_TEST_DIGESTS")) options.digests(digest_choice::tensors);
   options.silence_limit(patient(milliseconds(5000))).commit_limit(patient(milliseconds(5000)));
   return options;
 }

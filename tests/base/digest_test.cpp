@@ -142,7 +142,7 @@ TEST_CASE("changes that a plain sum would miss are found: shifts, transposes, mo
 
 TEST_CASE("what nearly is the same update is another: order, names, a tensor of no bytes more") {
   auto const a = of(noise(100, 6)), b = of(noise(100, 7));
-  auto const one = identity_of("one"), two = identity_of("two");
+  auto const one = identity_of({"one", dtype::u8, {100}}), two = identity_of({"two", dtype::u8, {100}});
   std::set<std::string> seen;
   auto const add = [&](std::vector<std::pair<std::uint64_t, digest128>> const& tensors) {
     update_digest all;
@@ -158,6 +158,7 @@ TEST_CASE("what nearly is the same update is another: order, names, a tensor of 
   add({{one, b}, {two, a}});
   add({{one, a}, {two, {}}});
   add({{one, a}, {two, b}, {one, {}}});
-  CHECK(identity_of("ab") != identity_of("ba"));
-  CHECK(identity_of("") != identity_of(std::string_view("\0", 1)));
+  CHECK(identity_of({"ab", dtype::u8, {1}}) != identity_of({"ba", dtype::u8, {1}}));
+  CHECK(identity_of({"a", dtype::u8, {1}}) != identity_of({"a", dtype::i8, {1}}));
+  CHECK(identity_of({"a", dtype::u8, {1, 2}}) != identity_of({"a", dtype::u8, {2, 1}}));
 }

@@ -106,7 +106,9 @@ class game {
       default: return in_place();
       }
     case 13: return machine_.received(foreign(), now_);
-    case 24: return source_read();
+    case 24:
+      if (comparing_) return compared();
+      return source_read();
     case 25: return unmapped();
     default: return machine_.received(plausible(), now_);
     }
@@ -210,6 +212,14 @@ class game {
     machine_.mapped_read(now_);
   }
 
+  void compared() {
+    if (!comparing_ || draining_) return;
+    comparing_ = false;
+    if (from_.below(8) == 7) return machine_.give_up(errc::digest_mismatch, "it\ndiffers", now_);
+    compared_ = true;
+    machine_.digests_agree({7}, now_);
+  }
+
   void unmapped() {
     if (to_unmap_.empty()) return;
     machine_.unmapped(std::exchange(to_unmap_, {}), now_);
@@ -243,7 +253,7 @@ class game {
     if (!std::exchange(draining_, false)) return;
     loading_.clear();
     reading_.clear();
-    reads_source_ = false;
+    reads_source_ = comparing_ = false;
     machine_.drained(now_);
   }
 
@@ -266,6 +276,7 @@ class game {
     case 0: return placement_follows{some_update(), how < 240 ? 100 : from_.number()};
     case 1: return protocol::read_mapped{some_update()};
     case 2: {
+      if (how >= 128) return about_digests(how);
       unmap back;
       for (unsigned n = how / 4 % 4; n > 0; --n) back.segments.push_back(n);
       return back;
@@ -281,6 +292,14 @@ class game {
       return part;
     }
     }
+  }
+
+  protocol::message about_digests(unsigned how) {
+    if (how % 8 < 4) return digests_ready{some_update()};
+    digest_table next{table_ + 1, 160};
+    if (how % 32 == 12) next.bytes = from_.number();
+    if (how % 32 == 20) next.id = from_.number();
+    return next;
   }
 
   /// Over buckets that a receiver which maps is not published.
@@ -319,6 +338,7 @@ class game {
       b.buckets = how < 250 ? how % 5 : static_cast<std::uint32_t>(from_.number());
       b.version = how;
       b.placement = how / 5 % 3;
+      b.digests = how % 16 < 4 ? table_ : how == 241 ? table_ + 1 : 0;
       return b;
     }
     case 4: return manifest_follows{some_update(), from_.flip() ? 100 : from_.number()};
@@ -415,6 +435,8 @@ class game {
     promise(loads_ == expected() && released_ == loads_, "when all was loaded and released");
     promise(!mapped_source_ || has_source_, "and the tensors were read");
     promise(!by_hand_ || placed_, "and put in place");
+    promise((current_.digests != 0) == compared_ && m.digest == (compared_ ? bytes16{7} : bytes16{}),
+            "and compared, if there is what to compare with");
   }
   void said(committed const& m) {
     promise(m.update == update_ && committed_ == update_, "committed when it is");
@@ -457,6 +479,7 @@ class game {
     update_ = a.what.update;
     accepted_ = all_copied_ = placed_ = over_said_ = commit_asked_ = by_hand_ = abort_told_ = false;
     placed_known_ = mapped_source_ = told_to_read_ = reads_source_ = has_source_ = false;
+    comparing_ = compared_ = false;
     parts_end_ = 0;
     needed_.clear();
     loads_ = released_ = next_bucket_ = 0;
@@ -491,6 +514,18 @@ class game {
     promise(a.update == update_ && mapped_source_ && !draining_ && !std::exchange(told_to_read_, true),
             "the tensors are read once");
     reads_source_ = true;
+  }
+  void act(receive_action::take_digest_table& a) {
+    promise(greeted_ && a.id > table_ && a.bytes > 0 && a.bytes <= 5000 && a.bytes % 16 == 0,
+            "tables have growing numbers, and sizes that are allowed");
+    table_ = a.id;
+  }
+  void act(receive_action::check_digests& a) {
+    promise(a.update == update_ && current_.digests == table_ && table_ != 0 && !draining_ && accepted_,
+            "what is compared has a table");
+    promise(loads_ == expected() && (!mapped_source_ || has_source_) && (!by_hand_ || placed_),
+            "when everything is in place");
+    promise(!compared_ && !std::exchange(comparing_, true), "once");
   }
   void act(receive_action::unmap& a) {
     promise(!a.segments.empty(), "unmap names some");
@@ -543,6 +578,7 @@ class game {
       source_read(), settle();
       unmapped(), settle();
       in_place(), settle();
+      compared(), settle();
       commit_answered(), settle();
       if (draining_) continue;
       if (!machine_.updating()) {
@@ -586,6 +622,8 @@ class game {
   // The sender's own tensors: it knows where they are, it accepted to read them, and so on.
   bool placed_known_ = false, mapped_source_ = false, told_to_read_ = false, reads_source_ = false,
        has_source_ = false;
+  bool comparing_ = false, compared_ = false; ///< digests
+  std::uint64_t table_ = 0;
   std::vector<bool> needed_;
   segment_part asked_; ///< the next part that is to come
   std::uint32_t parts_end_ = 0;

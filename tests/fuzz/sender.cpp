@@ -48,6 +48,8 @@ class game {
     std::vector<hold> holds;                                ///< published and not given back
     std::uint64_t last_seq = 0, update = 0, unanswered = 0; ///< the update whose commit it has not answered
     std::uint32_t published = 0, released = 0;              ///< buckets of the update
+    std::uint64_t table = 0;                                ///< of digests, that it was given
+    bool has_digests = false;
     bool begun = false, accepted = false, decided = false, all_copied = false, commit = false,
          stopped = false;
     bool committed = false;
@@ -144,6 +146,7 @@ class game {
     if (!copies_.empty()) return copied();
     if (!exports_.empty()) return exported();
     if (source_asked_ && !source_ready_) return source_ready();
+    if (digest_asked_ && !digested_) return digested();
     drain_done();
   }
 
@@ -151,6 +154,16 @@ class game {
   void source_ready() {
     if (!source_asked_ || std::exchange(source_ready_, true)) return;
     machine_.source_ready(now_);
+  }
+
+  bytes16 digest_of(bool right) const {
+    bytes16 what{};
+    if (facts_.digests != 0) what[0] = static_cast<std::uint8_t>(update_ + (right ? 1 : 2));
+    return what;
+  }
+  void digested() {
+    if (!digest_asked_ || std::exchange(digested_, true)) return;
+    machine_.digested(digest_of(true), now_);
   }
 
   /// What somebody asked for was exported; it may no longer be wanted.
@@ -223,8 +236,9 @@ class game {
       return say_to_machine(id, accept{p.update});
     }
     if (badly) return say_to_machine(id, abort_update{p.update, 1, "no\nmore"});
-    if (p.accepted && p.released == expected(p) && !p.all_copied && (!p.mapped || p.told))
-      return say_to_machine(id, all_copied{p.update});
+    if (p.accepted && p.released == expected(p) && !p.all_copied && (!p.mapped || p.told) &&
+        (facts_.digests == 0 || p.has_digests))
+      return say_to_machine(id, all_copied{p.update, digest_of(how % 32 != 30)});
     say_to_machine(id, alive{p.update});
   }
 
@@ -335,11 +349,14 @@ class game {
         facts_.needed.push_back((where / 8 >> b & 1) != 0);
       if (where == 255) refuse_odd_facts();
     }
+    if (how & 0x10) facts_.digests = 1 + how / 32 % 2; // one of two tables
+    if (facts_.digests < table_) facts_.digests = facts_.digests == 0 ? 0 : table_;
+    table_ = std::max(table_, facts_.digests);
     present_.clear();
     for (auto& [id, p] : peers_) {
       bool const owes = p.owes;
       p.begun = p.accepted = p.decided = p.all_copied = p.commit = p.committed = p.stopped = false;
-      p.mapped = p.told = p.reads = false;
+      p.mapped = p.told = p.reads = p.has_digests = false;
       p.published = p.released = p.next_bucket = 0;
       p.owes = owes;
       if (p.greeted) present_.insert(id);
@@ -350,6 +367,7 @@ class game {
     ready_seqs_.clear();
     unmapped_only_.clear();
     drain_said_ = source_free_ = source_asked_ = source_ready_ = false;
+    digest_asked_ = digested_ = false;
     streaming_ = false;
     next_packed_ = 0;
     finished_ = false;
@@ -472,7 +490,7 @@ class game {
           if (!p.holds.empty()) seq = p.holds.front().seq;
       return released{some_update(), seq};
     }
-    case 8: return all_copied{some_update()};
+    case 8: return all_copied{some_update(), digest_of(from_.flip())};
     case 9:
       if (from_.flip()) return committed{some_update()};
       return failed{some_update(), 32, words()};
@@ -520,7 +538,7 @@ class game {
       auto const had = std::erase_if(p.holds, [&](hold const& h) { return h.seq == back->seq; });
       if (had != 0 && back->update == update_) ++p.released;
     } else if (auto const* all = std::get_if<all_copied>(&m)) {
-      if (all->update == update_) p.all_copied = true;
+      if (all->update == update_ && all->digest == digest_of(true)) p.all_copied = true;
       if (all->update == update_ && !p.owes && !p.stopped) p.reads = false;
     } else if (auto const* c = std::get_if<committed>(&m)) {
       if (c->update == update_ && p.commit && !p.owes) p.committed = true; // who has given up has not
@@ -614,8 +632,20 @@ class game {
     promise(!streaming_, "who takes part is settled before the first bucket");
     promise(b.buckets == facts_.bucket_bytes.size() && b.placement == facts_.placement,
             "begin says how many buckets there are, and where the tensors lie");
+    promise(b.digests == facts_.digests && (b.digests == 0 || b.digests == p.table),
+            "and in which table its digests come, which was given");
     p.begun = true;
     p.update = b.update;
+  }
+  void said(peer& p, digest_table const& t) {
+    promise(p.greeted && !p.begun && t.id > p.table && t.id == facts_.digests,
+            "a table is given before the update that needs it, each once");
+    p.table = t.id;
+  }
+  void said(peer& p, digests_ready const& m) {
+    promise(m.update == update_ && p.accepted && !p.stopped && !p.owes && !p.has_digests && digested_,
+            "digests_ready once, to who has accepted, when they were computed");
+    p.has_digests = true;
   }
   void said(peer& p, manifest_follows const& m) {
     promise(p.begun && m.update == update_ && !p.decided, "a manifest for who asked, before its decision");
@@ -664,6 +694,7 @@ class game {
   }
   void said(peer& p, commit const& c) {
     promise(c.update == update_ && !p.commit && !p.stopped, "commit once");
+    promise(facts_.digests == 0 || (p.has_digests && digested_), "commit only after digests were compared");
     promise(p.all_copied && p.accepted && p.released == expected(p) && p.holds.empty(),
             "commit only after all buckets were released and all_copied was said");
     promise(!p.mapped || (p.told && !p.reads), "and the tensors were read");
@@ -732,6 +763,10 @@ class game {
   void act(send_action::await_source&) {
     promise(facts_.placement != 0 && !std::exchange(source_asked_, true), "the tensors are waited for once");
   }
+  void act(send_action::digest_source&) {
+    promise(facts_.digests != 0 && !source_free_ && !drain_said_ && !std::exchange(digest_asked_, true),
+            "digests are computed once");
+  }
   void act(send_action::send_parts& a) {
     auto const& p = peers_.at(a.to);
     promise(p.begun && !p.decided && !p.stopped && a.update == update_, "parts are for who decides");
@@ -754,6 +789,7 @@ class game {
   void act(send_action::source_free&) {
     promise(!std::exchange(source_free_, true), "source_free once");
     for (auto const& c : copies_) promise(c.relay, "the source is free when no pack runs");
+    promise(!digest_asked_ || digested_ || drain_said_, "and no digest is computed");
     nobody_reads();
   }
   void act(send_action::drain&) {
@@ -794,6 +830,7 @@ class game {
       while (!copies_.empty()) copied(), settle();
       while (!exports_.empty()) exported(), settle();
       source_ready();
+      digested();
       drain_done();
       settle();
       if (!machine_.updating()) break;
@@ -833,6 +870,8 @@ class game {
   bool drain_said_ = false, drain_wanted_ = false, source_free_ = false, streaming_ = false;
   bool finished_ = true;
   bool source_asked_ = false, source_ready_ = false;
+  bool digest_asked_ = false, digested_ = false;
+  std::uint64_t table_ = 0;
   std::uint32_t next_packed_ = 0;
   std::set<std::uint64_t> unmapped_only_;              ///< fillings that only who maps can use
   std::uint64_t first_segment_ = 2, next_segment_ = 2; ///< where the tensors lie now

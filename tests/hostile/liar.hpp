@@ -182,7 +182,9 @@ struct sender_lie {
   errc code;
   char const* words;
   /// refused_ring, not_mapped: the session goes on, and the words are in ring_refused or in accept.
-  enum class way { ends, refused_ring, not_mapped } how = way::ends;
+  /// refused, given_up: so does it, and the words are in refuse or in abort_update.
+  enum class way { ends, refused_ring, not_mapped, refused, given_up } how = way::ends;
+  bool streams = false; ///< honestly, before it lies: destinations were written
 };
 std::span<sender_lie const> sender_lies();
 std::string tell(sender_lie const& what, false_door& door);

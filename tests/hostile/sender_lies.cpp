@@ -66,6 +66,30 @@ void send_part(liar& me, unique_fd const& fd, Change change) {
   else
     me.say(part);
 }
+// ---- digests
+
+/// One for each of the six tensors.
+constexpr std::uint64_t lie_table = 6 * digest_bytes;
+
+/// An update whose digests come in this table.
+void begin_with_table(liar& me, unique_fd const& fd, std::uint64_t bytes) {
+  me.expect<ring_mapped>();
+  me.say(digest_table{1, bytes}, {fd.get()});
+  auto b = honest_begin();
+  b.digests = 1;
+  me.update = b.update;
+  me.say(b);
+  me.expect<need_manifest>();
+  send_manifest(me, [](auto&) {});
+}
+void stream(liar& me) {
+  me.expect<accept>();
+  for (std::uint32_t i = 0; i < honest_begin().buckets; ++i) {
+    me.say(honest_published(me.update, i, i % lie_slots));
+    me.expect<released>();
+  }
+}
+
 /// All of the tensors have been read.
 void let_commit(liar& me) {
   me.expect<all_copied>();
@@ -414,6 +438,57 @@ constexpr sender_lie lies[] = {
     {"the same update again", step::committed, [](liar& me) { me.say(honest_begin()); }, broken,
      "begin for update 1 after update 1"},
 
+    // ---- digests
+    {"a table of digests without its descriptor", step::offered, [](liar& me) { me.say(digest_table{1, lie_table}); },
+     broken, "0 descriptors with a message that has 1"},
+    {"a table of half a digest", step::offered,
+     [](liar& me) {
+       auto const table = memory_file(8);
+       me.say(digest_table{1, 8}, {table.get()});
+     },
+     broken, "table 1 of digests has 8 bytes"},
+    {"an update whose table was never given", step::offered,
+     [](liar& me) {
+       auto b = honest_begin();
+       b.digests = 1;
+       me.say(b);
+     },
+     broken, "with digests in table 1, which it has not given"},
+    {"a table in the middle of an update", step::loading,
+     [](liar& me) {
+       auto const table = memory_file(lie_table);
+       me.say(digest_table{1, lie_table}, {table.get()});
+     },
+     broken, "gave digests while update 1 runs"},
+    {"digests that there are none of", step::loading, [](liar& me) { me.say(digests_ready{me.update}); }, broken,
+     "digests_ready for update 1 twice, or without having any"},
+    {"digests in a pipe", step::offered, [](liar& me) { begin_with_table(me, pipe_end(), lie_table); },
+     errc::bad_region, "it is no memory file", way::refused},
+    {"digests that are not sealed", step::offered,
+     [](liar& me) { begin_with_table(me, memory_file(lie_table, 0), lie_table); }, errc::bad_region,
+     "its size is not sealed", way::refused},
+    {"a table shorter than announced", step::offered,
+     [](liar& me) { begin_with_table(me, memory_file(lie_table - 1), lie_table); }, errc::bad_region,
+     "it has 95 bytes where 96 were announced", way::refused},
+    {"digests of more chunks than there are", step::offered,
+     [](liar& me) { begin_with_table(me, memory_file(lie_table + 16), lie_table + 16); }, broken,
+     "has 112 bytes, not the 96 of its tensors' chunks", way::refused},
+    {"digests of other bytes", step::offered,
+     [](liar& me) {
+       // The bytes that it streams are zeros, and so would be their digests.
+       begin_with_table(me, memory_file(std::vector<std::byte>(lie_table, std::byte{1})), lie_table);
+       stream(me);
+       me.say(digests_ready{me.update});
+     },
+     errc::digest_mismatch, "is not what the sender has", way::given_up, true},
+    {"commit before the digests", step::offered,
+     [](liar& me) {
+       begin_with_table(me, memory_file(lie_table), lie_table);
+       stream(me);
+       me.say(commit{me.update});
+     },
+     broken, "commit for update 1 before all_copied", way::ends, true},
+
     // ---- placements
     {"a placement without its descriptor", step::placing, [](liar& me) { me.say(placement_follows{1, 100}); }, broken,
      "0 descriptors with a message that has 1"},
@@ -691,6 +766,15 @@ std::string tell(sender_lie const& what, false_door& door) {
     if (what.how == sender_lie::way::refused_ring) {
       auto const no = me.expect<ring_refused>();
       auto wrong = judged({static_cast<errc>(no.code), no.text}, what.code, what.words);
+      me.say(goodbye{0, "enough"});
+      return wrong;
+    }
+    if (what.how == sender_lie::way::refused || what.how == sender_lie::way::given_up) {
+      auto const told_in = [&](auto const& no) {
+        return judged({static_cast<errc>(no.code), no.text}, what.code, what.words);
+      };
+      auto wrong = what.how == sender_lie::way::refused ? told_in(me.expect<refuse>())
+                                                        : told_in(me.expect<abort_update>());
       me.say(goodbye{0, "enough"});
       return wrong;
     }

@@ -237,6 +237,7 @@ awaitable<std::string> send(sender& to, part const& which, model const& whole, s
 sender_options options_of_sender(part const& which) {
   sender_options options;
   options.bucket_bytes(bucket_bytes).slots(2).min_receivers(0);
+  if (which.what->digests) options.digests(digest_choice::tensors);
   options.handshake_limit(which.silence).silence_limit(which.silence);
   options.decide_limit(which.longer).commit_limit(which.longer).close_limit(which.longer);
   // On a device every receiver could map them.

@@ -114,6 +114,9 @@ std::vector<scenario> const& scenarios() {
     add("relayed").has = s::trouble::relays;
     add("mapped").lies = s::memory::shared;
     add("partly mapped").lies = s::memory::partly;
+    add("digests").digests = true;
+    auto& compared = add("mapped, digests");
+    compared.lies = s::memory::shared, compared.digests = true;
     auto& lost = add("placement lost");
     lost.lies = s::memory::shared, lost.has = s::trouble::placement_lost;
     auto& released = add("memory released");

@@ -128,7 +128,8 @@ TEST_CASE(
   CHECK(was_dropped(b));
   digest_bench none;
   none.greet(1);
-  none.start_accepted(0, peer_id(1));
+  none.start(0);
+  none.from(1, accept{none.update});
   none.from(1, all_copied{none.update, whole});
   CHECK(none.done().find("to 1: abort_update{update=1, code=63") != std::string::npos);
 }
