@@ -150,7 +150,8 @@ int main(int argc, char** argv) {
                  "new data and a full comparison for each send, or the last (default: each, or last on a GPU "
                  "and for an adapter)")
       ->check(CLI::IsMember({"each", "last"}));
-  app.add_flag("--digest", of.digest, "both sides compute digests of all tensors, compared before each commit");
+  app.add_flag("--digest", of.digest,
+               "both sides compute digests of all tensors, compared before each commit");
   app.add_flag("--prepared", of.prepared, "send prepared tensors");
   app.add_flag("--no-limits", said.no_limits, "without the plain copies, which take memory of their own");
   app.add_option("--decode-steps", of.decode_steps, "steps alone, and beside updates")

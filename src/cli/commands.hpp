@@ -19,7 +19,7 @@ struct common_arguments {
   bool json = false;
   bool quiet = false;
   bool with_digest = true;
-  bool check = false; ///< updates carry digests, and are compared before a commit
+  bool check = false;                         ///< updates carry digests, and are compared before a commit
   std::optional<std::filesystem::path> trace; ///< a timeline is added to this file
 };
 

@@ -72,9 +72,10 @@ void add_common(CLI::App& command, common_arguments& into, words& said) {
       ->check(ways);
   command.add_flag("--digest,!--no-digest", into.with_digest,
                    "a digest of each version in the report (default: yes)");
-  command.add_flag("--check", into.check,
-                   "versions carry digests, and receivers compare before they commit; a receiver with this takes "
-                   "no others");
+  command.add_flag(
+      "--check", into.check,
+      "versions carry digests, and receivers compare before they commit; a receiver with this takes "
+      "no others");
   command
       .add_option("--trace", into.trace,
                   "add a timeline to this file, for ui.perfetto.dev; both sides may name the same one")

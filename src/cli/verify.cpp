@@ -114,7 +114,8 @@ class verify_run {
     auto const opened = checkpoint::open(path);
     host_window window(device::host());
     weights const held(opened, device::host());
-    load(opened, held, window, [](std::uint64_t) {}, stop);
+    load(
+        opened, held, window, [](std::uint64_t) {}, stop);
     auto const sums = digests(held, window, stop);
     verified_file file;
     file.path = path.string();
@@ -179,8 +180,7 @@ boost::json::object json_report(findings const& found) {
     boost::json::object entry;
     entry["name"] = json_text(one.name);
     entry["version"] = one.version ? boost::json::value(*one.version) : boost::json::value(nullptr);
-    entry["digest"] =
-        one.digest ? boost::json::value(to_string(*one.digest)) : boost::json::value(nullptr);
+    entry["digest"] = one.digest ? boost::json::value(to_string(*one.digest)) : boost::json::value(nullptr);
     entry["verdict"] = one.verdict;
     receivers.push_back(std::move(entry));
   }

@@ -55,14 +55,14 @@ class sending_side {
  public:
   /// `mapped`: the tensors lie in memory that the server maps.
   sending_side(std::vector<tensor_info> specs, std::uint64_t bucket_bytes, std::array<std::uint64_t, 2> tell,
-               bool mapped = false)
+               bool mapped = false, bool digests = false)
       : server_([path = directory_.file("s"), specs, tell](auto parent) {
         return follow(parent, path, specs, tell);
       })
       , way_(mapped ? route::mapped : route::host)
       , source_(mapped ? shared_host_memory() : host_memory(), std::move(specs), 1)
       , views_(source_.views())
-      , sender_(std::in_place, io_.get_executor(), directory_.file("s"), quick_sender(bucket_bytes)) {
+      , sender_(std::in_place, io_.get_executor(), directory_.file("s"), options_of(bucket_bytes, digests)) {
     for (auto const& memory : source_.kind().shared()) sender_->share(memory);
     server_.line().say("connect");
     bool there = false;
@@ -104,6 +104,9 @@ class sending_side {
   servers_words hear();
 
  private:
+  static sender_options options_of(std::uint64_t bucket_bytes, bool digests) {
+    return quick_sender(bucket_bytes).digests(digests ? digest_choice::tensors : digest_choice::none);
+  }
   scratch directory_;
   peer_process server_; // forks first
   asio::io_context io_{1};
@@ -132,8 +135,8 @@ struct heap_blocks {
 /// The heap blocks of an update once everything is warm: the least of a few in the sender, the mean of ten in
 /// the receiver.
 heap_blocks warm(std::size_t tensors, std::uint64_t elements, std::uint64_t bucket_bytes, bool prepared,
-                 bool mapped = false) {
-  sending_side side(layers(tensors, elements), bucket_bytes, {6, 16}, mapped);
+                 bool mapped, bool digests) {
+  sending_side side(layers(tensors, elements), bucket_bytes, {6, 16}, mapped, digests);
   prepared_tensors const set = side.prepare();
   heap_blocks least{~std::size_t(0), 0};
   for (std::uint64_t version = 1; version <= 16; ++version) {
@@ -154,11 +157,18 @@ TEST_CASE("the second send makes no shared memory and no mapping, and heap block
           "tensors nor "
           "with the buckets") {
   deadline_guard const guard(patient(std::chrono::seconds(60)));
-  for (auto const& [prepared, mapped] :
-       {std::pair(false, false), {true, false}, {false, true}, {true, true}}) {
-    auto const few = warm(20, 1024, 8 * kib, prepared, mapped);               // 20 tensors, 10 buckets
-    auto const many_tensors = warm(2'000, 8, 64 * kib, prepared, mapped);     // 2,000 tensors, 8 buckets
-    auto const many_buckets = warm(20, 20 * 1024, 8 * kib, prepared, mapped); // 20 tensors, 200 buckets
+  struct way {
+    bool prepared, mapped, digests;
+  };
+  for (auto const& [prepared, mapped, digests] : {way{false, false, false},
+                                                  {true, false, false},
+                                                  {false, true, false},
+                                                  {true, true, false},
+                                                  {false, false, true},
+                                                  {false, true, true}}) {
+    auto const few = warm(20, 1024, 8 * kib, prepared, mapped, digests);           // 20 tensors, 10 buckets
+    auto const many_tensors = warm(2'000, 8, 64 * kib, prepared, mapped, digests); // 2,000 tensors, 8 buckets
+    auto const many_buckets = warm(20, 20 * 1024, 8 * kib, prepared, mapped, digests); // 20, and 200
     auto const same = [](std::size_t a, std::size_t b) {
       return a <= b + 16 && b <= a + 16;
     }; // timing decides a little
@@ -170,6 +180,7 @@ TEST_CASE("the second send makes no shared memory and no mapping, and heap block
     CHECK(same(few.receiver, many_buckets.receiver));
     MESSAGE("heap blocks of a warm " << std::string(prepared ? "prepared " : "")
                                      << std::string(mapped ? "mapped " : "")
+                                     << std::string(digests ? "digested " : "")
                                      << "update, sender/receiver: 10 buckets " << few.sender << "/"
                                      << few.receiver << ", 2,000 tensors " << many_tensors.sender << "/"
                                      << many_tensors.receiver << ", 200 buckets " << many_buckets.sender
