@@ -152,6 +152,20 @@ awaitable<void> follow_peer(std::string path, int ordinal) {
   TEST_CASE("cuda: " sentence) { run_on_all_pairs(function); }
 ROPEWAY_CONTENT_SUITE(ROPEWAY_CUDA_TEST)
 
+// Everything once more, compared before each commit by digests that the devices compute.
+#define ROPEWAY_CUDA_DIGEST_TEST(function, sentence)                                                         \
+  TEST_CASE("cuda, with digests: " sentence) {                                                               \
+    for (auto const& pair : cuda_pairings()) run_at_every_depth(function, digested(pair));                   \
+  }
+ROPEWAY_CONTENT_SUITE(ROPEWAY_CUDA_DIGEST_TEST)
+
+TEST_CASE("cuda, with digests: host tensors among device tensors, and what a slow kernel writes") {
+  for (auto const& pair : cuda_pairings()) {
+    run_at_every_depth(mixed_sources, digested(pair));
+    if (pair.from->where().is_cuda()) run_at_every_depth(written_just_before, digested(pair));
+  }
+}
+
 TEST_CASE("cuda: host tensors among device tensors") { run_on_all_pairs(mixed_sources); }
 
 TEST_CASE("cuda: weights written by a slow kernel just before the send are never the old ones") {

@@ -58,6 +58,10 @@ class lonely_backend final : public memory::backend {
     return real_->register_host(std::move(memory));
   }
   std::unique_ptr<memory::queue> make_queue() override { return real_->make_queue(); }
+  std::shared_ptr<memory::prepared_digests> prepare_digests(std::span<memory::digest_op const> ops,
+                                                            std::uint32_t sums) override {
+    return real_->prepare_digests(ops, sums);
+  }
 
  private:
   std::shared_ptr<backend> real_;

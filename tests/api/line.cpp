@@ -1,6 +1,5 @@
 #include "line.hpp"
 
-#include <cstdlib>
 #include <cstring>
 #include <sstream>
 #include <stdexcept>
@@ -27,7 +26,6 @@ setting mapped_setting(std::size_t receivers, std::uint32_t slots) {
 sender_options quick_sender(std::uint64_t bucket_bytes) {
   sender_options options;
   options.bucket_bytes(bucket_bytes).decide_limit(patient(milliseconds(5000)));
-  if (std::getenv("ROPEWAY_TEST_DIGESTS")) options.digests(digest_choice::tensors);
   options.silence_limit(patient(milliseconds(5000))).commit_limit(patient(milliseconds(5000)));
   return options;
 }
@@ -42,6 +40,7 @@ receiver_options quick_receiver(std::string name) {
 line::line(any_io_executor executor, setting const& how, sender_options options, receiver_options server)
     : how_(how), executor_(std::move(executor)) {
   options.slots(how_.slots);
+  if (how_.how.digests) options.digests(digest_choice::tensors);
   if (how_.how.choice != route_choice::automatic) options.use_route(how_.how.choice);
   auto devices = how_.how.devices ? how_.how.devices : memory::system_backends();
   sender_.emplace(detail::make_sender(executor_, path(), std::move(options), std::move(devices)));

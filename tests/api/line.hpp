@@ -32,7 +32,13 @@ struct pairing {
   /// Of the sender; and the way that updates into destinations must then take, if that is known.
   route_choice choice = route_choice::automatic;
   std::optional<route> way = {};
+  bool digests = false; ///< both sides compute and compare them
 };
+/// The same with digests.
+inline pairing digested(pairing how) {
+  how.digests = true;
+  return how;
+}
 
 /// A pairing, and how deep the ring is.
 struct setting {

@@ -471,6 +471,10 @@ class held_imports final : public memory::backends {
       return real_->register_host(std::move(memory));
     }
     std::unique_ptr<memory::queue> make_queue() override { return real_->make_queue(); }
+    std::shared_ptr<memory::prepared_digests> prepare_digests(std::span<memory::digest_op const> ops,
+                                                              std::uint32_t sums) override {
+      return real_->prepare_digests(ops, sums);
+    }
     std::unique_ptr<memory::segment_importer> start_import(memory::part_kind kind, std::uint64_t bytes,
                                                            std::uint32_t parts,
                                                            memory::device_uuid const& origin) override {
