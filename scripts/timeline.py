@@ -18,7 +18,8 @@ from xml.sax.saxutils import escape
 
 # Told apart by eyes that see no red and green too.
 COLOURS = {"announce": "#999933", "decide": "#bbbbbb", "map": "#aa4499", "source": "#56b4e9", "pack": "#0072b2",
-           "relay": "#cc79a7", "publish": "#e69f00", "wait": "#dddddd", "load": "#009e73", "commit": "#d55e00"}
+           "relay": "#cc79a7", "publish": "#e69f00", "wait": "#dddddd", "load": "#009e73",
+           "digest": "#f0e442", "commit": "#d55e00"}
 ORDER = tuple(COLOURS)
 WIDTH, LEFT, RIGHT, TOP, LINE, GAP = 960, 90, 36, 56, 20, 14
 

@@ -6,6 +6,10 @@
 #include "ropeway/error.hpp"
 
 namespace ropeway::session {
+namespace {
+/// Of one process, and the host.
+constexpr std::size_t most_devices = 65;
+} // namespace
 
 protocol::bytes16 bytes_of(digest128 const& what) noexcept {
   protocol::bytes16 bytes{};
@@ -29,6 +33,9 @@ digest_list::digest_list(memory::backends& memory, std::vector<memory::digest_op
     parts_.push_back({where, memory.get(where)->prepare_digests(std::span(first, last), sums)});
     first = last;
   }
+  if (parts_.size() > most_devices)
+    throw transfer_error(errc::unsupported, "digests of memory of more than " + std::to_string(most_devices) +
+                                                " devices in one update");
 }
 
 std::uint64_t digest_list::bytes() const noexcept {
@@ -59,28 +66,34 @@ copy_stream& digester::stream_of(device where) {
 }
 
 void digester::run(std::span<run_of const> runs, ready_after const& when, copied what) {
-  // Which devices take part: a handful at most.
-  std::array<copy_stream*, 8> used{};
+  // Which devices take part.
+  std::array<copy_stream*, most_devices> used{};
   std::size_t count = 0;
-  for (run_of const& one : runs) {
-    if (!one.list) continue;
-    for (auto const& part : one.list->parts()) {
-      auto& stream = stream_of(part.where);
-      if (std::find(used.begin(), used.begin() + count, &stream) == used.begin() + count) {
-        if (count == used.size())
-          throw transfer_error(errc::unsupported,
-                               "digests of memory of more than eight devices in one update");
-        if (part.where.is_cuda()) stream.start_after(when);
-        used[count++] = &stream;
+  std::error_code error;
+  try {
+    for (run_of const& one : runs) {
+      if (!one.list) continue;
+      for (auto const& part : one.list->parts()) {
+        auto& stream = stream_of(part.where);
+        if (std::find(used.begin(), used.begin() + count, &stream) == used.begin() + count) {
+          if (count == used.size())
+            throw transfer_error(errc::unsupported, "digests of memory of too many devices in one update");
+          if (part.where.is_cuda()) stream.start_after(when);
+          used[count++] = &stream;
+        }
+        stream.digest(*part.list, one.how);
       }
-      stream.digest(*part.list, one.how);
     }
+    if (count == 0) used[count++] = &stream_of(device::host()); // nothing to wait for, but not at once
+  } catch (transfer_error const& failed) {
+    if (count == 0) throw;
+    error = failed.code(); // something was queued, which must be waited for
   }
-  if (count == 0) used[count++] = &stream_of(device::host()); // nothing to wait for, but not at once
-  if (count == 1) return used[0]->then(std::move(what));
+  if (count == 1 && !error) return used[0]->then(std::move(what));
   auto const all = std::make_shared<joint>();
   all->left = count;
   all->what = std::move(what);
+  all->error = error;
   for (std::size_t i = 0; i < count; ++i) {
     copied share;
     share.whose = all;

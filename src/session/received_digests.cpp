@@ -64,6 +64,7 @@ digest_list const* received_digests::of_slots(device where) const noexcept {
 }
 
 std::span<digester::run_of const> received_digests::last_runs(std::optional<device> slots) noexcept {
+  runs_ = {}; // a load that was given up has left its own
   std::size_t count = 0;
   if (places_) runs_[count++] = {places_.get(), {}};
   if (source_) runs_[count++] = {source_.get(), {}};
@@ -91,7 +92,6 @@ std::optional<received_digests::difference> received_digests::compare(std::span<
   std::fill(found_.begin(), found_.end(), digest128());
   for (auto const& run : runs_)
     if (run.list) run.list->add_to(found_);
-  std::fill(runs_.begin(), runs_.end(), digester::run_of{});
   whole_ = chunks_.whole(said_);
   auto const* const wrong = checks_.first_difference(found_, said_);
   if (!wrong) return std::nullopt;

@@ -364,6 +364,7 @@ void sender_core::dissolve() noexcept {
   auto const releasing = std::exchange(release_waiters_, {});
   auto const closing = std::exchange(on_closed_, {});
   if (!operation) return;
+  operation->undigested.clear(); // they own it
   auto const started = std::move(operation->on_started);
   auto const source_free = std::move(operation->on_source_free);
   auto const done = std::move(operation->on_done);
@@ -771,6 +772,7 @@ void sender_core::complete(std::shared_ptr<send_operation> const& operation) {
   if (operation->over) return;
   operation->over = true;
   failpoint<side::sender, "report_complete">();
+  operation->undigested.clear(); // they own the operation
   auto& report = operation->report;
   report.total = since(operation->called);
   report.stages = operation->stages.times;
