@@ -174,6 +174,9 @@ awaitable<void> lie_to_receiver(sender_lie const& what) {
     }
     auto const wrong = co_await liar.end();
     CHECK(wrong == "");
+    // It alone was refused: the session ends with the liar's goodbye.
+    bool const goes_on = what.how == way::refused || what.how == way::given_up;
+    if (goes_on) (void)co_await try_to(from.next_update());
   }
   CHECK(held.guards_intact());
   using at = sender_lie::step;

@@ -93,9 +93,9 @@ typedef struct {
   uint32_t first, count;        /* of the chunks */
 } ropeway_prepared_list;
 
-/* Digests. A task is a run of the image within 64 KiB of it, or some units of a box; what it comes to is added to
-   a sum. Of a run as it is, address and image lie equally within 16 bytes; of one that is converted, both ends of
-   the image lie at multiples of 16 and the address at one of what 16 bytes are made of. */
+/* Digests. A task is a run of the image within 64 KiB of it, or some units of a box; what it comes to is
+   added to a sum. Of a run as it is, address and image lie equally within 16 bytes; of one that is converted,
+   both ends of the image lie at multiples of 16 and the address at one of what 16 bytes are made of. */
 enum { ropeway_digest_threads = 256, ropeway_digest_window = 65536 };
 typedef enum {
   ropeway_digest_as_is,
@@ -112,15 +112,16 @@ typedef struct {
   uint32_t box;  /* of the list's boxes, plus one; 0: a run */
   uint32_t form; /* of a run */
 } ropeway_digest_task;
-/* from_stride of its dimensions is for memory, to_stride for the image. Units lie at multiples of their size in the
-   image. */
+/* from_stride of its dimensions is for memory, to_stride for the image. Units lie at multiples of their size
+   in the image. */
 typedef struct {
   uint64_t address, image;
   uint32_t first_dim;
   uint16_t rank, unit; /* a ropeway_unit */
 } ropeway_digest_box;
 typedef struct {
-  uint64_t tasks, boxes, dims, sums; /* addresses of ropeway_digest_task, ropeway_digest_box, ropeway_dim, uint64_t[2] */
+  uint64_t tasks, boxes, dims,
+      sums; /* addresses of ropeway_digest_task, ropeway_digest_box, ropeway_dim, uint64_t[2] */
   uint64_t base;
   uint32_t first, count; /* of the tasks */
 } ropeway_digest_list;
