@@ -172,7 +172,7 @@ std::vector<memory::digest_op> slot_digests(manifest const& of, chunk_table cons
                      place.group = p.bucket;
                      add_packed(place, first, bytes, out);
                    });
-  std::stable_sort(out.begin(), out.end(), [](auto const& a, auto const& b) { return a.group < b.group; });
+  std::sort(out.begin(), out.end(), [](auto const& a, auto const& b) { return a.group < b.group; });
   return out;
 }
 
@@ -277,7 +277,7 @@ std::vector<memory::digest_op> digest_checks::of_slots(placement const* mapped, 
       add_rest(one, place, row_major(info.dims), p.tensor_offset, p.bytes, out);
     }
   }
-  std::stable_sort(out.begin(), out.end(), [](auto const& a, auto const& b) { return a.group < b.group; });
+  std::sort(out.begin(), out.end(), [](auto const& a, auto const& b) { return a.group < b.group; });
   return out;
 }
 

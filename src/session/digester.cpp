@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <utility>
 
 #include "ropeway/error.hpp"
 
@@ -26,7 +27,10 @@ digest128 digest_of(protocol::bytes16 const& bytes) noexcept {
 
 digest_list::digest_list(memory::backends& memory, std::vector<memory::digest_op> ops, std::uint32_t sums) {
   auto const key = [](memory::digest_op const& op) { return op.where.is_cuda() ? op.where.ordinal() : -1; };
-  std::stable_sort(ops.begin(), ops.end(), [&](auto const& a, auto const& b) { return key(a) < key(b); });
+  auto const before = [&](auto const& a, auto const& b) {
+    return std::pair(key(a), a.group) < std::pair(key(b), b.group);
+  };
+  std::sort(ops.begin(), ops.end(), before);
   for (auto first = ops.begin(); first != ops.end();) {
     auto const last = std::find_if(first, ops.end(), [&](auto const& op) { return key(op) != key(*first); });
     auto const where = first->where;

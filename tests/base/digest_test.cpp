@@ -44,7 +44,7 @@ TEST_CASE("however a run is cut in two or three, its parts add up to it") {
   for (std::size_t const size :
        {std::size_t(1), std::size_t(3), std::size_t(4), std::size_t(9), std::size_t(40)}) {
     auto const bytes = noise(size, 1);
-    for (std::uint64_t const image : {0, 1, 2, 3, 4090, 4096}) {
+    for (std::uint64_t const image : std::initializer_list<std::uint64_t>{0, 1, 2, 3, 4090, 4096}) {
       auto const whole = of(bytes, image);
       for (std::size_t i = 0; i <= size; ++i)
         for (std::size_t k = i; k <= size; ++k) {

@@ -107,11 +107,12 @@ struct bench {
 void digests_of_runs(memory_kind& kind) {
   bench const on(kind, pattern(600'000, 51));
   std::vector<digest_op> ops;
-  for (std::uint64_t const at : {0, 1, 4, 15, 16, 255})
-    for (std::uint64_t const image : {0, 3, 16, 4095, 65'520, 1'048'560})
-      for (std::uint64_t const bytes : {0, 1, 5, 16, 31, 48, 4096, 4100})
+  for (std::uint64_t const at : std::initializer_list<std::uint64_t>{0, 1, 4, 15, 16, 255})
+    for (std::uint64_t const image : std::initializer_list<std::uint64_t>{0, 3, 16, 4095, 65'520, 1'048'560})
+      for (std::uint64_t const bytes : std::initializer_list<std::uint64_t>{0, 1, 5, 16, 31, 48, 4096, 4100})
         ops.push_back(on.run(at, image, bytes));
-  for (std::uint64_t const at : {0, 16, 7}) ops.push_back(on.run(at, 5 * 65'536 + at, 500'000));
+  for (std::uint64_t const at : std::initializer_list<std::uint64_t>{0, 16, 7})
+    ops.push_back(on.run(at, 5 * 65'536 + at, 500'000));
   ops.push_back(on.run(0, 77 << 20, 600'000));
   ops.push_back(on.run(3, (std::uint64_t(1) << 40) + 3, 70'000));
   on.check(std::move(ops));
@@ -167,9 +168,9 @@ void digests_of_conversions(memory_kind& kind) {
        {conversion::f32_to_bf16, conversion::f32_to_f16, conversion::bf16_to_f32, conversion::f16_to_f32}) {
     bool const narrows = how == conversion::f32_to_bf16 || how == conversion::f32_to_f16;
     std::uint16_t const from = narrows ? 4 : 2, to = narrows ? 2 : 4;
-    for (std::uint64_t const at : {0, 1, 4, 8, 32})
-      for (std::uint64_t const image : {0, 4, 16, 65'520})
-        for (std::uint64_t const count : {1, 7, 8, 5000, 40'000}) {
+    for (std::uint64_t const at : std::initializer_list<std::uint64_t>{0, 1, 4, 8, 32})
+      for (std::uint64_t const image : std::initializer_list<std::uint64_t>{0, 4, 16, 65'520})
+        for (std::uint64_t const count : std::initializer_list<std::uint64_t>{1, 7, 8, 5000, 40'000}) {
           digest_op op = on.run(at, image, 0);
           op.convert = how;
           op.rank = 1;

@@ -132,9 +132,10 @@ TEST_SUITE("pure") {
   TEST_CASE("runs of digests are cut at windows, and every byte is taken once") {
     page const on(1 << 20);
     std::vector<digest_op> ops;
-    for (std::uint64_t const at : {0, 1, 16, 100})
-      for (std::uint64_t const image : {0, 1, 16, 65'535, 1'048'575})
-        for (std::uint64_t const bytes : {0, 1, 15, 16, 17, 4096, 200'000}) {
+    for (std::uint64_t const at : std::initializer_list<std::uint64_t>{0, 1, 16, 100})
+      for (std::uint64_t const image : std::initializer_list<std::uint64_t>{0, 1, 16, 65'535, 1'048'575})
+        for (std::uint64_t const bytes :
+             std::initializer_list<std::uint64_t>{0, 1, 15, 16, 17, 4096, 200'000}) {
           digest_op op;
           op.address = at;
           op.image = image;
@@ -271,6 +272,7 @@ TEST_SUITE("pure") {
       CHECK(fetched == 1);
       CHECK(last.first == 0);
       CHECK(last.count == 6);
+      CHECK(blocks == 6); // of 16 that four multiprocessors hold
       memory::digest_run some;
       some.first = 1;
       some.count = 1;
