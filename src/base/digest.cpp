@@ -118,8 +118,7 @@ digest128 digest_of_run(std::byte const* data, std::uint64_t image, std::uint64_
 
 void update_digest::add(std::uint64_t identity, digest128 const& tensor) noexcept {
   for (std::size_t lane = 0; lane < 2; ++lane)
-    value_.lanes[lane] =
-        ropeway_digest_mix(ropeway_digest_mix(value_.lanes[lane] + identity) ^ tensor.lanes[lane]);
+    value_.lanes[lane] += ropeway_digest_mix(ropeway_digest_mix(identity + lane) ^ tensor.lanes[lane]);
 }
 
 std::uint64_t identity_of(tensor_info const& tensor) {

@@ -12,8 +12,8 @@ namespace ropeway {
 /// What `bytes` bytes at `data`, which are those from `image` on of a tensor as delivered, add to its digest.
 digest128 digest_of_run(std::byte const* data, std::uint64_t image, std::uint64_t bytes) noexcept;
 
-/// What all tensors of an update come to, added in their order: depends on it, and on names, types and
-/// shapes, as far as they are in `identity`.
+/// What all tensors of an update come to, with their names, types and shapes, as far as these are in
+/// `identity`. In any order: names are unique, and the same tensors in another order are the same weights.
 class update_digest {
  public:
   void add(std::uint64_t identity, digest128 const& tensor) noexcept;

@@ -14,7 +14,7 @@ namespace ropeway::cli {
 
 /// Of each tensor. Blocks: call it beside the event loop. Throws `operation_aborted` when `stop` is set.
 std::vector<digest128> digests(weights const& of, host_window& window, std::atomic<bool> const& stop);
-/// What they come to in their order, with names, types and shapes: the digest of an update that sends them.
+/// What they come to, with names, types and shapes, in any order: the digest of an update that sends them.
 digest128 whole(weights const& of, std::span<digest128 const> tensors);
 /// The two of them, as text.
 std::string digest(weights const& of, host_window& window, std::atomic<bool> const& stop);

@@ -31,7 +31,7 @@ class chunk_table {
   std::uint32_t chunks() const noexcept { return first_.back(); }
   /// Of tensor t: [first(t), first(t + 1)).
   std::uint32_t first(std::uint32_t tensor) const noexcept { return first_[tensor]; }
-  /// Of a table with these digests, one a chunk: all tensors, in order.
+  /// Of a table with these digests, one a chunk: of all tensors.
   digest128 whole(std::span<digest128 const> of_chunks) const noexcept;
 
  private:

@@ -124,7 +124,7 @@ TEST_CASE("the versions of a checkpoint differ from each other in every element,
   CHECK(digest(held, window, stop) == first);
 }
 
-TEST_CASE("a digest tells names, dtypes, shapes, order and bytes apart") {
+TEST_CASE("a digest tells names, dtypes, shapes and bytes apart, and is the same in any order") {
   host_window window(device::host());
   std::atomic<bool> const stop{false};
   auto const of = [&](std::vector<tensor_info> infos) {
@@ -137,9 +137,9 @@ TEST_CASE("a digest tells names, dtypes, shapes, order and bytes apart") {
       of({{"a", dtype::i32, {4}}}),
       of({{"a", dtype::f32, {2, 2}}}),
       of({{"a", dtype::f32, {4}}, {"b", dtype::u8, {0}}}),
-      of({{"b", dtype::u8, {0}}, {"a", dtype::f32, {4}}}),
+      of({{"b", dtype::u8, {0}}, {"a", dtype::f32, {4}}}), // as before
   };
-  CHECK(digests.size() == 7);
+  CHECK(digests.size() == 6);
   for (auto const& one : digests) CHECK(one.size() == 32);
 }
 
