@@ -59,6 +59,7 @@ digest_table::digest_table(std::span<digest_op const> ops, std::uint32_t sums) {
   std::uint32_t group = 0;
   for (digest_op const& op : ops) {
     if (op.sum >= sums) refuse(errc::invalid_argument, "a digest adds to a sum that there is not");
+    if (op.rank > max_rank) refuse(errc::invalid_argument, "a digest has too many dimensions");
     if (op.group < group) refuse(errc::invalid_argument, "groups of digests must ascend");
     group = op.group;
     while (first.size() <= op.group) first.push_back(static_cast<std::uint32_t>(tasks.size()));
