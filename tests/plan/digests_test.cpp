@@ -30,12 +30,21 @@ void perform(std::vector<memory::digest_op> const& ops, std::byte const* base, s
       into[op.sum] += digest_of_run(first, op.image, op.bytes);
       continue;
     }
-    for_each_index(std::span(op.extent).first(op.rank), [&](auto const& index) {
+    // Rows that lie in a row on both sides are taken at once: with a sanitizer, elements take minutes.
+    std::size_t const inner = op.rank - 1u;
+    bool const row = op.convert == memory::conversion::none && op.image_stride[inner] == op.image_element &&
+                     op.data_stride[inner] == op.data_element;
+    std::uint64_t const at_once = row ? op.extent[inner] * op.image_element : 0;
+    for_each_index(std::span(op.extent).first(row ? inner : op.rank), [&](auto const& index) {
       auto const* from = first;
       std::uint64_t image = op.image;
-      for (std::size_t d = 0; d < op.rank; ++d) {
+      for (std::size_t d = 0; d < (row ? inner : op.rank); ++d) {
         from += static_cast<std::int64_t>(index[d]) * op.data_stride[d];
         image += index[d] * op.image_stride[d];
+      }
+      if (row) {
+        into[op.sum] += digest_of_run(from, image, at_once);
+        return;
       }
       std::array<std::byte, 16> value;
       test::convert_element(op.convert, from, value.data(), op.image_element);
@@ -185,17 +194,16 @@ TEST_CASE("a byte that arrives wrong in a destination is found, and named with i
   digest_checks const checks(*m.layout, *m.chunks, *m.places);
   for (std::size_t i = 0; i < m.taken.size(); ++i) {
     if (m.taken[i].empty()) continue;
-    for (std::size_t const at : {std::size_t(0), m.taken[i].size() / 2, m.taken[i].size() - 1}) {
+    for (bool const mapped : {false, true}) {
+      auto const at = mapped ? m.taken[i].size() - 1 : m.taken[i].size() / 3;
       m.taken[i][at] ^= std::byte{0x10};
-      for (bool const mapped : {false, true}) {
-        auto const* const wrong = checks.first_difference(m.received(checks, mapped), source);
-        REQUIRE(wrong != nullptr);
-        CHECK(m.layout->tensors()[wrong->tensor].name == m.into[i].tensor);
-        auto const words = checks.words(*wrong);
-        CHECK(words.find("\"" + m.into[i].tensor + "\"") != std::string::npos);
-        auto const part = m.into[i].part ? "box " + to_string(*m.into[i].part) : std::string();
-        CHECK(words.find(part) != std::string::npos);
-      }
+      auto const* const wrong = checks.first_difference(m.received(checks, mapped), source);
+      REQUIRE(wrong != nullptr);
+      CHECK(m.layout->tensors()[wrong->tensor].name == m.into[i].tensor);
+      auto const words = checks.words(*wrong);
+      CHECK(words.find("\"" + m.into[i].tensor + "\"") != std::string::npos);
+      auto const part = m.into[i].part ? "box " + to_string(*m.into[i].part) : std::string();
+      CHECK(words.find(part) != std::string::npos);
       m.taken[i][at] ^= std::byte{0x10};
     }
   }
