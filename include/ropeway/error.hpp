@@ -57,6 +57,8 @@ enum class errc : std::uint16_t {
   digest_missing = 64,  ///< the receiver takes only updates that carry digests, and this one has none
 };
 
+/// The enumerator's own spelling: "peer_gone"; "unknown" for a number that is none.
+ROPEWAY_API std::string_view name(errc e) noexcept;
 /// The category of `errc`; its `message()` is a sentence that says what happened and what to do.
 ROPEWAY_API std::error_category const& ropeway_category() noexcept;
 /// Lets an `errc` be compared with, and assigned to, a `std::error_code`.

@@ -67,6 +67,47 @@ class category final : public std::error_category {
 
 } // namespace
 
+std::string_view name(errc e) noexcept {
+  switch (e) {
+  case errc::ok: return "ok";
+  case errc::invalid_argument: return "invalid_argument";
+  case errc::busy: return "busy";
+  case errc::not_open: return "not_open";
+  case errc::too_few_receivers: return "too_few_receivers";
+  case errc::duplicate_name: return "duplicate_name";
+  case errc::source_failed: return "source_failed";
+  case errc::slots_held: return "slots_held";
+  case errc::destination_mismatch: return "destination_mismatch";
+  case errc::torn: return "torn";
+  case errc::leased: return "leased";
+  case errc::peer_gone: return "peer_gone";
+  case errc::peer_silent: return "peer_silent";
+  case errc::peer_refused: return "peer_refused";
+  case errc::peer_aborted: return "peer_aborted";
+  case errc::protocol_error: return "protocol_error";
+  case errc::version_mismatch: return "version_mismatch";
+  case errc::not_permitted: return "not_permitted";
+  case errc::unconfirmed: return "unconfirmed";
+  case errc::group_incomplete: return "group_incomplete";
+  case errc::connect_timeout: return "connect_timeout";
+  case errc::handshake_timeout: return "handshake_timeout";
+  case errc::commit_timeout: return "commit_timeout";
+  case errc::loader_failed: return "loader_failed";
+  case errc::no_device: return "no_device";
+  case errc::device_failed: return "device_failed";
+  case errc::out_of_memory: return "out_of_memory";
+  case errc::not_reachable: return "not_reachable";
+  case errc::bad_region: return "bad_region";
+  case errc::address_in_use: return "address_in_use";
+  case errc::bad_path: return "bad_path";
+  case errc::no_resources: return "no_resources";
+  case errc::bad_checkpoint: return "bad_checkpoint";
+  case errc::unsupported: return "unsupported";
+  case errc::overflow: return "overflow";
+  }
+  return "unknown";
+}
+
 std::error_category const& ropeway_category() noexcept {
   static category const instance;
   return instance;
