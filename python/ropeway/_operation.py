@@ -1,0 +1,270 @@
+"""Operations: what is awaited, or waited for."""
+from __future__ import annotations
+
+import asyncio
+import time
+import weakref
+from typing import Any, Awaitable, Callable, Dict, Generator, Generic, Optional, TypeVar, cast
+
+from . import _core
+from ._errors import TransferError
+
+T = TypeVar("T")
+
+
+class _Box:
+    """Where the ends of operations arrive on one asyncio loop: a descriptor that the loop reads."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.core = _core.Mailbox()
+        self._waiting: Dict[int, "asyncio.Future[None]"] = {}
+        loop.add_reader(self.core.fileno(), self._drain)
+
+    def _drain(self) -> None:
+        for ended in self.core.take():
+            future = self._waiting.pop(ended, None)
+            if future is not None and not future.done():
+                future.set_result(None)
+
+    async def until_ended(self, core: _core.Operation) -> None:
+        """Returns, or raises CancelledError, only when the operation has ended: its copies touch no memory then."""
+        loop = asyncio.get_running_loop()
+        self._waiting[core.id] = future = loop.create_future()
+        if not core.tell(self.core):
+            del self._waiting[core.id]
+            return
+        try:
+            await future
+            return
+        except asyncio.CancelledError as error:
+            cancelled = error
+        core.stop()
+        while not core.ended():
+            self._waiting[core.id] = future = loop.create_future()
+            try:
+                await future
+            except asyncio.CancelledError:
+                pass  # it was told to stop, and can't be told twice
+        self._waiting.pop(core.id, None)
+        raise cancelled
+
+
+_boxes: "weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Box]" = weakref.WeakKeyDictionary()
+
+
+def _box() -> _Box:
+    loop = asyncio.get_running_loop()
+    box = _boxes.get(loop)
+    if box is None:
+        box = _boxes[loop] = _Box(loop)
+    return box
+
+
+class Operation(Generic[T]):
+    """An operation that was started by the call which returned it.
+
+    ``await`` it on an asyncio loop (uvloop's too), or `wait` for it on a thread that has none. Both return the result,
+    or raise what went wrong, and both end only when no copy touches the caller's memory any more, also when they are
+    cancelled. An operation that nobody waits for goes on by itself, and keeps what it needs.
+
+    Thread-safety: may be started on one thread and waited for on another; by one at a time.
+    """
+
+    def __await__(self) -> Generator[Any, None, T]:
+        return self._run().__await__()
+
+    def wait(self, timeout: Optional[float] = None) -> T:
+        """Blocks this thread, with the GIL released. After `timeout` seconds the operation is given up, and
+        TimeoutError is raised once it has ended; so is KeyboardInterrupt, or what another signal's handler raises.
+        Don't call it on the thread of a running asyncio loop: that loop stands still meanwhile."""
+        raise NotImplementedError
+
+    def cancel(self) -> None:
+        """Gives the operation up; whoever waits for it gets TransferError (``operation_aborted``), unless it was
+        too late. Any thread."""
+        raise NotImplementedError
+
+    def done(self) -> bool:
+        """Whether it has ended."""
+        raise NotImplementedError
+
+    async def _run(self) -> T:
+        raise NotImplementedError
+
+
+class Single(Operation[T]):
+    """One operation of the library."""
+
+    def __init__(self, core: _core.Operation, convert: Optional[Callable[[Any], T]] = None,
+                 unclaimed: Optional[Callable[[T], None]] = None) -> None:
+        self._core = core
+        self._convert = convert
+        self._unclaimed = unclaimed  # takes the result if the waiting was cancelled when there was one
+        self._finished = False
+        self._value: Any = None
+        self._error: Optional[BaseException] = None
+
+    def done(self) -> bool:
+        return self._core.ended()
+
+    def cancel(self) -> None:
+        self._core.stop()
+
+    def wait(self, timeout: Optional[float] = None) -> T:
+        if not self._core.ended():
+            try:
+                ended = self._core.wait(-1.0 if timeout is None else max(timeout, 0.0), False)
+            except BaseException:
+                self._give_up()
+                self._hand_over()
+                raise
+            if not ended:
+                self._give_up()
+                try:
+                    return self._result()
+                except TransferError as error:
+                    if error.code == "operation_aborted":
+                        raise TimeoutError(f"not done within {timeout:g} s, and given up") from None
+                    raise
+        return self._result()
+
+    async def _run(self) -> T:
+        if not self._core.ended():
+            try:
+                await _box().until_ended(self._core)
+            except asyncio.CancelledError:
+                self._hand_over()
+                raise
+        return self._result()
+
+    def _give_up(self) -> None:
+        self._core.stop()
+        self._core.wait(-1.0, True)
+
+    def _hand_over(self) -> None:
+        if self._unclaimed is not None:
+            try:
+                value = self._result()
+            except BaseException:
+                return
+            self._unclaimed(value)
+
+    def _result(self) -> T:
+        if not self._finished:
+            self._finished = True
+            try:
+                value = self._core.result()
+                self._value = self._convert(value) if self._convert is not None else value
+            except BaseException as error:
+                self._error = error
+        if self._error is not None:
+            raise self._error
+        return cast(T, self._value)
+
+
+class Ready(Operation[T]):
+    """A result that is there already."""
+
+    def __init__(self, value: T) -> None:
+        self._value = value
+
+    def done(self) -> bool:
+        return True
+
+    def cancel(self) -> None:
+        pass
+
+    def wait(self, timeout: Optional[float] = None) -> T:
+        return self._value
+
+    async def _run(self) -> T:
+        return self._value
+
+
+class Foreign(Operation[T]):
+    """Something of asyncio's, as a step; there is nobody to await it in the blocking form."""
+
+    def __init__(self, what: Awaitable[T]) -> None:
+        self._what = what
+
+    def done(self) -> bool:
+        return False
+
+    def cancel(self) -> None:
+        pass
+
+    def wait(self, timeout: Optional[float] = None) -> T:
+        close = getattr(self._what, "close", None)
+        if close is not None:
+            close()  # a coroutine that is never awaited would say so
+        raise TypeError("an async iterator of tensors can only be sent with `await`, not with .wait()")
+
+    async def _run(self) -> T:
+        return await self._what
+
+
+class Steps(Operation[T]):
+    """Several operations, one after the other, with Python between them: a generator that yields operations and is
+    given their results, on the thread that waits. Its first step is started at once."""
+
+    def __init__(self, steps: "Generator[Operation[Any], Any, T]") -> None:
+        self._steps = steps
+        self._step: Optional[Operation[Any]] = None
+        self._finished = False
+        self._value: Any = None
+        self._error: Optional[BaseException] = None
+        self._advance(lambda: steps.send(None))
+
+    def done(self) -> bool:
+        return self._finished
+
+    def cancel(self) -> None:
+        step = self._step
+        if step is not None:
+            step.cancel()
+
+    def wait(self, timeout: Optional[float] = None) -> T:
+        limit = None if timeout is None else time.monotonic() + timeout
+        while not self._finished:
+            step = cast("Operation[Any]", self._step)
+            try:
+                value = step.wait(None if limit is None else max(limit - time.monotonic(), 0.0))
+            except BaseException as error:
+                self._throw(error)
+            else:
+                self._send(value)
+        return self._result()
+
+    async def _run(self) -> T:
+        while not self._finished:
+            step = cast("Operation[Any]", self._step)
+            try:
+                value = await step
+            except BaseException as error:
+                self._throw(error)
+            else:
+                self._send(value)
+        return self._result()
+
+    def _send(self, value: Any) -> None:
+        self._advance(lambda: self._steps.send(value))
+
+    def _throw(self, error: BaseException) -> None:
+        self._advance(lambda: self._steps.throw(error))
+
+    def _advance(self, resume: "Callable[[], Operation[Any]]") -> None:
+        try:
+            self._step = resume()
+        except StopIteration as stop:
+            self._value = stop.value
+        except BaseException as error:
+            self._error = error
+        else:
+            return
+        self._finished = True
+        self._step = None
+
+    def _result(self) -> T:
+        if self._error is not None:
+            raise self._error
+        return cast(T, self._value)

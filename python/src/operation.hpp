@@ -1,0 +1,56 @@
+// What stands for a running operation in Python. Part of ropeway; Apache-2.0.
+#pragma once
+#include <nanobind/nanobind.h>
+
+#include <functional>
+#include <memory>
+
+#include "engine.hpp"
+
+namespace nb = nanobind;
+
+namespace ropeway::python {
+
+/// A task and how its result is made a Python object.
+class operation {
+ public:
+  operation(std::shared_ptr<engine> loop, std::shared_ptr<task> what, std::function<nb::object()> result)
+      : loop_(std::move(loop)), task_(std::move(what)), result_(std::move(result)) {}
+
+  std::uint64_t id() const noexcept { return task_->id(); }
+  bool ended() const { return task_->ended(); }
+  void stop() {
+    if (!loop_->forked()) task_->stop();
+  }
+  bool tell(std::shared_ptr<mailbox> const& whom) { return task_->tell(whom); }
+  /// Sleeps until it has ended, for `seconds` at most (below 0: without limit), and says whether it has. A
+  /// signal's handler may raise, unless `deaf`.
+  bool wait(double seconds, bool deaf);
+  /// Once, after it has ended. Raises what it failed with.
+  nb::object result() {
+    task_->check();
+    return result_();
+  }
+
+ private:
+  std::shared_ptr<engine> loop_; // goes last
+  std::shared_ptr<task> task_;
+  std::function<nb::object()> result_;
+};
+
+/// Starts an awaitable; `make` turns its result into a Python object. `owner` is kept until the operation is
+/// let go.
+template <class T, class Owner, class Make>
+operation begin(std::shared_ptr<engine> const& loop, awaitable<T> what, Owner owner, Make make) {
+  auto const running = loop->start<T>(std::move(what), std::move(owner));
+  return {loop, running, [running = running.get(), make] { return make(running->take()); }};
+}
+
+inline nb::object no_result(done) { return nb::none(); }
+
+void bind_operations(nb::module_& module);
+void bind_sending(nb::module_& module);
+void bind_receiving(nb::module_& module);
+void bind_lending(nb::module_& module);
+
+} // namespace ropeway::python

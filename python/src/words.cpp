@@ -1,0 +1,202 @@
+#include "words.hpp"
+
+#include <asio/error.hpp>
+#include <chrono>
+#include <cmath>
+#include <system_error>
+
+#include "ropeway/error.hpp"
+#include "ropeway/sender.hpp"
+
+namespace ropeway::python {
+namespace {
+
+/// Something of a module of ours, looked up once and then kept for good.
+nb::handle named(char const* module, char const* what) {
+  return nb::object(nb::module_::import_(module).attr(what)).release();
+}
+
+double seconds(nanoseconds time) { return std::chrono::duration<double>(time).count(); }
+
+nb::object version_or_none(std::optional<std::uint64_t> version) {
+  return version ? nb::object(nb::int_(*version)) : nb::object(nb::none());
+}
+
+nb::dict stages(stage_times const& times) {
+  nb::dict all;
+  for (auto const stage : all_stages)
+    if (times[stage].count() != 0) all[text(name(stage))] = seconds(times[stage]);
+  return all;
+}
+
+double since_epoch(std::chrono::system_clock::time_point time) {
+  return std::chrono::duration<double>(time.time_since_epoch()).count();
+}
+
+nb::object code_of(std::error_code code) {
+  if (code.category() == ropeway_category()) return text(name(static_cast<errc>(code.value())));
+  if (code == asio::error::operation_aborted) return text("operation_aborted");
+  if (code.category() == std::system_category() || code.category() == std::generic_category() ||
+      code.category() == asio::error::get_system_category()) {
+    nb::object const known = nb::module_::import_("errno").attr("errorcode").attr("get")(code.value());
+    if (!known.is_none()) return known;
+  }
+  return text(std::string(code.category().name()) + ":" + std::to_string(code.value()));
+}
+
+void raise(std::system_error const& error, transfer_error const* about, send_report const* report) {
+  static nb::handle const make = named("ropeway._errors", "_from_core");
+  nb::object const raised =
+      make(code_of(error.code()), text(error.what()), about ? text(about->tensor()) : text(""),
+           about && about->bucket() ? nb::object(nb::int_(*about->bucket())) : nb::object(nb::none()),
+           about ? text(about->peer()) : text(""), about ? text(about->peer_words()) : text(""),
+           report ? to_python(*report) : nb::object(nb::none()));
+  PyErr_SetObject(reinterpret_cast<PyObject*>(Py_TYPE(raised.ptr())), raised.ptr());
+}
+
+milliseconds limit_from(nb::handle value) {
+  double const given = nb::cast<double>(value);
+  // What is not finite, or too large for any clock, is the longest there is: a month.
+  double const most = 30.0 * 24 * 3600;
+  if (std::isnan(given) || given < 0) throw nb::value_error("a limit is a number of seconds, not below 0");
+  return milliseconds(static_cast<std::int64_t>(std::ceil(std::min(given, most) * 1000)));
+}
+
+std::vector<uid_t> users_from(nb::handle value) {
+  std::vector<uid_t> users;
+  for (nb::handle const user : value) users.push_back(nb::cast<uid_t>(user));
+  return users;
+}
+
+route_choice route_from(nb::handle value) {
+  auto const word = text_of(value);
+  if (auto const way = parse_route_choice(word)) return *way;
+  throw nb::value_error(
+      ("no route is called \"" + word + "\"; there are automatic, mapped, staged and host").c_str());
+}
+
+} // namespace
+
+std::string text_of(nb::handle text) {
+  Py_ssize_t size = 0;
+  char const* const bytes = PyUnicode_AsUTF8AndSize(text.ptr(), &size);
+  if (!bytes) throw nb::python_error();
+  return {bytes, static_cast<std::size_t>(size)};
+}
+
+nb::object text(std::string_view words) {
+  return nb::steal(PyUnicode_DecodeUTF8(words.data(), static_cast<Py_ssize_t>(words.size()), "replace"));
+}
+
+nb::object to_python(send_report const& report) {
+  static nb::handle const make = named("ropeway._reports", "SendReport");
+  static nb::handle const make_one = named("ropeway._reports", "ReceiverReport");
+  nb::list receivers;
+  for (auto const& one : report.receivers)
+    receivers.append(make_one(text(one.name), text(name(one.what)),
+                              one.error ? code_of(one.error) : nb::object(nb::none()), text(one.text),
+                              text(name(one.way)), seconds(one.after), stages(one.stages)));
+  return make(report.version, report.bytes, report.tensors, report.buckets, seconds(report.total),
+              seconds(report.source_free), stages(report.stages), nb::tuple(receivers));
+}
+
+nb::object to_python(load_report const& report) {
+  static nb::handle const make = named("ropeway._reports", "LoadReport");
+  return make(report.version, report.bytes, report.tensors, report.buckets, report.copied,
+              seconds(report.total), stages(report.stages), text(name(report.way)));
+}
+
+nb::object to_python(weights_status const& status) {
+  static nb::handle const make = named("ropeway._reports", "WeightsStatus");
+  return make(text(name(status.what)), version_or_none(status.version), version_or_none(status.arriving),
+              since_epoch(status.since), text(status.from));
+}
+
+nb::object to_python(receiver_status const& status) {
+  static nb::handle const make = named("ropeway._reports", "ReceiverStatus");
+  return make(text(name(status.phase)), version_or_none(status.version), version_or_none(status.arriving),
+              since_epoch(status.since), text(status.sender), text(status.error));
+}
+
+nb::object to_python(connected_receiver const& receiver) {
+  static nb::handle const make = named("ropeway._reports", "ConnectedReceiver");
+  return make(text(receiver.name),
+              receiver.holds_version ? nb::object(nb::int_(receiver.version)) : nb::object(nb::none()));
+}
+
+ready_after ready_from(nb::handle when) {
+  if (when.is_none()) return {};
+  nb::tuple const parts = nb::cast<nb::tuple>(when);
+  auto const handle = nb::cast<std::uintptr_t>(parts[1]);
+  device const where = device::cuda(nb::cast<int>(parts[2]));
+  // NOLINTNEXTLINE(performance-no-int-to-ptr): that is how Python carries them
+  if (nb::cast<bool>(parts[0])) return after(reinterpret_cast<CUevent_st*>(handle), where);
+  return after(reinterpret_cast<CUstream_st*>(handle), where);
+}
+
+sender_options sender_options_from(nb::dict const& knobs) {
+  sender_options options;
+  for (auto const& [key, value] : knobs) {
+    auto const knob = text_of(key);
+    if (knob == "bucket_bytes") options.bucket_bytes(nb::cast<std::uint64_t>(value));
+    if (knob == "slots") options.slots(nb::cast<std::uint32_t>(value));
+    if (knob == "min_receivers") options.min_receivers(nb::cast<std::uint32_t>(value));
+    if (knob == "max_receivers") options.max_receivers(nb::cast<std::uint32_t>(value));
+    if (knob == "handshake_limit") options.handshake_limit(limit_from(value));
+    if (knob == "decide_limit") options.decide_limit(limit_from(value));
+    if (knob == "silence_limit") options.silence_limit(limit_from(value));
+    if (knob == "commit_limit") options.commit_limit(limit_from(value));
+    if (knob == "source_limit") options.source_limit(limit_from(value));
+    if (knob == "close_limit") options.close_limit(limit_from(value));
+    if (knob == "route") options.use_route(route_from(value));
+    if (knob == "allowed_users") options.allowed_users(users_from(value));
+    if (knob == "allow_shared_directory") options.allow_shared_directory(nb::cast<bool>(value));
+  }
+  return options;
+}
+
+receiver_options receiver_options_from(nb::dict const& knobs) {
+  receiver_options options;
+  copy_pace pace;
+  for (auto const& [key, value] : knobs) {
+    auto const knob = text_of(key);
+    if (knob == "name") options.name(text_of(value));
+    if (knob == "device") {
+      auto const word = text_of(value);
+      auto const where = device::parse(word == "cpu" ? "host" : word);
+      if (!where)
+        throw nb::value_error(
+            ("no device is called \"" + word + "\"; there are host (or cpu), cuda and cuda:N").c_str());
+      options.where(*where);
+    }
+    if (knob == "group") options.group(text_of(value));
+    if (knob == "group_size") options.group_size(nb::cast<std::uint32_t>(value));
+    if (knob == "connect_limit") options.connect_limit(limit_from(value));
+    if (knob == "handshake_limit") options.handshake_limit(limit_from(value));
+    if (knob == "silence_limit") options.silence_limit(limit_from(value));
+    if (knob == "lease_limit") options.lease_limit(limit_from(value));
+    if (knob == "close_limit") options.close_limit(limit_from(value));
+    if (knob == "route") options.use_route(route_from(value));
+    if (knob == "most_blocks") pace.most_blocks(nb::cast<std::uint32_t>(value));
+    if (knob == "bytes_per_second") pace.bytes_per_second(nb::cast<std::uint64_t>(value));
+    if (knob == "max_manifest_bytes") options.max_manifest_bytes(nb::cast<std::uint64_t>(value));
+    if (knob == "allowed_users") options.allowed_users(users_from(value));
+    if (knob == "allow_shared_directory") options.allow_shared_directory(nb::cast<bool>(value));
+  }
+  options.pace(pace);
+  return options;
+}
+
+void translate_errors() {
+  nb::register_exception_translator([](std::exception_ptr const& thrown, void*) {
+    try {
+      std::rethrow_exception(thrown);
+    } catch (send_failed const& error) {
+      raise(error, &error, &error.report());
+    } catch (transfer_error const& error) {
+      raise(error, &error, nullptr);
+    } catch (std::system_error const& error) { raise(error, nullptr, nullptr); }
+  });
+}
+
+} // namespace ropeway::python

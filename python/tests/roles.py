@@ -1,0 +1,191 @@
+"""What the processes of the tests do: `python roles.py ROLE ARGUMENT...`. One line of JSON for each thing to tell."""
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import time
+
+import numpy as np
+
+import ropeway
+
+
+def say(**what):
+    print(json.dumps(what), flush=True)
+
+
+def weights(version, count=4, size=1000):
+    return {f"layer.{at}": np.full(size, version * 100 + at, np.float32) for at in range(count)}
+
+
+def receive(address, count="4", size="1000"):
+    """Follows a sender to its goodbye; says what it holds."""
+    into = weights(0, int(count), int(size))
+    places = ropeway.Destinations(into)
+    with ropeway.Receiver(name="server") as receiver:
+        receiver.connect(address).wait()
+        say(connected=True)
+        try:
+            for update in receiver:
+                update.load_into(places).wait()
+                whole = all((into[name] == wanted).all() for name, wanted in
+                            weights(update.version, int(count), int(size)).items())
+                say(version=update.version, whole=bool(whole))
+        except ropeway.TransferError as error:
+            say(error=error.code, torn=places.torn)
+
+
+def receive_asyncio(address):
+    async def main():
+        into = weights(0)
+        async with ropeway.Receiver(name="server") as receiver:
+            await receiver.connect(address)
+            say(connected=True)
+            async for update in receiver:
+                await update.load_into(into)
+                say(version=update.version, whole=bool((into["layer.3"] == update.version * 100 + 3).all()))
+
+    asyncio.run(main())
+
+
+def load_slowly(address):
+    """Takes one bucket and never comes back."""
+    receiver = ropeway.Receiver(name="slow")
+    receiver.connect(address).wait()
+    say(connected=True)
+    update = receiver.next_update().wait()
+    bucket = update.next_bucket().wait()
+    say(bucket=bucket.number)
+    time.sleep(3600)
+
+
+def send(address, versions="3"):
+    with ropeway.Sender(address) as sender:
+        sender.wait_for_receivers(1).wait()
+        for version in range(1, int(versions) + 1):
+            report = sender.send_weights(version, weights(version)).wait()
+            say(version=version, committed=report.count("committed"))
+
+
+def send_and_hang(address, count="4", size="1000"):
+    """Stops in the middle of a version: its iterator gives one tensor and then nothing any more."""
+    def tensors():
+        yield from list(weights(1, int(count), int(size)).items())[:1]
+        say(stuck=True)
+        time.sleep(3600)
+
+    sender = ropeway.Sender(address, bucket_bytes=4096)
+    sender.wait_for_receivers(1).wait()
+    stated = [(name, "F32", (int(size),)) for name in weights(1, int(count), int(size))]
+    sender.send_weights(1, ropeway.Source(stated, tensors)).wait()
+
+
+def wait_for_updates(address):
+    """Blocks until it is interrupted, and says how that went."""
+    receiver = ropeway.Receiver(name="server")
+    receiver.connect(address).wait()
+    say(connected=True)
+    try:
+        receiver.next_update().wait()
+    except KeyboardInterrupt:
+        say(interrupted=True)
+    # It can go on.
+    update = receiver.next_update().wait()
+    into = weights(0)
+    update.load_into(into).wait()
+    say(version=update.version, whole=bool((into["layer.3"] == update.version * 100 + 3).all()))
+    receiver.close().wait()
+
+
+def wait_for_updates_asyncio(address):
+    async def main():
+        receiver = ropeway.Receiver(name="server")
+        await receiver.connect(address)
+        say(connected=True)
+        try:
+            await receiver.next_update()
+        finally:
+            say(status=receiver.status().phase)
+            await receiver.close()
+
+    try:
+        asyncio.run(main())
+    except KeyboardInterrupt:
+        say(interrupted=True)
+
+
+def never_close(address):
+    """Ends without closing anything, with an operation running."""
+    global sender, receiver, running
+    sender = ropeway.Sender(address)
+    receiver = ropeway.Receiver()
+    receiver.connect(address).wait()
+    running = receiver.next_update()
+    say(connected=True)
+
+
+def fork(address):
+    """Forks while a receiver waits; the child must neither hang nor disturb it."""
+    sender = ropeway.Sender(address)
+    receiver = ropeway.Receiver()
+    receiver.connect(address).wait()
+    into = weights(0)
+    update = receiver.next_update()
+    child = os.fork()
+    if child == 0:
+        try:
+            sender.send_weights(1, weights(1))
+        except ropeway.TransferError as error:
+            say(child=error.code)
+        del sender, receiver, update
+        sys.exit(0)  # with all destructors
+    _, status = os.waitpid(child, 0)
+    say(status=status)
+    sending = sender.send_weights(1, weights(1))
+    update.wait().load_into(into).wait()
+    say(committed=sending.wait().count("committed"))
+    sender.close().wait()
+    receiver.close().wait()
+
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def state():
+    """What must not grow."""
+    with open("/proc/self/maps") as file:
+        maps = len(file.readlines())
+    return {"resident": resident(), "descriptors": len(os.listdir("/proc/self/fd")),
+            "threads": len(os.listdir("/proc/self/task")), "maps": maps}
+
+
+def soak_receive(address, way, versions):
+    async def main():
+        into = weights(0, 8, 20000)
+        places = ropeway.Destinations(into)
+
+        def load(tensors):
+            for name, tensor in tensors:
+                into[name][...] = tensor
+
+        async with ropeway.Receiver(name="server") as receiver:
+            await receiver.connect(address)
+            say(connected=True)
+            async for update in receiver:
+                if way == "into":
+                    await update.load_into(places)
+                else:
+                    await update.load_with(load, tensors="numpy")
+                assert (into["layer.7"] == update.version * 100 + 7).all()
+                if update.version in (int(versions) // 4, int(versions)):
+                    say(**state())
+
+    asyncio.run(main())
+
+
+if __name__ == "__main__":
+    globals()[sys.argv[1]](*sys.argv[2:])
