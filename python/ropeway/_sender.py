@@ -159,19 +159,12 @@ class Sender:
         self.path = os.fspath(path)
         """Where it listens, as given."""
         self._core = _core.Sender(self.path, {name: value for name, value in knobs.items() if value is not None})
-        self._last: Optional[Tuple[Any, Prepared]] = None
         _open.add(self)
 
     def prepare(self, tensors: Any, *, cast: Cast = None, after: Any = None) -> Prepared:
         """Looks at tensors once; `send_weights` and `start` then take what this gives. See `send_weights`."""
-        sources = _core.Sources()
-        looked = []
-        for name, tensor in _tensors.items(tensors):
-            one = _tensors.described(name, tensor)
-            sources.add(name, one, _tensors.wire_number(cast, name, one.dtype))
-            looked.append(one)
-        return Prepared(self._core.prepare(sources), tuple(sorted({one.ordinal for one in looked})),
-                        _tensors.streams_of(looked, after))
+        sources, looked = _tensors.sources(tensors, cast)
+        return Prepared(self._core.prepare(sources), tuple(sources.devices()), _tensors.streams_of(looked, after))
 
     def send_weights(self, version: int, tensors: Tensors, *, cast: Cast = None,
                      after: Any = None) -> Operation[SendReport]:
@@ -224,11 +217,9 @@ class Sender:
 
     def release_memory(self) -> Operation[None]:
         """Wants back all that receivers have mapped of the trainer's memory, for trainers that free or offload their
-        weights; ends when every receiver has unmapped it, or has gone. The next send maps anew. Also forgets what
-        the last send has kept.
+        weights; ends when every receiver has unmapped it, or has gone. The next send maps anew.
 
         Raises TransferError: ``busy`` while a send runs, ``peer_silent``, ``not_open``."""
-        self._last = None
         return Single(self._core.release_memory())
 
     def close(self) -> Operation[None]:
@@ -237,7 +228,6 @@ class Sender:
         return Steps(self._close())
 
     def _close(self) -> "Generator[Operation[Any], Any, None]":
-        self._last = None
         if self._core.is_open:
             try:
                 yield Single(self._core.close())

@@ -283,6 +283,30 @@ def wire_number(cast: Cast, name: str, dtype: int) -> int:
     return -1 if number == dtype else number
 
 
+def sources(tensors: Any, cast: Cast) -> Tuple[_core.Sources, List[Described]]:
+    """Looks at all of them; also gives those that the core could not look at by itself."""
+    found = _core.Sources()
+    looked: List[Described] = []
+    pairs = list(items(tensors))
+    # What the core knows it looks at without a call into Python for each.
+    torch = sys.modules.get("torch")
+    types = (torch.Tensor, torch.nn.Parameter) if torch is not None else ()
+    plain = cast is None or not callable(cast) or isinstance(cast, type)
+    wire = -1 if cast is None or not plain else dtype_number(cast)
+    at = 0
+    while at < len(pairs):
+        if plain:
+            at = found.take(pairs, at, types, wire)
+            if at == len(pairs):
+                break
+        name, tensor = pairs[at]
+        one = described(name, tensor)
+        found.add(name, one, wire_number(cast, name, one.dtype))
+        looked.append(one)
+        at += 1
+    return found, looked
+
+
 When = Optional[Tuple[bool, int, int, object]]
 """(whether it is an event, its handle, its device, what keeps it), or None: nothing to wait for."""
 

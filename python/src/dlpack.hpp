@@ -30,4 +30,16 @@ struct dl_managed {
   void (*deleter)(dl_managed*);
 };
 
+// Version 1, and the table of functions by which a library's tensors are looked at without a call into
+// Python.
+struct dl_version {
+  std::uint32_t major, minor;
+};
+struct dl_exchange {
+  dl_version version;
+  void* older;
+  void* not_used[3];
+  int (*look)(void* object, dl_tensor* seen); // owns nothing; raises, and gives -1, if it can't
+};
+
 } // namespace ropeway::python

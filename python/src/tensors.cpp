@@ -1,6 +1,11 @@
 #include "tensors.hpp"
 
-#include "dlpack.hpp"
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
+#include <array>
+#include <optional>
+
 #include "words.hpp"
 
 namespace ropeway::python {
@@ -28,14 +33,6 @@ description::description(nb::handle parts) {
   owner_ = nb::borrow(all[5]);
 }
 
-void sources::add(nb::str name, nb::handle parts, int wire) {
-  description const tensor(parts);
-  names_.push_back(text_of(name));
-  views_.push_back(tensor.view<std::byte const>(names_.back()));
-  if (wire >= 0) views_.back().sent_as(dtype_from(wire));
-  owners_.push_back(tensor.owner());
-}
-
 namespace {
 
 /// Nothing for what ropeway has no word for.
@@ -59,6 +56,52 @@ std::optional<dtype> dtype_of(dl_type type) {
   case 4: return type.bits == 16 ? std::optional(dtype::bf16) : std::nullopt;
   case 5: return type.bits == 64 ? std::optional(dtype::c64) : std::nullopt;
   case 6: return type.bits == 8 ? std::optional(dtype::boolean) : std::nullopt;
+  case 10: return dtype::f8_e4m3;
+  case 11: return dtype::f8_e4m3fnuz;
+  case 12: return dtype::f8_e5m2;
+  case 13: return dtype::f8_e5m2fnuz;
+  case 14: return dtype::f8_e8m0;
+  default: return std::nullopt;
+  }
+}
+
+bool is_host(dl_device where) { return where.type == 1 || where.type == 3; }
+bool is_cuda(dl_device where) { return where.type == 2 || where.type == 13; }
+
+bool row_major(dl_tensor const& tensor) {
+  if (!tensor.strides) return true;
+  std::int64_t step = 1;
+  for (std::int32_t dimension = tensor.rank; dimension-- > 0;) {
+    if (tensor.extents[dimension] > 1 && tensor.strides[dimension] != step) return false;
+    step *= std::max<std::int64_t>(tensor.extents[dimension], 1);
+  }
+  return true;
+}
+
+/// Of a format of Python's struct module, without a byte order or with this machine's.
+std::optional<dtype> dtype_of_format(char const* format, Py_ssize_t itemsize) {
+  if (!format) return dtype::u8;
+  std::string_view word(format);
+  if (!word.empty() && (word.front() == '@' || word.front() == '=')) word.remove_prefix(1);
+  if (word == "Zf") return dtype::c64;
+  if (word.size() != 1) return std::nullopt;
+  auto const bits = static_cast<std::uint8_t>(itemsize * 8);
+  switch (word.front()) {
+  case '?': return dtype::boolean;
+  case 'c':
+  case 'B':
+  case 'H':
+  case 'I':
+  case 'L':
+  case 'Q': return dtype_of({1, bits, 1});
+  case 'b':
+  case 'h':
+  case 'i':
+  case 'l':
+  case 'q': return dtype_of({0, bits, 1});
+  case 'e':
+  case 'f':
+  case 'd': return dtype_of({2, bits, 1});
   default: return std::nullopt;
   }
 }
@@ -79,16 +122,10 @@ nb::object from_dlpack(nb::handle capsule) {
              cuda = tensor.device.type == 2 || tensor.device.type == 13;
   if (!host && !cuda) throw nb::type_error("ropeway reads and writes host and CUDA memory only");
   nb::list extents, strides;
-  bool row_major = true;
-  std::int64_t step = 1;
-  for (std::int32_t dimension = tensor.rank; dimension-- > 0;) {
-    if (tensor.strides && tensor.extents[dimension] > 1 && tensor.strides[dimension] != step)
-      row_major = false;
-    step *= std::max<std::int64_t>(tensor.extents[dimension], 1);
-  }
+  bool const plain = row_major(tensor);
   for (std::int32_t dimension = 0; dimension < tensor.rank; ++dimension) {
     extents.append(tensor.extents[dimension]);
-    if (!row_major) strides.append(tensor.strides[dimension]);
+    if (!plain) strides.append(tensor.strides[dimension]);
   }
   PyObject* const owner = PyCapsule_New(managed, "ropeway", &return_managed);
   if (!owner) throw nb::python_error();
@@ -96,7 +133,7 @@ nb::object from_dlpack(nb::handle capsule) {
   nb::object const keeps = nb::steal(owner);
   auto const address = reinterpret_cast<std::uintptr_t>(tensor.data) + tensor.byte_offset;
   return nb::make_tuple(static_cast<int>(*type), nb::tuple(extents),
-                        row_major ? nb::object(nb::none()) : nb::object(nb::tuple(strides)), address,
+                        plain ? nb::object(nb::none()) : nb::object(nb::tuple(strides)), address,
                         host ? -1 : tensor.device.ordinal, keeps);
 }
 
@@ -107,6 +144,113 @@ std::uintptr_t buffer_address(nb::handle view) {
 }
 
 } // namespace
+
+void sources::keep(nb::handle name, dtype type, shape const& dims, std::span<std::int64_t const> strides,
+                   void const* data, device where, int wire, nb::handle owner) {
+  names_.push_back(text_of(name));
+  owners_.emplace_back(owner.ptr());
+  views_.emplace_back(names_.back(), type, dims, data, where);
+  if (!strides.empty()) views_.back().strides(strides);
+  bool const floating = type == dtype::f16 || type == dtype::bf16 || type == dtype::f32 || type == dtype::f64;
+  if (wire >= 0 && floating) views_.back().sent_as(dtype_from(wire));
+}
+
+void sources::add(nb::str const& name, nb::handle parts, int wire) {
+  description const tensor(parts);
+  names_.push_back(text_of(name));
+  owners_.push_back(tensor.owner());
+  views_.push_back(tensor.view<std::byte const>(names_.back()));
+  if (wire >= 0) views_.back().sent_as(dtype_from(wire));
+}
+
+bool sources::take_exchanged(nb::handle name, nb::handle tensor, dl_exchange const& table, int wire) {
+  dl_tensor seen{};
+  if (table.look(tensor.ptr(), &seen) != 0) {
+    PyErr_Clear(); // whoever looks closer says why
+    return false;
+  }
+  auto const type = dtype_of(seen.type);
+  bool const host = is_host(seen.device);
+  if (!type || (!host && !is_cuda(seen.device)) || seen.rank > static_cast<int>(max_rank)) return false;
+  // What is conjugated or negated only when it is read does not show in its memory.
+  if (nb::cast<bool>(tensor.attr("is_neg")()) ||
+      (*type == dtype::c64 && nb::cast<bool>(tensor.attr("is_conj")())))
+    return false;
+  std::array<std::uint64_t, max_rank> extents{};
+  auto const rank = static_cast<std::size_t>(seen.rank);
+  for (std::size_t dimension = 0; dimension < rank; ++dimension)
+    extents[dimension] = static_cast<std::uint64_t>(seen.extents[dimension]);
+  std::span<std::int64_t const> strides;
+  if (!row_major(seen)) strides = {seen.strides, rank};
+  // The storage, and not the tensor, which may be given another one meanwhile (`parameter.data = ...`).
+  nb::object const owner = tensor.attr("untyped_storage")();
+  keep(name, *type, shape(std::span<std::uint64_t const>(extents.data(), rank)), strides,
+       static_cast<std::byte const*>(seen.data) + seen.byte_offset,
+       host ? device::host() : device::cuda(seen.device.ordinal), wire, owner);
+  return true;
+}
+
+bool sources::take_buffer(nb::handle name, nb::handle tensor, int wire) {
+  nb::object const owner = nb::steal(PyMemoryView_FromObject(tensor.ptr()));
+  if (!owner.is_valid()) {
+    PyErr_Clear();
+    return false;
+  }
+  Py_buffer const& seen = *PyMemoryView_GET_BUFFER(owner.ptr());
+  auto const type = dtype_of_format(seen.format, seen.itemsize);
+  if (!type || seen.ndim > static_cast<int>(max_rank) || seen.suboffsets) return false;
+  std::array<std::uint64_t, max_rank> extents{};
+  std::array<std::int64_t, max_rank> strides{};
+  auto const rank = static_cast<std::size_t>(seen.ndim);
+  bool plain = true;
+  std::int64_t step = 1;
+  for (std::size_t dimension = rank; dimension-- > 0;) {
+    extents[dimension] = static_cast<std::uint64_t>(seen.shape[dimension]);
+    if (seen.strides[dimension] % seen.itemsize != 0) return false;
+    strides[dimension] = seen.strides[dimension] / seen.itemsize;
+    if (extents[dimension] > 1 && strides[dimension] != step) plain = false;
+    step *= std::max<std::int64_t>(seen.shape[dimension], 1);
+  }
+  keep(name, *type, shape(std::span<std::uint64_t const>(extents.data(), rank)),
+       plain ? std::span<std::int64_t const>() : std::span<std::int64_t const>(strides.data(), rank),
+       seen.buf, device::host(), wire, owner);
+  return true;
+}
+
+std::size_t sources::take(nb::list const& pairs, std::size_t from, nb::tuple const& types, int wire) {
+  dl_exchange const* table = nullptr;
+  if (nb::len(types) != 0 && nb::hasattr(types[0], "__dlpack_c_exchange_api__")) {
+    nb::object const shown = types[0].attr("__dlpack_c_exchange_api__");
+    if (PyCapsule_IsValid(shown.ptr(), "dlpack_exchange_api"))
+      table = static_cast<dl_exchange const*>(PyCapsule_GetPointer(shown.ptr(), "dlpack_exchange_api"));
+    if (table && table->version.major != 1) table = nullptr;
+  }
+  std::size_t const size = nb::len(pairs);
+  views_.reserve(size);
+  owners_.reserve(size);
+  for (; from < size; ++from) {
+    PyObject* const pair = PyList_GET_ITEM(pairs.ptr(), static_cast<Py_ssize_t>(from));
+    if (!PyTuple_CheckExact(pair) || PyTuple_GET_SIZE(pair) != 2 ||
+        !PyUnicode_Check(PyTuple_GET_ITEM(pair, 0)))
+      return from;
+    nb::handle const name(PyTuple_GET_ITEM(pair, 0)), tensor(PyTuple_GET_ITEM(pair, 1));
+    bool known = false;
+    // Only torch's own types: what a subclass shows as its memory may be a part of what it is.
+    for (nb::handle const type : types) known = known || tensor.type().is(type);
+    if (known ? !table || !take_exchanged(name, tensor, *table, wire) : !take_buffer(name, tensor, wire))
+      return from;
+  }
+  return from;
+}
+
+std::vector<int> sources::devices() const {
+  std::vector<int> found;
+  for (auto const& view : views_) {
+    int const ordinal = view.where().is_cuda() ? view.where().ordinal() : -1;
+    if (std::find(found.begin(), found.end(), ordinal) == found.end()) found.push_back(ordinal);
+  }
+  return found;
+}
 
 void bind_tensors(nb::module_& module) {
   nb::list dtypes; // (name, bits), by number
@@ -119,6 +263,8 @@ void bind_tensors(nb::module_& module) {
   nb::class_<sources>(module, "Sources")
       .def(nb::init<>())
       .def("add", &sources::add, nb::arg("name"), nb::arg("tensor"), nb::arg("wire"))
+      .def("take", &sources::take, nb::arg("pairs"), nb::arg("start"), nb::arg("types"), nb::arg("wire"))
+      .def("devices", &sources::devices)
       .def("__len__", [](sources const& self) { return self.all().size(); });
 }
 

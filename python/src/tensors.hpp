@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "dlpack.hpp"
 #include "keeping.hpp"
 #include "ropeway/tensor.hpp"
 
@@ -50,10 +51,21 @@ class sources {
   sources() = default;
   sources(sources const&) = delete; // views point into the names
   sources& operator=(sources const&) = delete;
-  void add(nb::str name, nb::handle parts, int wire);
+  void add(nb::str const& name, nb::handle parts, int wire);
+  /// Adds (name, tensor) pairs from `from` on, as long as a tensor is of one of `types` (torch's own, which
+  /// know DLPack's table of functions) or has a buffer with a plain format; gives the place of the first that
+  /// is not, which the caller looks at. Floating-point tensors are sent as `wire`, unless it is below 0.
+  std::size_t take(nb::list const& pairs, std::size_t from, nb::tuple const& types, int wire);
   std::vector<tensor_view> const& all() const noexcept { return views_; }
+  /// The ordinals of the devices that they lie on.
+  std::vector<int> devices() const;
 
  private:
+  bool take_exchanged(nb::handle name, nb::handle tensor, dl_exchange const& table, int wire);
+  bool take_buffer(nb::handle name, nb::handle tensor, int wire);
+  void keep(nb::handle name, dtype type, shape const& dims, std::span<std::int64_t const> strides,
+            void const* data, device where, int wire, nb::handle owner);
+
   std::deque<std::string> names_; // views point into it
   std::vector<tensor_view> views_;
   std::vector<kept> owners_;
