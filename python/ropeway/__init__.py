@@ -15,6 +15,7 @@ from __future__ import annotations
 import atexit as _atexit
 
 from ._bucket import Bucket, Loader, Piece
+from ._capture import CapturedLoader, CapturedPlan
 from ._destinations import Destinations, Lease, ShadowDestinations
 from ._errors import ReleasedError, TransferError
 from ._operation import Operation
@@ -26,7 +27,7 @@ from ._sender import Prepared, Sender, Sending, SharedMemory, Source, _open, gat
 __version__ = "0.1.0"
 
 __all__ = [
-    "Bucket", "ConnectedReceiver", "Destinations", "Lease", "LoadReport", "Loader", "Operation", "Piece", "Prepared",
+    "Bucket", "CapturedLoader", "CapturedPlan", "ConnectedReceiver", "Destinations", "Lease", "LoadReport", "Loader", "Operation", "Piece", "Prepared",
     "Receiver", "ReceiverReport", "ReceiverStatus", "ReleasedError", "SendReport", "Sender", "Sending", "ShadowDestinations",
     "SharedMemory", "Source", "TensorInfo", "TransferError", "Update", "WeightsStatus", "gathered",
 ]

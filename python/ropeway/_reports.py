@@ -81,7 +81,7 @@ class LoadReport:
     assembled: int = 0
     """`Update.load_with`: the most bytes that were held at once to put tensors together that span buckets."""
     by_tensor: Tuple[str, ...] = ()
-    """`Update.load_through`: the tensors that a captured loader got one by one, because they could not be replayed."""
+    """`CapturedLoader.load`: the tensors that the loader was given itself, because they can't be replayed."""
 
 
 @dataclass(frozen=True)
