@@ -1,0 +1,287 @@
+"""vLLM's weight transfer through ropeway: a backend called ``ropeway`` for both of its factories.
+
+In the server and in the trainer (vLLM loads the plugin that this package names by itself in every process):
+
+    from ropeway.adapters import vllm as ropeway_vllm
+    ropeway_vllm.register()
+
+and then ``WeightTransferConfig(backend="ropeway")`` on both sides. Each rank of the server is a receiver; ranks of one
+server form a group, so that all of them hold a version or none does.
+
+Written for the interface of August 2026 (``WeightTransferEngine(config, vllm_config, device, model)``, which owns start,
+update and finish; ``TrainerWeightTransferEngine`` with ``trainer_init`` and ``send_weights``). Nothing of vLLM is imported
+before `register` is called.
+"""
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import dataclass
+from typing import Any, Dict, Iterator, List, Optional, Tuple
+
+from .._sender import Sender, Source
+from ._server import Taker
+
+BACKEND = "ropeway"
+
+
+def default_path() -> str:
+    """Where trainer and server meet unless they are told otherwise: ``ROPEWAY_SOCKET``, or a folder of this user."""
+    return os.environ.get("ROPEWAY_SOCKET") or f"/tmp/ropeway-{os.getuid()}/vllm.sock"
+
+
+# ---- the server ----
+
+
+class WorkerSide:
+    """What one rank of the server does; `register` makes vLLM's engine of it."""
+
+    taker: Optional[Taker] = None
+    config: Any
+    vllm_config: Any
+    device: Any
+    model: Any
+    model_config: Any
+
+    def init_transfer_engine(self, init_info: Any) -> None:
+        """Connects to the trainer, whose socket may appear later."""
+        if self.taker is not None:
+            self.taker.close()
+        parallel = self.vllm_config.parallel_config
+        rank = int(getattr(parallel, "rank", 0))
+        size = int(getattr(parallel, "world_size", 1))
+        replica = int(getattr(parallel, "data_parallel_rank", 0) or 0)
+        knobs: Dict[str, Any] = {"name": f"vllm rank {rank}", "device": _device(self.device),
+                                 "connect_limit": init_info.connect_limit}
+        if size > 1:
+            knobs.update(group=f"{init_info.group}.{replica}", group_size=size)
+        self.capture = bool(init_info.capture)
+        self.limit = float(init_info.update_limit)
+        self.taker = Taker(init_info.path, **knobs)
+        self.taker.connect()
+
+    def start_weight_update(self) -> None:
+        """Prepares layerwise reloading, as vLLM's own engines do, unless the loader is captured."""
+        if not self.capture:
+            _reload("initialize_layerwise_reload")(self.model)
+
+    def receive_weights(self, update_info: Any) -> None:
+        """Takes the version that the trainer announced, and returns when this rank has committed it."""
+        taker = self._taker()
+        update = taker.next(update_info.version, self.limit)
+        if self.capture:
+            taker.load(update, self.model.load_weights, self.model)
+        else:
+            # Layerwise reloading keeps what it is given until a layer is complete.
+            taker.load(update, lambda tensors: self.model.load_weights([(name, one.clone()) for name, one in tensors]))
+
+    def finish_weight_update(self) -> None:
+        """Ends layerwise reloading."""
+        if not self.capture:
+            _reload("finalize_layerwise_reload")(self.model, self.model_config)
+
+    def shutdown(self) -> None:
+        """Says goodbye to the trainer."""
+        if self.taker is not None:
+            self.taker.close()
+            self.taker = None
+
+    def _taker(self) -> Taker:
+        if self.taker is None:
+            raise RuntimeError("init_weight_transfer_engine was not called: the worker knows no trainer")
+        return self.taker
+
+    @staticmethod
+    def trainer_send_weights(iterator: Iterator[Tuple[str, Any]], trainer_args: Any) -> None:
+        """Sends from a trainer that has no engine of the other factory.
+
+        `trainer_args`: a dict with ``path`` and ``version``; ``receivers`` (1) and ``limit`` (60 s) say how many must be
+        connected. The sender of a path is made at the first call and kept; `close_senders` ends it."""
+        arguments = dict(trainer_args)
+        sender = _senders.get(arguments["path"])
+        if sender is None:
+            sender = _senders[arguments["path"]] = Sender(arguments["path"])
+        sender.wait_for_receivers(int(arguments.get("receivers", 1)), float(arguments.get("limit", 60))).wait()
+        sender.send_weights(int(arguments["version"]), iterator).wait()
+
+
+_senders: Dict[str, Sender] = {}
+
+
+def close_senders() -> None:
+    """Ends what `WorkerSide.trainer_send_weights` has kept."""
+    while _senders:
+        _senders.popitem()[1].close().wait()
+
+
+def _device(device: Any) -> str:
+    index = getattr(device, "index", None)
+    kind = getattr(device, "type", str(device))
+    if kind != "cuda":
+        return "host"
+    if index is None:
+        import torch
+
+        index = torch.cuda.current_device()
+    return f"cuda:{index}"
+
+
+def _reload(name: str) -> Any:
+    import importlib
+
+    return getattr(importlib.import_module("vllm.model_executor.model_loader.reload"), name)
+
+
+# ---- the trainer ----
+
+
+class TrainerSide:
+    """What a rank of the trainer does; `register` makes vLLM's engine of it. Rank 0 sends, the others gather."""
+
+    sender: Optional[Sender] = None
+    client: Any
+    source: Any
+    is_sender: bool
+
+    def open(self, init_info: Any) -> None:
+        """Listens, and has the server's ranks connect."""
+        self.version = 0
+        self.stream = bool(init_info.stream)
+        if not self.is_sender:
+            return
+        # A server may finish what it computes before it looks at an update.
+        self.sender = Sender(init_info.path, min_receivers=init_info.receivers, decide_limit=init_info.update_limit)
+        try:
+            self.client.init_weight_transfer_engine({"path": init_info.path, "capture": init_info.capture})
+            self.sender.wait_for_receivers(init_info.receivers, init_info.connect_limit).wait()
+        except BaseException:
+            self.shutdown()
+            raise
+
+    def send_weights(self) -> None:
+        """One version: start, update and transfer at the same time, finish. On every rank."""
+        self.version += 1
+        if self.sender is None:
+            for _ in self.source:  # its part of the collectives
+                pass
+            return
+        self.client.start_weight_update()
+        failures: List[BaseException] = []
+        server = threading.Thread(target=_run, args=(self.client.update_weights, {"version": self.version}, failures),
+                                  name="ropeway-vllm-update")
+        server.start()
+        try:
+            self.sender.send_weights(self.version, self._tensors()).wait()
+        except BaseException as error:
+            server.join()
+            if failures and isinstance(error, Exception):
+                raise error from failures[0]
+            raise
+        server.join()
+        if failures:
+            raise failures[0]
+        self.client.finish_weight_update()
+
+    def shutdown(self) -> None:
+        """Says goodbye to the server's ranks."""
+        if self.sender is not None:
+            self.sender.close().wait()
+            self.sender = None
+
+    def _tensors(self) -> Any:
+        if not self.stream:
+            return list(self.source)
+        stated = [(one.name, one.dtype, tuple(one.shape)) for one in self.source.metadata()]
+        return Source(stated, lambda: iter(self.source))
+
+
+def _run(call: Any, argument: Dict[str, Any], failures: List[BaseException]) -> None:
+    try:
+        call(argument)
+    except BaseException as error:
+        failures.append(error)
+
+
+# ---- vLLM's classes ----
+
+
+def register() -> None:
+    """Makes ``ropeway`` a backend of both factories; does nothing the second time, or where vLLM has no factory."""
+    try:
+        from vllm.distributed.weight_transfer import base, factory
+    except ImportError:
+        return
+    for which, make in (("WeightTransferEngineFactory", worker_engine), ("WeightTransferTrainerFactory", trainer_engine)):
+        registry = getattr(factory, which, None)
+        if registry is not None and BACKEND not in registry._registry:
+            registry.register_engine(BACKEND, make(base))
+
+
+def worker_engine(base: Any) -> Any:
+    """The engine class, of vLLM's own bases."""
+
+    @dataclass
+    class RopewayInitInfo(base.WeightTransferInitInfo):  # type: ignore[misc]
+        """What a worker is told once."""
+
+        path: str = ""
+        """Of the trainer's socket."""
+        group: str = "vllm"
+        capture: bool = False
+        """Whether the model's loader is run once and replayed, straight into its weights. Not for quantised models,
+        whose weights are processed after loading."""
+        connect_limit: float = 60.0
+        update_limit: float = 600.0
+
+        def __post_init__(self) -> None:
+            self.path = self.path or default_path()
+
+    @dataclass
+    class RopewayUpdateInfo(base.WeightTransferUpdateInfo):  # type: ignore[misc]
+        """What a worker is told for each version."""
+
+        version: Optional[int] = None
+
+    class RopewayWeightTransferEngine(WorkerSide, base.WeightTransferEngine):  # type: ignore[misc]
+        """vLLM's worker side, with ropeway as the transport."""
+
+        init_info_cls = RopewayInitInfo
+        update_info_cls = RopewayUpdateInfo
+
+    return RopewayWeightTransferEngine
+
+
+def trainer_engine(base: Any) -> Any:
+    """The trainer's engine class, of vLLM's own bases."""
+
+    @dataclass
+    class RopewayTrainerInitInfo(base.TrainerInitInfo):  # type: ignore[misc]
+        """What a trainer's rank is told once."""
+
+        path: str = ""
+        receivers: int = 1
+        """How many ranks of servers there are."""
+        capture: bool = False
+        stream: bool = False
+        """Gathers each tensor when its turn comes, instead of all of them first."""
+        connect_limit: float = 60.0
+        update_limit: float = 600.0
+        """How long the server may take until it looks at an update."""
+
+        def __post_init__(self) -> None:
+            self.path = self.path or default_path()
+
+    class RopewayTrainerWeightTransferEngine(TrainerSide, base.TrainerWeightTransferEngine):  # type: ignore[misc]
+        """vLLM's trainer side, with ropeway as the transport."""
+
+        init_info_cls = RopewayTrainerInitInfo
+        config_cls = object
+
+        @classmethod
+        def trainer_init(cls, config: Any, init_info: Any, *, client: Any, source: Any) -> Any:
+            """Listens and waits for the server's ranks."""
+            made = cls(config, client=client, source=source, is_sender=init_info.is_sender)
+            made.open(init_info)
+            return made
+
+    return RopewayTrainerWeightTransferEngine

@@ -1,0 +1,340 @@
+"""The adapters, against stand-ins with the interfaces that the engines have published; the engines themselves are not
+needed, and not imported."""
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import subprocess
+import sys
+import threading
+import types
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="torch is not installed")
+
+import ropeway  # noqa: E402
+
+
+class Model(torch.nn.Module):
+    """With a loader as engines have it: it fuses two tensors into one."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate_up = torch.nn.Parameter(torch.zeros(2, 8, 4), requires_grad=False)
+        self.norm = torch.nn.Parameter(torch.zeros(4), requires_grad=False)
+        self.calls, self.fails = 0, False
+
+    def load_weights(self, tensors):
+        self.calls += 1
+        for name, tensor in tensors:
+            if self.fails:
+                raise ValueError("no room for it")
+            target = {"gate": self.gate_up.data[0], "up": self.gate_up.data[1], "norm": self.norm.data}[name]
+            target.copy_(tensor)
+        return {name for name, _ in tensors}
+
+    def holds(self, weights):
+        return (torch.equal(self.gate_up[0], weights["gate"]) and torch.equal(self.gate_up[1], weights["up"])
+                and torch.equal(self.norm, weights["norm"]))
+
+
+def trained(version):
+    words = torch.Generator().manual_seed(version)
+    return {"gate": torch.randn(8, 4, generator=words), "up": torch.randn(8, 4, generator=words),
+            "norm": torch.randn(4, generator=words)}
+
+
+def test_no_engine_is_imported():
+    subprocess.run([sys.executable, "-c", "import sys; from ropeway.adapters import sglang, verl, vllm; vllm.register(); "
+                    "assert not {'torch', 'vllm', 'verl', 'sglang', 'zmq'} & set(sys.modules)"], check=True, timeout=60)
+
+
+# ---- vLLM ----
+
+
+@pytest.fixture
+def vllm(monkeypatch):
+    """As much of vllm.distributed.weight_transfer as an engine meets."""
+    base = types.ModuleType("vllm.distributed.weight_transfer.base")
+
+    @dataclasses.dataclass
+    class WeightTransferInitInfo:
+        pass
+
+    @dataclasses.dataclass
+    class TrainerInitInfo(WeightTransferInitInfo):
+        rank: int = dataclasses.field(kw_only=True)
+
+        @property
+        def is_sender(self):
+            return self.rank == 0
+
+    class WeightTransferEngine:
+        def __init__(self, config, vllm_config, device, model):
+            self.config, self.vllm_config, self.device, self.model = config, vllm_config, device, model
+            self.model_config = vllm_config.model_config
+
+        def parse_init_info(self, init_dict):
+            return self.init_info_cls(**init_dict)
+
+        def update_weights(self, update_info):
+            self.receive_weights(self.update_info_cls(**update_info))
+
+    class TrainerWeightTransferEngine:
+        def __init__(self, config, *, client, source, is_sender=True):
+            self.config, self.client, self.source, self.is_sender = config, client, source, is_sender
+
+    class Factory:
+        def __init__(self):
+            self._registry = {}
+
+        def register_engine(self, name, engine):
+            assert name not in self._registry
+            self._registry[name] = lambda: engine
+
+    base.WeightTransferInitInfo = WeightTransferInitInfo
+    base.WeightTransferUpdateInfo = type("WeightTransferUpdateInfo", (), {})
+    base.TrainerInitInfo = TrainerInitInfo
+    base.WeightTransferEngine = WeightTransferEngine
+    base.TrainerWeightTransferEngine = TrainerWeightTransferEngine
+    factory = types.ModuleType("vllm.distributed.weight_transfer.factory")
+    factory.WeightTransferEngineFactory, factory.WeightTransferTrainerFactory = Factory(), Factory()
+    reload = types.ModuleType("vllm.model_executor.model_loader.reload")
+    reload.said = []
+    reload.initialize_layerwise_reload = lambda model: reload.said.append("start")
+    reload.finalize_layerwise_reload = lambda model, config: reload.said.append("finish")
+    transfer = types.ModuleType("vllm.distributed.weight_transfer")
+    transfer.base, transfer.factory = base, factory
+    for module in (types.ModuleType("vllm"), types.ModuleType("vllm.distributed"), transfer, base, factory,
+                   types.ModuleType("vllm.model_executor"), types.ModuleType("vllm.model_executor.model_loader"), reload):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    from ropeway.adapters import vllm as adapter
+
+    adapter.register()
+    adapter.register()  # again
+    return types.SimpleNamespace(worker=factory.WeightTransferEngineFactory._registry["ropeway"](),
+                                 trainer=factory.WeightTransferTrainerFactory._registry["ropeway"](), reload=reload,
+                                 adapter=adapter)
+
+
+class Ranks:
+    """The server as a trainer's client sees it: each call runs on all ranks."""
+
+    def __init__(self, engines):
+        self.engines = engines
+
+    def _all(self, call):
+        failures = []
+
+        def run(engine):
+            try:
+                call(engine)
+            except Exception as error:
+                failures.append(error)
+
+        threads = [threading.Thread(target=run, args=(engine,)) for engine in self.engines]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        if failures:
+            raise RuntimeError(f"a worker failed: {failures[0]}") from failures[0]
+
+    def init_weight_transfer_engine(self, info):
+        self._all(lambda engine: engine.init_transfer_engine(engine.parse_init_info(info)))
+
+    def start_weight_update(self):
+        self._all(lambda engine: engine.start_weight_update())
+
+    def update_weights(self, info):
+        self._all(lambda engine: engine.update_weights(info))
+
+    def finish_weight_update(self):
+        self._all(lambda engine: engine.finish_weight_update())
+
+
+class WeightSource:
+    def __init__(self):
+        self.weights = trained(1)
+
+    def metadata(self):
+        return [types.SimpleNamespace(name=name, dtype=tensor.dtype, shape=tuple(tensor.shape))
+                for name, tensor in self.weights.items()]
+
+    def __iter__(self):
+        return iter(self.weights.items())
+
+
+def workers(vllm, ranks):
+    return [vllm.worker(None, types.SimpleNamespace(model_config=None, parallel_config=types.SimpleNamespace(
+        rank=rank, world_size=ranks, data_parallel_rank=0)), torch.device("cpu"), Model()) for rank in range(ranks)]
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("capture", [False, True])
+def test_vllm(vllm, address, ranks, stream, capture):
+    engines, source = workers(vllm, ranks), WeightSource()
+    info = vllm.trainer.init_info_cls(rank=0, path=address, receivers=ranks, stream=stream, capture=capture)
+    trainer = vllm.trainer.trainer_init(None, info, client=Ranks(engines), source=source)
+    for version in (1, 2, 3):
+        source.weights = trained(version)
+        trainer.send_weights()
+        assert all(engine.model.holds(source.weights) for engine in engines)
+    if capture:
+        assert all(engine.model.calls == 1 for engine in engines) and not vllm.reload.said
+    else:
+        assert vllm.reload.said == (["start"] * ranks + ["finish"] * ranks) * 3
+    trainer.shutdown()
+    for engine in engines:
+        engine.shutdown()
+
+
+def test_vllm_ranks_that_do_not_send_gather(vllm):
+    gathered = []
+
+    class Watched(WeightSource):
+        def __iter__(self):
+            for name, tensor in super().__iter__():
+                gathered.append(name)
+                yield name, tensor
+
+    info = vllm.trainer.init_info_cls(rank=1)
+    trainer = vllm.trainer.trainer_init(None, info, client=None, source=Watched())
+    trainer.send_weights()
+    trainer.shutdown()
+    assert gathered == ["gate", "up", "norm"]
+
+
+def test_vllm_worker_that_fails(vllm, address):
+    (engine,), source = workers(vllm, 1), WeightSource()
+    info = vllm.trainer.init_info_cls(rank=0, path=address)
+    trainer = vllm.trainer.trainer_init(None, info, client=Ranks([engine]), source=source)
+    engine.model.fails = True
+    with pytest.raises(ropeway.TransferError) as caught:
+        trainer.send_weights()
+    assert "no room for it" in caught.value.report.receivers[0].text and isinstance(caught.value.__cause__, RuntimeError)
+    engine.model.fails = False
+    trainer.send_weights()
+    assert engine.model.holds(source.weights)
+    trainer.shutdown()
+    engine.shutdown()
+
+
+def test_vllm_without_a_trainer_engine(vllm, address):
+    (engine,), weights = workers(vllm, 1), trained(5)
+    sending = threading.Thread(target=vllm.worker.trainer_send_weights, args=(
+        iter(weights.items()), {"path": address, "version": 5}))
+    sending.start()
+    Ranks([engine]).init_weight_transfer_engine({"path": address, "connect_limit": 60})
+    engine.update_weights({"version": 5})
+    sending.join(60)
+    assert engine.model.holds(weights)
+    vllm.adapter.close_senders()
+    engine.shutdown()
+
+
+# ---- verl ----
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize("two", [False, True])
+def test_verl(tmp_path, run, asynchronous, two):
+    from ropeway.adapters.verl import BucketedWeightReceiver, BucketedWeightSender
+
+    handle = f"ipc://{tmp_path}/verl.sock"
+    held, last = {}, []
+
+    def one_argument(weights):
+        held.update((name, tensor.clone()) for name, tensor in weights)
+
+    def two_arguments(weights, is_last):
+        one_argument(weights)
+        last.append(is_last)
+
+    async def pairs(weights):
+        for pair in weights.items():
+            yield pair
+
+    for version in (1, 2):
+        weights = trained(version)
+        weights["large"] = torch.randn(600, 1000)  # more than a bucket
+        receiver = BucketedWeightReceiver(handle, torch.device("cpu"))
+        receiving = threading.Thread(target=receiver.receive_weights, args=(two_arguments if two else one_argument,))
+        receiving.start()
+        sender = BucketedWeightSender(handle, bucket_size_mb=1)
+        run(sender.async_send_weights(pairs(weights) if asynchronous else iter(weights.items())))
+        receiving.join(60)
+        assert set(held) == set(weights) and all(torch.equal(held[name], weights[name]) for name in weights)
+        assert sender.report.count("committed") == 1
+        held.clear()
+    assert not two or (last[-1] and last.count(True) == 2)
+
+
+def test_verl_errors_cross(tmp_path):
+    from ropeway.adapters.verl import BucketedWeightReceiver, BucketedWeightSender, socket_path
+
+    handle = f"ipc://{tmp_path}/verl.sock"
+    failures = []
+
+    def fail(weights):
+        raise ValueError("no room for it")
+
+    def receive():
+        try:
+            BucketedWeightReceiver(handle, torch.device("cpu")).receive_weights(fail)
+        except ValueError as error:
+            failures.append(error)
+
+    receiving = threading.Thread(target=receive)
+    receiving.start()
+    with pytest.raises(ropeway.TransferError) as caught:
+        asyncio.run(BucketedWeightSender(handle).async_send_weights(trained(1).items()))
+    assert "no room for it" in caught.value.report.receivers[0].text
+    receiving.join(60)
+    assert failures
+    with pytest.raises(ValueError, match="this host"):
+        socket_path("tcp://10.0.0.1:555")
+
+
+# ---- SGLang ----
+
+
+class SGLang:
+    """An engine as the trainer sees it, whose ranks run the loader that was asked for."""
+
+    def __init__(self, models):
+        self.models, self.flushed = models, []
+
+    def update_weights_from_tensor(self, named_tensors, load_format=None, flush_cache=True):
+        from ropeway.adapters import sglang
+
+        assert load_format == sglang.LOADER
+        self.flushed.append(flush_cache)
+        for model in self.models:
+            sglang.load_weights(model, named_tensors)
+        return True, "Success"
+
+
+def test_sglang(address):
+    from ropeway.adapters import sglang
+
+    model = Model()
+    engine = sglang.RopewayEngine(SGLang([model]), address, limit=60)
+    try:
+        for version in (1, 2, 3):
+            weights = list(trained(version).items())
+            for bucket in (weights[:2], weights[2:]):  # as trainers do it
+                assert engine.update_weights_from_tensor(bucket, flush_cache=False) == (True, "Success")
+            assert model.holds(dict(weights))
+        assert engine.flushed == [False] * 6  # what is not ropeway's is the engine's
+        with pytest.raises(ValueError, match="flattened_bucket"):
+            engine.update_weights_from_tensor([], load_format="flattened_bucket")
+        model.fails = True
+        with pytest.raises(ropeway.TransferError) as caught:
+            engine.update_weights_from_tensor(weights)
+        assert "no room for it" in caught.value.report.receivers[0].text
+    finally:
+        engine.close()
+        sglang.close()
