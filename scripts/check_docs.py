@@ -29,11 +29,11 @@ import tempfile
 BLOCK = re.compile(r"^([ ]*)```(\w*)[^\n]*\n(.*?)^\1```[ ]*$", re.MULTILINE | re.DOTALL)
 TICKS = re.compile(r"`([^`\s]+)`")
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
-PLACES = ("include", "src", "tests", "samples", "benchmarks", "docs", "scripts", "packaging", ".ci")
+PLACES = ("include", "src", "tests", "samples", "benchmarks", "docs", "scripts", "packaging", "python", ".ci")
 PATH = re.compile(r"^(?:%s)/[\w./*{},+-]*$" % "|".join(map(re.escape, PLACES)))
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
 # Options of other people's programs.
-FOREIGN = {"--gpus", "--ipc", "--libs", "--reconfigure"}
+FOREIGN = {"--custom-weight-loader", "--gpus", "--ipc", "--libs", "--reconfigure"}
 ENUMERATOR = re.compile(r"^\s*(\w+) = \d+,", re.MULTILINE)
 PROOF = re.compile(r"`(tests/[\w./-]+)`:((?:\s*\"[^\"]*\",?)+)")
 TOGETHER = re.compile(r"^<!--\s*compiled together\s*-->$", re.MULTILINE)
@@ -109,8 +109,9 @@ def guide_error(command, blocks):
 
 def known_options(root):
     known = set(FOREIGN)
-    for top in ("src/cli", "packaging", "benchmarks", "samples", "tests", "scripts", ".ci"):
-        for path in (root / top).rglob("*"):
+    for top in ("src/cli", "packaging", "benchmarks", "samples", "tests", "scripts", "python/tests", "python/run.sh",
+                "python/gpu.sh", ".ci"):
+        for path in [root / top, *(root / top).rglob("*")]:
             if path.is_file() and (path.suffix in (".cpp", ".sh", ".py") or path.name == "run"):
                 known |= set(OPTION.findall(path.read_text(encoding="utf-8")))
     known |= {"--no-" + option[2:] for option in known}
@@ -138,7 +139,7 @@ def check(root, command):
         for path in sorted((root / top).rglob("*")):
             if path.suffix in (".cpp", ".hpp", ".h", ".cu"):
                 sources.append(lines_of(path.read_text(encoding="utf-8")))
-    documents = sorted(root.glob("*.md"))
+    documents = sorted(root.glob("*.md")) + sorted(root.glob("python/*.md"))
     for top in ("docs", "samples", "benchmarks", "tests"):
         documents += sorted((root / top).rglob("*.md"))
     passed, complaints, guides = 0, [], []

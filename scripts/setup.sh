@@ -44,7 +44,9 @@ missing() {
   have pkg-config || echo pkg-config
   have cmake || echo cmake
   have python3 || echo python3
-  python3 -c 'import venv, ensurepip' 2>/dev/null || echo python3-venv   # samples/demo.sh fetches a model through it
+  python3 -c 'import venv, ensurepip' 2>/dev/null || echo python3-venv   # samples/demo.sh and python/run.sh use one
+  [ -e "$(python3 -c 'import sysconfig; print(sysconfig.get_path("include"))' 2>/dev/null)/Python.h" ] ||
+    echo python3-dev                                                     # what python/run.sh compiles with
   [ -e /etc/ssl/certs/ca-certificates.crt ] || echo ca-certificates      # so that it can
   header asio.hpp || echo libasio-dev
   boost || boost_packages

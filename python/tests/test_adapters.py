@@ -176,7 +176,7 @@ def workers(vllm, ranks):
 @pytest.mark.parametrize("capture", [False, True])
 def test_vllm(vllm, address, ranks, stream, capture):
     engines, source = workers(vllm, ranks), WeightSource()
-    info = vllm.trainer.init_info_cls(rank=0, path=address, receivers=ranks, stream=stream, capture=capture)
+    info = vllm.adapter.trainer_info(rank=0, path=address, receivers=ranks, stream=stream, capture=capture)
     trainer = vllm.trainer.trainer_init(None, info, client=Ranks(engines), source=source)
     for version in (1, 2, 3):
         source.weights = trained(version)

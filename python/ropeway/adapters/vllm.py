@@ -217,6 +217,15 @@ def register() -> None:
             registry.register_engine(BACKEND, make(base))
 
 
+def trainer_info(rank: int, **knobs: Any) -> Any:
+    """What `trainer_init` is told of a trainer's rank: ``path``, ``receivers`` (how many ranks of servers there are, 1),
+    ``capture``, ``stream``, ``connect_limit``, ``update_limit``. Imports vLLM."""
+    from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
+
+    register()
+    return WeightTransferTrainerFactory._registry[BACKEND]().init_info_cls(rank=rank, **knobs)
+
+
 def worker_engine(base: Any) -> Any:
     """The engine class, of vLLM's own bases."""
 
