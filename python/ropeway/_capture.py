@@ -204,6 +204,16 @@ def _mode(recorder: _Recorder) -> Any:
     return Recording()
 
 
+def _warm_up() -> None:
+    """Has torch import what it needs for a mode, which takes seconds the first time: not while a trainer waits."""
+    import torch
+
+    tensor = torch.zeros(1)
+    recorder = _Recorder([TensorInfo("", "F32", (1,))], [("", tensor)], torch)
+    with torch.no_grad(), _mode(recorder):
+        tensor.copy_(recorder.tensors[0][1])
+
+
 class CapturedLoader:
     """Loads updates as an engine's own loader does, without running it each time.
 
@@ -232,6 +242,7 @@ class CapturedLoader:
         self._beside: Dict[str, Any] = {}
         self._plan: Optional[CapturedPlan] = None
         self._unfinished = False
+        _warm_up()
 
     @property
     def plan(self) -> Optional[CapturedPlan]:
@@ -253,7 +264,8 @@ class CapturedLoader:
         return self._plan
 
     def load(self, update: Update, *, after: Any = None) -> Operation[LoadReport]:
-        """As `Update.load_into`; `LoadReport.by_tensor` names what the loader was given itself."""
+        """As `Update.load_into`; `LoadReport.by_tensor` names what the loader was given itself. Captures first if there is
+        need, which the sender's ``decide_limit`` must allow for: some 50 microseconds a tensor."""
         if self._infos != update.tensors:
             self.capture(update.tensors)
         return Steps(self._load(update, after))
