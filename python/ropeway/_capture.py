@@ -56,7 +56,7 @@ class _Recorder:
 
     def __init__(self, infos: Sequence[TensorInfo], model: Any, torch: Any) -> None:
         self.torch = torch
-        self.writes: List[_Write] = []
+        self.writes: Dict[Tuple[Any, ...], _Write] = {}  # by place
         self.failed: Dict[str, str] = {}
         self._frames: Dict[str, Tuple[int, ...]] = {}
         self._sources: Dict[int, str] = {}  # by storage
@@ -118,9 +118,8 @@ class _Recorder:
             copies = self.copies(tensor, into.shape, into.storage_offset(), into.stride())
         place = (self._storage(into), into.storage_offset(), tuple(into.shape), tuple(into.stride()))
         # What is written again counts as it was written last.
-        self.writes = [one for one in self.writes if (self._storage(one.into), one.into.storage_offset(),
-                                                      tuple(one.into.shape), tuple(one.into.stride())) != place]
-        self.writes.append(_Write(into.detach(), copies, convert))
+        self.writes.pop(place, None)
+        self.writes[place] = _Write(into.detach(), copies, convert)
 
     def join(self, result: Any, parts: Iterable[Tuple[Any, Tuple[int, ...]]]) -> Any:
         """A loader made `result` of tensors, each with its start in it."""
@@ -265,7 +264,7 @@ class CapturedLoader:
 
     def load(self, update: Update, *, after: Any = None) -> Operation[LoadReport]:
         """As `Update.load_into`; `LoadReport.by_tensor` names what the loader was given itself. Captures first if there is
-        need, which the sender's ``decide_limit`` must allow for: some 50 microseconds a tensor."""
+        need, which the sender's ``decide_limit`` must allow for: a few tenths of a millisecond a tensor."""
         if self._infos != update.tensors:
             self.capture(update.tensors)
         return Steps(self._load(update, after))
@@ -297,13 +296,13 @@ class CapturedLoader:
         recorder = _Recorder(infos, self._model, torch)
         missed: Dict[str, str] = {}
         for name, tensor in list(recorder.tensors):
-            before = len(recorder.writes)
+            before = dict(recorder.writes)
             try:
                 with torch.no_grad(), _mode(recorder):
                     self._load_weights([(name, tensor)])
             except Exception as error:
                 missed[name] = _why(error)
-                del recorder.writes[before:]
+                recorder.writes = before
         del tensor
         return recorder, {**self._kept_ones(recorder), **missed}
 
@@ -323,7 +322,7 @@ class CapturedLoader:
 
         beside = dict(missed)
         planned: List[Tuple[_Write, List[Tuple[str, _boxes.Box]]]] = []
-        for write in recorder.writes:
+        for write in recorder.writes.values():
             try:
                 planned.append((write, recorder.boxes(write)))
             except _boxes.TooMany:
