@@ -58,6 +58,8 @@ class engine {
   asio::io_context& context() noexcept { return context_; }
   asio::any_io_executor executor() { return context_.get_executor(); }
   bool forked() const noexcept { return getpid() != process_; }
+  /// Whether this is the thread that runs the loop.
+  bool inside() const noexcept { return std::this_thread::get_id() == thread_.get_id(); }
 
   /// Starts `operation` (an awaitable) as a task. The task keeps `owner` until it has ended and was let go
   /// of.
@@ -74,10 +76,14 @@ class engine {
 };
 
 /// An engine's owner: in a child that was forked off it forgets it instead of waiting for a thread that is
-/// not there.
+/// not there, and on the engine's own thread, which can't wait for itself, it leaves the end to another.
 inline std::shared_ptr<engine> make_engine() {
   return {new engine, [](engine* made) {
-            if (!made->forked()) delete made;
+            if (made->forked()) return;
+            if (made->inside())
+              std::thread([made] { delete made; }).detach();
+            else
+              delete made;
           }};
 }
 

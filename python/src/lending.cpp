@@ -53,6 +53,14 @@ struct exported {
 
 namespace {
 
+/// Keeps an event until the library has looked at it, which it does in its next turn, or in the one after if
+/// the strand was busy; whatever the device does then, the event may go.
+void keep_for(int turns, asio::io_context& context, std::shared_ptr<kept> what) {
+  asio::post(context, [turns, &context, what = std::move(what)]() mutable {
+    if (turns > 1) keep_for(turns - 1, context, std::move(what));
+  });
+}
+
 void drop_capsule(PyObject* capsule) {
   // A capsule that was consumed has another name, and its consumer calls the deleter.
   if (PyCapsule_IsValid(capsule, "dltensor"))
@@ -131,7 +139,7 @@ void lent_bucket::returned(std::size_t piece) {
   }
 }
 
-std::vector<std::size_t> lent_bucket::release(ready_after when) {
+std::vector<std::size_t> lent_bucket::release(ready_after when, kept owner) {
   std::vector<std::size_t> left;
   {
     std::scoped_lock const lock(mutex_);
@@ -140,7 +148,10 @@ std::vector<std::size_t> lent_bucket::release(ready_after when) {
     if (released_) return left;
     released_ = true;
   }
-  if (left.empty() && !loop_->forked()) bucket_.release(when);
+  if (left.empty() && !loop_->forked()) {
+    bucket_.release(when);
+    if (owner.get()) keep_for(3, loop_->context(), std::make_shared<kept>(std::move(owner)));
+  }
   return left;
 }
 
@@ -163,7 +174,8 @@ void bind_lending(nb::module_& module) {
           },
           nb::arg("piece"), nb::arg("dtype"), nb::arg("shape"))
       .def(
-          "release", [](lent_bucket& self, nb::handle when) { return self.release(ready_from(when)); },
+          "release",
+          [](lent_bucket& self, nb::handle when) { return self.release(ready_from(when), kept(when.ptr())); },
           nb::arg("when").none());
 }
 

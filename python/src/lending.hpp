@@ -27,9 +27,9 @@ class lent_bucket : public std::enable_shared_from_this<lent_bucket> {
   std::span<bucket_piece const> pieces() const noexcept { return bucket_.pieces(); }
   /// A capsule named "dltensor" of one piece, or nothing if the bucket was released.
   nb::object capsule(std::size_t piece, dtype type, shape const& dims);
-  /// No more capsules. The slot is free after `when`, or else when the last array is gone; gives the pieces
-  /// that arrays are left of.
-  std::vector<std::size_t> release(ready_after when);
+  /// No more capsules. The slot is free after `when`, which `owner` keeps, or when the last array is gone;
+  /// gives the pieces that arrays are left of.
+  std::vector<std::size_t> release(ready_after when, kept owner);
   bool released() const;
 
  private:

@@ -172,27 +172,42 @@ awaitable<send_report> send_from(awaitable<send_report> send, std::shared_ptr<br
 
 class sending_handle {
  public:
-  sending_handle(std::shared_ptr<engine> loop, sending what)
-      : loop_(std::move(loop)), sending_(std::move(what)) {}
-  sending_handle(sending_handle&&) = default;
-  sending_handle& operator=(sending_handle&&) = delete;
+  /// What a version on its way is read from, and what it waits for.
+  using owner = std::pair<std::shared_ptr<prepared>, kept>;
+
+  sending_handle(std::shared_ptr<engine> loop, sending what, owner of)
+      : loop_(std::move(loop)), sending_(std::move(what)), of_(std::move(of)) {}
+  sending_handle(sending_handle const&) = delete;
+  sending_handle& operator=(sending_handle const&) = delete;
   ~sending_handle() {
-    // What belongs to another process's loop is forgotten.
-    if (loop_ && loop_->forked()) new sending(std::move(sending_));
+    if (loop_->forked()) {
+      new sending(std::move(sending_)); // the parent's
+      return;
+    }
+    // It is given up, and copies that run then still read the tensors: they are kept until it has ended.
+    loop_->start<send_report>(sending_.done(), std::move(of_));
   }
   std::uint64_t version() const noexcept { return sending_.version(); }
-  operation source_free(nb::object self) {
+  operation source_free(nb::object const& self) {
     return begin<done>(loop_, with_result(sending_.source_free()), kept(self.ptr()), no_result);
   }
-  operation finish(nb::object self) {
+  operation finish(nb::object const& self) {
     return begin<send_report>(loop_, sending_.done(), kept(self.ptr()),
                               [](send_report const& report) { return to_python(report); });
   }
 
  private:
-  std::shared_ptr<engine> loop_;
+  std::shared_ptr<engine> loop_; // goes last
   sending sending_;
+  owner of_;
 };
+
+/// The version outlives the operation that starts it, and what it is read from must, too.
+awaitable<std::shared_ptr<sending_handle>>
+start_keeping(std::shared_ptr<engine> loop, awaitable<sending> starting, sending_handle::owner owner) {
+  sending started = co_await std::move(starting);
+  co_return std::make_shared<sending_handle>(std::move(loop), std::move(started), std::move(owner));
+}
 
 class sender_handle {
  public:
@@ -234,12 +249,11 @@ class sender_handle {
                               std::move(owner), [](send_report const& report) { return to_python(report); });
   }
   operation start(std::uint64_t version, std::shared_ptr<prepared> const& what, nb::handle when) {
-    auto owner = std::make_pair(what, kept(when.ptr()));
-    auto make = [loop = loop_](sending started) {
-      return nb::cast(sending_handle(loop, std::move(started)));
-    };
-    return begin<sending>(loop_, open().start(version, what->tensors, ready_from(when)), std::move(owner),
-                          make);
+    sending_handle::owner owner(what, kept(when.ptr()));
+    auto starting = open().start(version, what->tensors, ready_from(when));
+    auto make = [](std::shared_ptr<sending_handle> const& started) { return nb::cast(started); };
+    return begin<std::shared_ptr<sending_handle>>(
+        loop_, start_keeping(loop_, std::move(starting), std::move(owner)), 0, make);
   }
   std::shared_ptr<bridge> source(nb::list const& stated, int ordinal) {
     open();

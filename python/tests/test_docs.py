@@ -142,7 +142,7 @@ def test_loaders(guide, address, run):
     held = {}
 
     def load_weights(tensors):
-        held.update((name, np.array(tensor)) for name, tensor in tensors)
+        held.update((name, tensor.clone() if hasattr(tensor, "clone") else tensor.copy()) for name, tensor in tensors)
 
     async def send(sender):
         trained = weights()

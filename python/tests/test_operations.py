@@ -276,6 +276,49 @@ def test_an_operation_that_nobody_waits_for_goes_on(address):
         until(lambda: gone() is None)
 
 
+def test_a_start_that_nobody_waits_for_gives_the_version_up(address):
+    with ropeway.Sender(address) as sender, ropeway.Receiver() as receiver:
+        receiver.connect(address).wait()
+        source = np.full(100000, 3.0)
+        gone = weakref.ref(source)
+        sender.start(1, {"w": source})
+        del source
+        until(lambda: gone() is None)
+        into = zeros()
+        sending = sender.send_weights(2, WEIGHTS)
+        update = receiver.next_update().wait()
+        if update.version == 1:
+            update = receiver.next_update().wait()
+        update.load_into(into).wait()
+        assert sending.wait().count("committed") == 1 and arrived(into)
+
+
+@pytest.mark.parametrize("dropped", [False, True])
+def test_a_version_that_was_started_keeps_its_tensors(address, dropped):
+    with ropeway.Sender(address, bucket_bytes=4096) as sender, ropeway.Receiver() as receiver:
+        receiver.connect(address).wait()
+        source = np.full(100000, 3.0)
+        gone = weakref.ref(source)
+        starting = sender.start(1, {"w": source})
+        del source
+        update = receiver.next_update().wait()
+        sending = starting.wait()
+        del starting
+        gc.collect()
+        assert gone() is not None
+        into = {"w": np.zeros(100000)}
+        if dropped:
+            del sending  # given up
+            with pytest.raises(ropeway.TransferError) as caught:
+                update.load_into(into).wait()
+            assert caught.value.code == "peer_aborted"
+        else:
+            update.load_into(into).wait()
+            assert sending.done().wait().count("committed") == 1 and (into["w"] == 3).all()
+            del sending
+        until(lambda: gone() is None)
+
+
 def until(condition):
     limit = time.monotonic() + 30
     while not condition():
