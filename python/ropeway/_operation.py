@@ -96,8 +96,9 @@ class Single(Operation[T]):
     """One operation of the library."""
 
     def __init__(self, core: _core.Operation, convert: Optional[Callable[[Any], T]] = None,
-                 unclaimed: Optional[Callable[[T], None]] = None) -> None:
+                 unclaimed: Optional[Callable[[T], None]] = None, of: object = None) -> None:
         self._core = core
+        self._of = of  # what it is an operation of lives as long
         self._convert = convert
         self._unclaimed = unclaimed  # takes the result if the waiting was cancelled when there was one
         self._finished = False

@@ -25,8 +25,9 @@ class Update:
     `commit`; or say no with `refuse` or `not_now`. Dropping it unanswered refuses it; dropping it half-way aborts it.
     Members may be called from any thread, one operation at a time (``busy``)."""
 
-    def __init__(self, core: _core.Update, device: int) -> None:
+    def __init__(self, core: _core.Update, device: int, receiver: object) -> None:
         self._core = core
+        self._receiver = receiver  # which lives as long
         self._device = device
         self.version: int = core.version
         """As the sender numbered it. A sender that was started anew may begin again at any number."""
@@ -60,7 +61,7 @@ class Update:
         """
         if not isinstance(into, (Destinations, ShadowDestinations)):
             into = Destinations(into)
-        return Single(self._core.load_into(into._core, _tensors.ready_after(after, into._devices)))
+        return Single(self._core.load_into(into._core, _tensors.ready_after(after, into._devices)), of=self)
 
     def load_with(self, load_weights: Loader, *, tensors: Optional[str] = None) -> Operation[LoadReport]:
         """Gives a loader, as engines have it, the tensors of each bucket, and commits.
@@ -80,12 +81,12 @@ class Update:
     def next_bucket(self) -> Operation[Optional[Bucket]]:
         """Accepts at the first call; then the next bucket, in order, or None after the last. Fails with
         ``slots_held`` at once when every slot is held by buckets that were not released."""
-        return Single(self._core.next_bucket(), lambda core: None if core is None else Bucket(core, self.tensors))
+        return Single(self._core.next_bucket(), lambda core: None if core is None else Bucket(core, self.tensors), of=self)
 
     def commit(self) -> Operation[LoadReport]:
         """Says that everything of the update is in place; ends when the sender agrees and was told. Every bucket must
         have been taken and released (``invalid_argument``)."""
-        return Single(self._core.commit())
+        return Single(self._core.commit(), of=self)
 
     def refuse(self, why: str) -> None:
         """Says no, in words that stand in the sender's report. After acceptance: gives the update up."""
@@ -183,15 +184,15 @@ class Receiver:
         Raises TransferError: ``connect_timeout``, ``bad_path``, ``not_permitted``, ``peer_refused``, ``version_mismatch``,
         ``handshake_timeout``, ``peer_gone``, ``no_device``, ``busy`` (a session exists)."""
         self._unclaimed.clear()
-        return Single(self._core.connect(os.fspath(path)))
+        return Single(self._core.connect(os.fspath(path)), of=self)
 
     def next_update(self) -> Operation[Optional[Update]]:
         """Waits for the next update, without limit; None when the sender has closed gracefully. Raises TransferError:
         ``not_open``, ``busy``, and why the session ended. Cancelling stops this wait only, and loses no update."""
         if self._unclaimed:
             return Ready(self._unclaimed.pop(0))
-        return Single(self._core.next_update(), lambda core: None if core is None else Update(core, self._device),
-                      self._unclaimed.append)
+        return Single(self._core.next_update(), lambda core: None if core is None else Update(core, self._device, self),
+                      self._unclaimed.append, self)
 
     def __aiter__(self) -> "Receiver":
         return self

@@ -98,8 +98,9 @@ def gathered(tensors: Any, gather: Optional[Callable[[str, Any], Any]] = None, d
 class Sending:
     """A version on its way, from `Sender.start`. One that is dropped before `done` has ended is given up."""
 
-    def __init__(self, core: _core.Sending) -> None:
+    def __init__(self, core: _core.Sending, sender: object) -> None:
         self._core = core
+        self._sender = sender  # which lives as long
 
     @property
     def version(self) -> int:
@@ -109,11 +110,11 @@ class Sending:
     def source_free(self) -> Operation[None]:
         """Ends when no copy reads the tensors any more: the trainer may change its weights. Fails if the version was
         given up. Cancelling stops this wait only."""
-        return Single(self._core.source_free())
+        return Single(self._core.source_free(), of=self)
 
     def done(self) -> Operation[SendReport]:
         """Ends when every outcome is known; errors and cancellation as for `Sender.send_weights`."""
-        return Single(self._core.done())
+        return Single(self._core.done(), of=self)
 
 
 Tensors = Union[Prepared, Source, Mapping[str, Any], Iterable[Tuple[str, Any]], AsyncIterable[Tuple[str, Any]], Any]
@@ -192,7 +193,7 @@ class Sender:
         if hasattr(tensors, "__aiter__"):
             return Steps(self._send_async(version, tensors, cast, after))
         prepared = self._prepared(tensors, cast, after)
-        return Single(self._core.send(version, prepared._core, self._when(prepared, after)))
+        return Single(self._core.send(version, prepared._core, self._when(prepared, after)), of=self)
 
     def start(self, version: int, tensors: Tensors, *, cast: Cast = None, after: Any = None) -> Operation[Sending]:
         """Starts a version and ends as soon as it is announced: `Sending.source_free` then says when the weights may
@@ -200,16 +201,17 @@ class Sender:
         if isinstance(tensors, Source) or hasattr(tensors, "__aiter__"):
             raise TypeError("what is made on the fly is sent with send_weights")
         prepared = self._prepared(tensors, cast, after)
-        return Single(self._core.start(version, prepared._core, self._when(prepared, after)), Sending)
+        return Single(self._core.start(version, prepared._core, self._when(prepared, after)),
+                      lambda core: Sending(core, self), of=self)
 
     def wait_for_receivers(self, count: int = 1, limit: float = 60.0) -> Operation[int]:
         """Ends with the number of receivers once at least `count` are connected. Raises TransferError
         (``too_few_receivers``) after `limit` seconds. Cancelling stops this wait only."""
-        return Single(self._core.wait_for_receivers(count, limit))
+        return Single(self._core.wait_for_receivers(count, limit), of=self)
 
     def receivers(self) -> Operation[List[ConnectedReceiver]]:
         """The receivers that are connected now."""
-        return Single(self._core.receivers())
+        return Single(self._core.receivers(), of=self)
 
     def share(self, memory: SharedMemory) -> None:
         """Lets receivers map tensors that lie in this memory, from the next send on."""
@@ -220,7 +222,7 @@ class Sender:
         weights; ends when every receiver has unmapped it, or has gone. The next send maps anew.
 
         Raises TransferError: ``busy`` while a send runs, ``peer_silent``, ``not_open``."""
-        return Single(self._core.release_memory())
+        return Single(self._core.release_memory(), of=self)
 
     def close(self) -> Operation[None]:
         """Ends gracefully: a running send is given up, receivers are told goodbye, the socket is removed. No error, also

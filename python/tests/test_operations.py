@@ -91,6 +91,29 @@ def test_one_thread_starts_and_another_waits(address):
         assert sending.wait() is sending.wait()  # a result stays
 
 
+def test_what_an_operation_is_of_lives_as_long(address):
+    with ropeway.Sender(address) as sender:
+        updates = []
+
+        def serve():
+            waiting = connected(address).next_update()
+            gc.collect()
+            updates.append(waiting.wait(30))
+            updates[0].load_into(zeros()).wait(30)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        sender.wait_for_receivers(1).wait()
+        assert sender.send_weights(1, WEIGHTS).wait(30).count("committed") == 1
+        thread.join(60)
+
+
+def connected(address):
+    receiver = ropeway.Receiver()
+    receiver.connect(address).wait()
+    return receiver
+
+
 def test_waiting_releases_the_gil(address):
     with ropeway.Sender(address) as sender, ropeway.Receiver() as receiver:
         receiver.connect(address).wait()
