@@ -92,6 +92,16 @@ def test_one_thread_starts_and_another_waits(address):
 
 
 def test_what_an_operation_is_of_lives_as_long(address):
+    receiver = ropeway.Receiver(connect_limit=60)
+    alive = weakref.ref(receiver)
+    connecting = receiver.connect(address)
+    del receiver
+    gc.collect()
+    assert alive() is not None
+    with pytest.raises(TimeoutError):
+        connecting.wait(0.05)
+    del connecting
+    until(lambda: alive() is None)
     with ropeway.Sender(address) as sender:
         updates = []
 
