@@ -27,8 +27,9 @@ from ._sender import Prepared, Sender, Sending, SharedMemory, Source, _open, gat
 __version__ = "0.1.0"
 
 __all__ = [
-    "Bucket", "CapturedLoader", "CapturedPlan", "ConnectedReceiver", "Destinations", "Lease", "LoadReport", "Loader", "Operation", "Piece", "Prepared",
-    "Receiver", "ReceiverReport", "ReceiverStatus", "ReleasedError", "SendReport", "Sender", "Sending", "ShadowDestinations",
+    "Bucket", "CapturedLoader", "CapturedPlan", "ConnectedReceiver", "Destinations", "Lease",
+    "LoadReport", "Loader", "Operation", "Piece", "Prepared", "Receiver", "ReceiverReport",
+    "ReceiverStatus", "ReleasedError", "SendReport", "Sender", "Sending", "ShadowDestinations",
     "SharedMemory", "Source", "TensorInfo", "TransferError", "Update", "WeightsStatus", "gathered",
 ]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import math
-from typing import Any, Callable, Dict, Generator, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple, Union
+from typing import Any, Dict, Generator, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
 
 from . import _boxes, _tensors
 from ._bucket import Loader
@@ -51,8 +51,8 @@ class _Made(NamedTuple):
 
 
 class _Recorder:
-    """What the recording mode has seen. Sources are tensors on torch's meta device, which have shapes, strides and storages,
-    and no memory: a view of one is found by its storage, whatever it was cut and turned with."""
+    """What the recording mode has seen. Sources are tensors on torch's meta device, which have shapes, strides
+    and storages, and no memory: a view of one is found by its storage, whatever it was cut and turned with."""
 
     def __init__(self, infos: Sequence[TensorInfo], model: Any, torch: Any) -> None:
         self.torch = torch
@@ -347,7 +347,9 @@ class CapturedLoader:
                 continue
             target = write.into
             if write.convert:
-                dtype = _tensors.torch_dtype(_tensors.dtype_number(by_name[next(iter(names))].dtype)) if names else target.dtype
+                dtype = target.dtype
+                if names:
+                    dtype = _tensors.torch_dtype(_tensors.dtype_number(by_name[next(iter(names))].dtype))
                 target = torch.empty(write.into.shape, dtype=dtype, device=write.into.device)
                 conversions.append((write.into, target))
                 converted |= names

@@ -19,8 +19,8 @@ class Destinations:
 
     Args:
         tensors: a torch module (its state dict, tied weights once), a mapping, or (name, tensor) pairs, each for the
-            whole tensor of that name; more can be added. Tensors are torch's, numpy's, or writable ones with ``__cuda_array_interface__`` or
-            the buffer protocol. They are kept.
+            whole tensor of that name; more can be added. Tensors are torch's, numpy's, or writable ones with
+            ``__cuda_array_interface__`` or the buffer protocol. They are kept.
 
     Thread-safety: `torn`, `torn_tensors`, `version` and `status` may be asked from any thread; nothing may be added
     while a load runs.

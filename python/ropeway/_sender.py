@@ -174,9 +174,9 @@ class Sender:
         Args:
             version: a label; a receiver sees it as it is given.
             tensors: a torch module (its state dict, tied weights once), a mapping, (name, tensor) pairs in an iterable
-                or async iterable, or what `prepare`, `Source` or `gathered` made. Tensors are torch's, numpy's, or anything with DLPack,
-                ``__cuda_array_interface__`` or the buffer protocol, on any device, strided or not; none is copied, and
-                all are kept until the operation has ended. A plain iterable is run to its end first: one whose
+                or async iterable, or what `prepare`, `Source` or `gathered` made. Tensors are torch's, numpy's, or
+                anything with DLPack, ``__cuda_array_interface__`` or the buffer protocol, on any device, strided or
+                not; none is copied, and all are kept until the operation has ended. A plain iterable is run to its end first: one whose
                 tensors should not exist all at once belongs into a `Source`.
             cast: the dtype that receivers see; see `Cast`. F32 becomes BF16 or F16 while it is packed, and the reverse.
             after: a CUDA stream or event before which no byte is read: by default torch's current streams.
