@@ -150,6 +150,7 @@ class Receiver:
         handshake_limit, silence_limit, lease_limit, close_limit: seconds; see ``receiver_options`` in options.hpp.
         route: which ways updates may come: ``automatic``, ``mapped``, ``staged`` or ``host``.
         most_blocks, bytes_per_second: how much of the device and its memory a mapped update may take; 0 for no limit.
+        demand_digests: refuses updates that carry none (``digest_missing``); those that do are always compared.
         max_manifest_bytes: the largest list of tensors that is read.
         allowed_users: user numbers, beside our own, whose sender is trusted.
         allow_shared_directory: accepts a socket in a directory that others may write to: for tests only.
@@ -163,14 +164,15 @@ class Receiver:
                  handshake_limit: Optional[float] = None, silence_limit: Optional[float] = None,
                  lease_limit: Optional[float] = None, close_limit: Optional[float] = None, route: Optional[str] = None,
                  most_blocks: Optional[int] = None, bytes_per_second: Optional[int] = None,
-                 max_manifest_bytes: Optional[int] = None, allowed_users: Optional[Sequence[int]] = None,
+                 demand_digests: Optional[bool] = None, max_manifest_bytes: Optional[int] = None,
+                 allowed_users: Optional[Sequence[int]] = None,
                  allow_shared_directory: Optional[bool] = None) -> None:
         word = None if device is None else str(device)
         knobs: Dict[str, Any] = {
             "name": name, "device": word, "group": group, "group_size": group_size, "connect_limit": connect_limit,
             "handshake_limit": handshake_limit, "silence_limit": silence_limit, "lease_limit": lease_limit,
             "close_limit": close_limit, "route": route, "most_blocks": most_blocks, "bytes_per_second": bytes_per_second,
-            "max_manifest_bytes": max_manifest_bytes, "allowed_users": allowed_users,
+            "demand_digests": demand_digests, "max_manifest_bytes": max_manifest_bytes, "allowed_users": allowed_users,
             "allow_shared_directory": allow_shared_directory,
         }
         self._core = _core.Receiver({knob: value for knob, value in knobs.items() if value is not None})

@@ -54,6 +54,8 @@ class SendReport:
     """What this side's time went into, in seconds. Stages overlap, so they need not add up."""
     receivers: Tuple[ReceiverReport, ...]
     """One for each that was connected when the send began."""
+    digest: Optional[str] = None
+    """Of all tensors as they are delivered, 32 hexadecimal digits; None without digests."""
 
     def count(self, outcome: str) -> int:
         """How many receivers ended so."""
@@ -78,6 +80,8 @@ class LoadReport:
     stages: Dict[str, float]
     route: str
     """``mapped``, ``staged`` or ``host``."""
+    digest: Optional[str] = None
+    """The sender's, with which all that was taken here agrees; None without digests."""
     assembled: int = 0
     """`Update.load_with`: the most bytes that were held at once to put tensors together that span buckets."""
     by_tensor: Tuple[str, ...] = ()

@@ -136,6 +136,8 @@ class Sender:
         handshake_limit, decide_limit, silence_limit, commit_limit, source_limit, close_limit: seconds; see
             ``sender_options`` in options.hpp.
         route: which ways updates may go: ``automatic``, ``mapped``, ``staged`` or ``host``.
+        digests: of every tensor, computed where it lies, which each receiver compares with what it has in place
+            before it commits (``digest_mismatch``). Both sides read the weights once more.
         allowed_users: user numbers, beside our own, whose processes may connect.
         allow_shared_directory: accepts a directory that others may write to: for tests only.
 
@@ -150,12 +152,13 @@ class Sender:
                  handshake_limit: Optional[float] = None, decide_limit: Optional[float] = None,
                  silence_limit: Optional[float] = None, commit_limit: Optional[float] = None,
                  source_limit: Optional[float] = None, close_limit: Optional[float] = None, route: Optional[str] = None,
-                 allowed_users: Optional[Sequence[int]] = None, allow_shared_directory: Optional[bool] = None) -> None:
+                 digests: Optional[bool] = None, allowed_users: Optional[Sequence[int]] = None,
+                 allow_shared_directory: Optional[bool] = None) -> None:
         knobs: Dict[str, Any] = {
             "bucket_bytes": bucket_bytes, "slots": slots, "min_receivers": min_receivers, "max_receivers": max_receivers,
             "handshake_limit": handshake_limit, "decide_limit": decide_limit, "silence_limit": silence_limit,
             "commit_limit": commit_limit, "source_limit": source_limit, "close_limit": close_limit, "route": route,
-            "allowed_users": allowed_users, "allow_shared_directory": allow_shared_directory,
+            "digests": digests, "allowed_users": allowed_users, "allow_shared_directory": allow_shared_directory,
         }
         self.path = os.fspath(path)
         """Where it listens, as given."""

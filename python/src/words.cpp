@@ -18,6 +18,10 @@ nb::handle named(char const* module, char const* what) {
 
 double seconds(nanoseconds time) { return std::chrono::duration<double>(time).count(); }
 
+nb::object hex_or_none(std::optional<digest128> const& digest) {
+  return digest ? text(to_string(*digest)) : nb::object(nb::none());
+}
+
 nb::object version_or_none(std::optional<std::uint64_t> version) {
   return version ? nb::object(nb::int_(*version)) : nb::object(nb::none());
 }
@@ -97,13 +101,15 @@ nb::object to_python(send_report const& report) {
                               one.error ? code_of(one.error) : nb::object(nb::none()), text(one.text),
                               text(name(one.way)), seconds(one.after), stages(one.stages)));
   return make(report.version, report.bytes, report.tensors, report.buckets, seconds(report.total),
-              seconds(report.source_free), stages(report.stages), nb::tuple(receivers));
+              seconds(report.source_free), stages(report.stages), nb::tuple(receivers),
+              hex_or_none(report.digest));
 }
 
 nb::object to_python(load_report const& report) {
   static nb::handle const make = named("ropeway._reports", "LoadReport");
   return make(report.version, report.bytes, report.tensors, report.buckets, report.copied,
-              seconds(report.total), stages(report.stages), text(name(report.way)));
+              seconds(report.total), stages(report.stages), text(name(report.way)),
+              hex_or_none(report.digest));
 }
 
 nb::object to_python(weights_status const& status) {
@@ -149,6 +155,8 @@ sender_options sender_options_from(nb::dict const& knobs) {
     if (knob == "source_limit") options.source_limit(limit_from(value));
     if (knob == "close_limit") options.close_limit(limit_from(value));
     if (knob == "route") options.use_route(route_from(value));
+    if (knob == "digests")
+      options.digests(nb::cast<bool>(value) ? digest_choice::tensors : digest_choice::none);
     if (knob == "allowed_users") options.allowed_users(users_from(value));
     if (knob == "allow_shared_directory") options.allow_shared_directory(nb::cast<bool>(value));
   }
@@ -177,6 +185,7 @@ receiver_options receiver_options_from(nb::dict const& knobs) {
     if (knob == "lease_limit") options.lease_limit(limit_from(value));
     if (knob == "close_limit") options.close_limit(limit_from(value));
     if (knob == "route") options.use_route(route_from(value));
+    if (knob == "demand_digests") options.demand_digests(nb::cast<bool>(value));
     if (knob == "most_blocks") pace.most_blocks(nb::cast<std::uint32_t>(value));
     if (knob == "bytes_per_second") pace.bytes_per_second(nb::cast<std::uint64_t>(value));
     if (knob == "max_manifest_bytes") options.max_manifest_bytes(nb::cast<std::uint64_t>(value));

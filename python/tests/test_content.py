@@ -49,6 +49,30 @@ def test_mixed_tensors_arrive_exactly(address, slots, bucket):
     assert sent.count("committed") == 1 and sent.receivers[0].route == "host"
 
 
+def test_digests_are_compared_and_reported(address):
+    source = {"w": random((100, 33), np.float32), "b": random(7, np.float16)}
+    into = {name: np.zeros_like(tensor) for name, tensor in source.items()}
+    sent, loaded = exchange(address, source, into, digests=True)
+    assert sent.digest == loaded.digest and len(sent.digest) == 32
+    source["w"][99, 32] += 1
+    changed, _ = exchange(address, source, into, version=2, digests=True)
+    assert changed.digest != sent.digest
+    sent, loaded = exchange(address, source, into, version=3)
+    assert sent.digest is None and loaded.digest is None
+
+
+def test_who_demands_digests_takes_nothing_without(address):
+    source, into = {"w": np.ones(5, np.float32)}, {"w": np.zeros(5, np.float32)}
+    with ropeway.Sender(address, min_receivers=0) as sender, ropeway.Receiver(demand_digests=True) as receiver:
+        receiver.connect(address).wait()
+        sending = sender.send_weights(1, source)
+        with pytest.raises(ropeway.TransferError) as raised:
+            receiver.next_update().wait(60).load_into(into).wait(60)
+        assert raised.value.code == "digest_missing"
+        assert sending.wait(60).receivers[0].outcome == "refused"
+    assert not into["w"].any()
+
+
 def test_tensors_in_shared_memory_are_mapped(address):
     memory = ropeway.SharedMemory(1 << 16)
     source = np.frombuffer(memory, np.float32)[:1000]

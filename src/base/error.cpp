@@ -80,6 +80,8 @@ std::string_view name(errc e) noexcept {
   case errc::destination_mismatch: return "destination_mismatch";
   case errc::torn: return "torn";
   case errc::leased: return "leased";
+  case errc::digest_mismatch: return "digest_mismatch";
+  case errc::digest_missing: return "digest_missing";
   case errc::peer_gone: return "peer_gone";
   case errc::peer_silent: return "peer_silent";
   case errc::peer_refused: return "peer_refused";
