@@ -82,6 +82,14 @@ TEST_CASE("a receiver is given the table of digests once, before the first updat
   CHECK(b.done() == lines(to(1, b.begin_with(0, 1))));
   b.from(1, refuse{b.update, 8, "no"});
   b.machine.take();
+  b.start_with_digests(0, 0); // one without
+  CHECK(b.done() == lines(to(1, b.begin_with(0, 0))));
+  b.from(1, refuse{b.update, 8, "no"});
+  b.machine.take();
+  b.start_with_digests(0, 1); // the table is still there
+  CHECK(b.done() == lines(to(1, b.begin_with(0, 1))));
+  b.from(1, refuse{b.update, 8, "no"});
+  b.machine.take();
   b.start_with_digests(0, 2); // another layout
   CHECK(b.done() == lines(to(1, digest_table{2, 0}), to(1, b.begin_with(0, 2))));
 }

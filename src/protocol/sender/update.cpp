@@ -93,9 +93,11 @@ void sender_machine::impl::advance(participant& p) {
 }
 
 void sender_machine::impl::say_begin(participant& p) {
-  if (auto& table = peers.at(p.result.peer).digest_table; table != running->facts.digests) {
-    table = running->facts.digests;
-    if (table != 0) say(p.result.peer, digest_table{table, 0});
+  // An update without digests between two with them takes no table away.
+  auto& table = peers.at(p.result.peer).digest_table;
+  if (auto const needed = running->facts.digests; needed != 0 && needed != table) {
+    table = needed;
+    say(p.result.peer, digest_table{table, 0});
   }
   begin b;
   b.update = running->id;
