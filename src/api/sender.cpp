@@ -70,8 +70,7 @@ std::string const& sender::path() const noexcept { return core_->path(); }
 
 // ---- collecting ----
 
-sender::collector::collector(detail::sender_core& core)
-    : core_(core), set_(core.sets().make()) {
+sender::collector::collector(detail::sender_core& core) : core_(core), set_(core.sets().make()) {
   set_->layout = core_.last_layout();
   if (set_->layout) set_->views.reserve(set_->layout->manifest.tensors().size());
   known_ = set_->layout != nullptr;
