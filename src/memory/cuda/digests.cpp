@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "memory/cuda/handles.hpp"
+#include "memory/digest_copy.hpp"
 #include "ropeway/error.hpp"
 
 namespace ropeway::memory::cuda {
@@ -23,22 +24,6 @@ ropeway_digest_form form_of(conversion convert) {
 }
 static_assert(static_cast<int>(conversion::f32_to_bf16) == ropeway_digest_f32_bf16 &&
               static_cast<int>(conversion::f16_to_f32) == ropeway_digest_f16_f32);
-
-/// The same box as a copy from memory to the image, whose dimensions can be merged.
-copy_op as_copy(digest_op const& op) {
-  copy_op same;
-  same.from = reinterpret_cast<std::byte const*>(op.address);
-  same.to = reinterpret_cast<std::byte*>(op.image);
-  same.bytes = op.bytes;
-  same.convert = op.convert;
-  same.rank = op.rank;
-  same.from_element = op.data_element;
-  same.to_element = op.image_element;
-  same.extent = op.extent;
-  same.from_stride = op.data_stride;
-  for (std::size_t d = 0; d < op.rank; ++d) same.to_stride[d] = static_cast<std::int64_t>(op.image_stride[d]);
-  return same;
-}
 
 /// All bits that addresses of a box have below its innermost dimension.
 struct low_bits {
@@ -59,12 +44,11 @@ digest_table::digest_table(std::span<digest_op const> ops, std::uint32_t sums) {
   std::uint32_t group = 0;
   for (digest_op const& op : ops) {
     if (op.sum >= sums) refuse(errc::invalid_argument, "a digest adds to a sum that there is not");
-    if (op.rank > max_rank) refuse(errc::invalid_argument, "a digest has too many dimensions");
     if (op.group < group) refuse(errc::invalid_argument, "groups of digests must ascend");
     group = op.group;
     while (first.size() <= op.group) first.push_back(static_cast<std::uint32_t>(tasks.size()));
+    add(op); // or refuses what has no bytes to count
     bytes += bytes_of(op);
-    add(op);
     if (tasks.size() > UINT32_MAX / 2) refuse(errc::overflow, "too many digests in one list");
   }
   first.push_back(static_cast<std::uint32_t>(tasks.size()));

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/digest.hpp"
+#include "memory/digest_copy.hpp"
 #include "memory/host/box.hpp"
 #include "ropeway/error.hpp"
 
@@ -63,14 +64,7 @@ void add_box(digest_op const& op, std::uint64_t address, std::uint64_t image, st
 }
 
 void check(digest_op const& op, std::uint32_t sums) {
-  copy_op same;
-  same.bytes = op.bytes;
-  same.convert = op.convert;
-  same.rank = op.rank;
-  same.from_element = op.data_element;
-  same.to_element = op.image_element;
-  same.extent = op.extent;
-  host::check(same);
+  host::check(as_copy(op));
   if (op.sum >= sums)
     throw transfer_error(errc::invalid_argument, "a digest adds to a sum that there is not");
 }
