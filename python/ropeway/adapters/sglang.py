@@ -13,10 +13,10 @@ bucket after bucket sends as many versions. Nothing of SGLang is imported.
 from __future__ import annotations
 
 import os
-import threading
 from typing import Any, Dict, List, Optional, Tuple
 
 from .._sender import Sender
+from ._beside import send_beside
 from ._server import Taker
 
 LOADER = "ropeway.adapters.sglang.load_weights"
@@ -84,30 +84,16 @@ class RopewayEngine:
 
         self._version += 1
         ticket = torch.tensor([float(self._version), self._limit], dtype=torch.float64)
-        answers: List[Any] = []
-        failures: List[BaseException] = []
 
-        def call() -> None:
-            try:
-                answers.append(self._engine.update_weights_from_tensor(
-                    [(TICKET + self._path, ticket)], load_format=LOADER, flush_cache=flush_cache))
-            except BaseException as error:
-                failures.append(error)
+        def call() -> Any:
+            return self._engine.update_weights_from_tensor(
+                [(TICKET + self._path, ticket)], load_format=LOADER, flush_cache=flush_cache)
 
-        server = threading.Thread(target=call, name="ropeway-sglang-update")
-        server.start()
-        try:
+        def send() -> None:
             self._sender.wait_for_receivers(self._receivers, self._limit).wait()
             self._sender.send_weights(self._version, named_tensors).wait()
-        except BaseException as error:
-            server.join()
-            if failures and isinstance(error, Exception):
-                raise error from failures[0]
-            raise
-        server.join()
-        if failures:
-            raise failures[0]
-        return answers[0]
+
+        return send_beside("ropeway-sglang-update", call, send)
 
     def close(self) -> None:
         """Says goodbye to the server's ranks; the engine is left alone."""

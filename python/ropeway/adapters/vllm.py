@@ -15,11 +15,11 @@ before `register` is called.
 from __future__ import annotations
 
 import os
-import threading
 from dataclasses import dataclass
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Dict, Iterator, Optional, Tuple
 
 from .._sender import Sender, Source
+from ._beside import send_beside
 from ._server import Taker
 
 BACKEND = "ropeway"
@@ -166,20 +166,9 @@ class TrainerSide:
                 pass
             return
         self.client.start_weight_update()
-        failures: List[BaseException] = []
-        server = threading.Thread(target=_run, args=(self.client.update_weights, {"version": self.version}, failures),
-                                  name="ropeway-vllm-update")
-        server.start()
-        try:
-            self.sender.send_weights(self.version, self._tensors()).wait()
-        except BaseException as error:
-            server.join()
-            if failures and isinstance(error, Exception):
-                raise error from failures[0]
-            raise
-        server.join()
-        if failures:
-            raise failures[0]
+        sender, version = self.sender, self.version
+        send_beside("ropeway-vllm-update", lambda: self.client.update_weights({"version": version}),
+                    lambda: sender.send_weights(version, self._tensors()).wait())
         self.client.finish_weight_update()
 
     def shutdown(self) -> None:
@@ -193,13 +182,6 @@ class TrainerSide:
             return list(self.source)
         stated = [(one.name, one.dtype, tuple(one.shape)) for one in self.source.metadata()]
         return Source(stated, lambda: iter(self.source))
-
-
-def _run(call: Any, argument: Dict[str, Any], failures: List[BaseException]) -> None:
-    try:
-        call(argument)
-    except BaseException as error:
-        failures.append(error)
 
 
 # ---- vLLM's classes ----
