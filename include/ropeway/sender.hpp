@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 #include <ranges>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -329,18 +330,26 @@ class ROPEWAY_API sender {
     explicit collector(detail::sender_core& core);
     ~collector();
     void add(tensor_view const& tensor);
+    void add(std::span<tensor_view const> tensors);
     std::shared_ptr<detail::tensor_set> finish();
 
    private:
+    void differ();
     detail::sender_core& core_;
-    std::shared_ptr<detail::tensor_set> set_;
-    std::vector<tensor_info> infos_; // once something differs from the last layout
-    bool known_ = true;              // everything so far is as in the last layout
+    std::shared_ptr<detail::tensor_set> last_; // while everything so far is as in the last send
+    std::size_t same_ = 0;                     // how many tensors that are
+    std::shared_ptr<detail::tensor_set> set_;  // once something differs
+    std::vector<tensor_info> infos_;           // once something differs from the last layout
+    bool known_ = true;                        // everything so far is as in the last layout
   };
   template <tensor_range R>
   std::shared_ptr<detail::tensor_set> collect(R const& tensors) {
     collector pass(*core_);
-    for (auto&& tensor : tensors) pass.add(tensor);
+    if constexpr (std::ranges::contiguous_range<R const> && std::ranges::sized_range<R const> &&
+                  std::same_as<std::ranges::range_value_t<R const>, tensor_view>)
+      pass.add(std::span<tensor_view const>(tensors));
+    else
+      for (auto&& tensor : tensors) pass.add(tensor);
     return pass.finish();
   }
   std::shared_ptr<detail::tensor_set> collect(tensor_source& source);

@@ -70,14 +70,40 @@ std::string const& sender::path() const noexcept { return core_->path(); }
 
 // ---- collecting ----
 
-sender::collector::collector(detail::sender_core& core) : core_(core), set_(core.sets().make()) {
-  set_->layout = core_.last_layout();
-  if (set_->layout) set_->views.reserve(set_->layout->manifest.tensors().size());
-  known_ = set_->layout != nullptr;
+namespace {
+
+/// The same bytes in the same place, and the same to receivers.
+bool same_view(tensor_view const& a, tensor_view const& b) noexcept {
+  return a.data() == b.data() && a.type() == b.type() && a.wire_type() == b.wire_type() &&
+         a.where() == b.where() && a.dims() == b.dims() && a.is_strided() == b.is_strided() &&
+         (!a.is_strided() || a.strides() == b.strides()) && a.name() == b.name();
+}
+
+} // namespace
+
+sender::collector::collector(detail::sender_core& core) : core_(core), last_(core.sets().last()) {
+  if (!last_) differ();
 }
 sender::collector::~collector() = default;
 
+/// From here on this is a set of its own.
+void sender::collector::differ() {
+  set_ = core_.sets().make();
+  set_->layout = last_ ? last_->layout : core_.last_layout();
+  known_ = set_->layout != nullptr;
+  if (known_) set_->views.reserve(set_->layout->manifest.tensors().size());
+  if (auto const before = std::exchange(last_, nullptr))
+    set_->views.assign(before->views.begin(), before->views.begin() + static_cast<std::ptrdiff_t>(same_));
+}
+
 void sender::collector::add(tensor_view const& tensor) {
+  if (last_) {
+    if (same_ < last_->views.size() && same_view(tensor, last_->views[same_])) {
+      ++same_;
+      return;
+    }
+    differ();
+  }
   auto const index = static_cast<std::uint32_t>(set_->views.size());
   if (known_) {
     auto const& manifest = set_->layout->manifest;
@@ -89,7 +115,20 @@ void sender::collector::add(tensor_view const& tensor) {
   set_->views.push_back(tensor);
 }
 
+void sender::collector::add(std::span<tensor_view const> tensors) {
+  // Names lie here and there, and thousands of them leave the caches between two updates.
+  constexpr std::size_t ahead = 8;
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    if (i + ahead < tensors.size()) __builtin_prefetch(tensors[i + ahead].name().data());
+    add(tensors[i]);
+  }
+}
+
 std::shared_ptr<detail::tensor_set> sender::collector::finish() {
+  if (last_) {
+    if (same_ == last_->views.size()) return std::move(last_);
+    differ();
+  }
   try {
     if (known_ && set_->views.size() != set_->layout->manifest.tensors().size()) {
       auto const all = set_->layout->manifest.tensors();
@@ -105,10 +144,11 @@ std::shared_ptr<detail::tensor_set> sender::collector::finish() {
     plan::gather const rules(manifest);
     for (std::uint32_t i = 0; i < set_->views.size(); ++i) {
       auto& view = set_->views[i];
-      view.name(manifest.tensors()[i].name); // the caller's may be gone when it is needed
+      view.name(set_->layout->name(i)); // the caller's may be gone when it is needed
       if (manifest.tensor_bytes(i) != 0) rules.check(i, view);
       if (view.where().is_cuda() && !set_->where.is_cuda()) set_->where = view.where();
     }
+    core_.sets().keep_last(set_);
   } catch (transfer_error const& error) { set_->error = failure(error); }
   return std::move(set_);
 }

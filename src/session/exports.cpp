@@ -14,11 +14,6 @@ constexpr std::uint64_t updates_kept = 16;
 
 std::byte* at(void const* address) { return static_cast<std::byte*>(const_cast<void*>(address)); }
 
-bool same_place(tensor_view const& a, tensor_view const& b) noexcept {
-  return a.data() == b.data() && a.type() == b.type() && a.where() == b.where() &&
-         a.is_strided() == b.is_strided() && (!a.is_strided() || a.strides() == b.strides());
-}
-
 } // namespace
 
 memory::part_handle part_source::make() const {
@@ -27,7 +22,7 @@ memory::part_handle part_source::make() const {
 
 void exports::share(std::shared_ptr<memory::shared_block const> block) {
   shared_.push_back({std::move(block), next_identity_++});
-  last_.clear(); // look again
+  last_.reset(); // look again
 }
 
 exports::known exports::look_up(std::byte* address, device where) {
@@ -66,11 +61,8 @@ bool exports::still_there(known const& one) const noexcept {
   return now.identity == one.what.identity && now.kind == one.what.kind;
 }
 
-bool exports::same_as_last(session::layout const& layout,
-                           std::span<tensor_view const> tensors) const noexcept {
-  return !placements_.empty() && placements_.back()->layout.get() == &layout &&
-         last_.size() == tensors.size() &&
-         std::equal(tensors.begin(), tensors.end(), last_.begin(), same_place) &&
+bool exports::same_as_last(std::shared_ptr<detail::tensor_set const> const& tensors) const noexcept {
+  return last_ == tensors && !placements_.empty() &&
          std::all_of(allocations_.begin(), allocations_.end(),
                      [&](known const& one) { return still_there(one); });
 }
@@ -173,11 +165,12 @@ void exports::retire_unused(std::vector<std::uint64_t>& retired) {
   });
 }
 
-std::shared_ptr<exported_placement> exports::place(std::shared_ptr<session::layout> const& layout,
-                                                   std::span<tensor_view const> tensors,
+std::shared_ptr<exported_placement> exports::place(std::shared_ptr<detail::tensor_set const> const& set,
                                                    std::vector<std::uint64_t>& retired) {
-  if (same_as_last(*layout, tensors)) return placements_.back();
+  if (same_as_last(set)) return placements_.back();
   ++updates_;
+  auto const& layout = set->layout;
+  std::span<tensor_view const> const tensors = set->views;
   auto made = std::make_shared<exported_placement>();
   made->layout = layout;
   auto const& manifest = layout->manifest;
@@ -228,7 +221,7 @@ std::shared_ptr<exported_placement> exports::place(std::shared_ptr<session::layo
         std::to_string(count) + (count == 1 ? " tensor is " : " tensors are ") + std::string(why);
   }
   retire_unused(retired);
-  last_.assign(tensors.begin(), tensors.end());
+  last_ = set;
   allocations_ = std::move(found);
   // A layout that comes again after another one is made anew, if it was not prepared.
   auto const before = std::find_if(placements_.begin(), placements_.end(), [&](auto const& one) {
@@ -252,7 +245,7 @@ std::vector<std::uint64_t> exports::release() {
   for (auto const& one : segments_) all.push_back(one.what.id);
   segments_.clear();
   placements_.clear();
-  last_.clear();
+  last_.reset();
   allocations_.clear();
   shared_.clear();
   return all;

@@ -1,8 +1,8 @@
 // Which of the sender's tensors receivers can map, and what they are given to do so. Part of ropeway;
 // Apache-2.0.
 //
-// Used on the sender's strand. A steady update compares pointers and asks for the identity of each
-// allocation; it allocates nothing.
+// Used on the sender's strand. A steady update asks for the identity of each allocation, and allocates
+// nothing.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -15,6 +15,7 @@
 #include "plan/placement.hpp"
 #include "protocol/sender_machine.hpp"
 #include "session/layout.hpp"
+#include "session/tensor_set.hpp"
 
 namespace ropeway::session {
 
@@ -46,8 +47,7 @@ class exports {
   /// Where these tensors lie now; the same as before if nothing has changed. Segments whose memory is gone,
   /// or was not used for long, are appended to `retired`: receivers must unmap them before they hear of the
   /// result. Never throws for memory that can't be mapped.
-  std::shared_ptr<exported_placement> place(std::shared_ptr<session::layout> const& layout,
-                                            std::span<tensor_view const> tensors,
+  std::shared_ptr<exported_placement> place(std::shared_ptr<detail::tensor_set const> const& tensors,
                                             std::vector<std::uint64_t>& retired);
   /// Forgets everything; all segments there were.
   std::vector<std::uint64_t> release();
@@ -74,7 +74,7 @@ class exports {
   };
   known look_up(std::byte* address, device where);
   bool still_there(known const& one) const noexcept;
-  bool same_as_last(session::layout const& layout, std::span<tensor_view const> tensors) const noexcept;
+  bool same_as_last(std::shared_ptr<detail::tensor_set const> const& tensors) const noexcept;
   /// The index in `found` of the allocation where the tensor begins, or the reason why it can't be mapped.
   struct spot {
     std::size_t first = 0;
@@ -89,7 +89,7 @@ class exports {
   std::vector<shared> shared_;
   std::vector<exported_segment> segments_;
   std::vector<std::shared_ptr<exported_placement>> placements_; // the newest last; a handful
-  std::vector<tensor_view> last_;                               // that placements_.back() is of
+  std::shared_ptr<detail::tensor_set const> last_;              // that placements_.back() is of
   std::vector<known> allocations_;                              // that they touch
   std::uint64_t next_segment_ = 1, next_placement_ = 1, next_identity_ = 1, updates_ = 0;
 };

@@ -478,7 +478,7 @@ void sender_core::place_tensors(send_operation& operation, update_facts& facts) 
       options_.use_route() == route_choice::automatic || options_.use_route() == route_choice::mapped;
   if (!allowed || set.on_the_fly() || facts.total_bytes == 0) return;
   std::vector<std::uint64_t> retired;
-  auto placement = exports_.place(set.layout, set.views, retired);
+  auto placement = exports_.place(operation.set, retired);
   if (!retired.empty()) machine_.retire_segments(retired, clock::now());
   facts.note = placement->not_mapped;
   if (placement->segments.empty()) return;

@@ -25,9 +25,10 @@ class tensor_set {
   bool on_the_fly() const noexcept { return source != nullptr || writer != nullptr; }
 };
 
-/// Makes sets, and keeps one that nobody holds any more: a set of thousands of views is as much memory as
-/// the C library gives back to the system, to be mapped and filled with zeros again at the next send.
-/// Thread-safe.
+/// Makes sets, and keeps two: the last one, which the next send is compared with and is, as a rule, the same
+/// (looking through thousands of views once more, or copying them, takes longer than announcing an update);
+/// and one that nobody holds any more, for it is as much memory as the C library gives back to the system, to
+/// be mapped and filled with zeros again at the next send. Thread-safe.
 class set_pool : public std::enable_shared_from_this<set_pool> {
  public:
   std::shared_ptr<tensor_set> make() {
@@ -43,6 +44,16 @@ class set_pool : public std::enable_shared_from_this<set_pool> {
             }};
   }
 
+  /// What was collected last without an error; null before the first.
+  std::shared_ptr<tensor_set> last() const {
+    std::scoped_lock lock(mutex_);
+    return last_;
+  }
+  void keep_last(std::shared_ptr<tensor_set> one) {
+    std::scoped_lock lock(mutex_);
+    std::swap(last_, one); // what was there ends after the lock
+  }
+
  private:
   void keep(std::unique_ptr<tensor_set> one) {
     auto views = std::move(one->views);
@@ -52,8 +63,9 @@ class set_pool : public std::enable_shared_from_this<set_pool> {
     std::scoped_lock lock(mutex_);
     std::swap(spare_, one); // what was there ends after the lock
   }
-  std::mutex mutex_;
+  mutable std::mutex mutex_;
   std::unique_ptr<tensor_set> spare_;
+  std::shared_ptr<tensor_set> last_;
 };
 
 } // namespace ropeway::detail
