@@ -24,9 +24,12 @@ void lane::launch(copy_lists::kernel which, std::uint32_t blocks, void const* li
 
 void lane::launch(std::span<engine_copy const> copies) {
   driver const& d = owner_->call();
-  for (engine_copy const& one : copies) {
+  for (std::size_t i = 0; i < copies.size();) {
+    // Long ones were cut so that a pace can take them in parts; without a pause between them they are one.
+    engine_copy whole = copies[i++];
+    for (; i < copies.size() && whole.continued_by(copies[i]); ++i) whole.bytes += copies[i].bytes;
     unfinished_ = true;
-    d.check(d.cuMemcpyAsync(one.to, one.from, one.bytes, work_.get()), "a copy can't be started");
+    d.check(d.cuMemcpyAsync(whole.to, whole.from, whole.bytes, work_.get()), "a copy can't be started");
   }
 }
 

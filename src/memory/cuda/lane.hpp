@@ -19,7 +19,7 @@ class lane {
 
   /// Sorts a list. What can't go to the stream as it is is left in `staged()`; true if there is any. Throws,
   /// with nothing done, if an operation makes no sense.
-  bool sort(std::span<copy_op const> ops) { return sorted_.sort(ops); }
+  bool sort(std::span<copy_op const> ops) { return sorted_.sort(ops, true); }
   std::vector<copy_op>& staged() noexcept { return sorted_.staged(); }
   /// Puts what was sorted, without what is staged, on the stream.
   void launch();

@@ -1,6 +1,8 @@
 // Part of ropeway; Apache-2.0.
 #include "memory/cuda/sorting.hpp"
 
+#include <algorithm>
+
 #include "ropeway/error.hpp"
 
 namespace ropeway::memory::cuda {
@@ -8,8 +10,9 @@ namespace {
 
 // From here on the copy engine beats the kernel; below, its start costs more than the bytes.
 // Measured on an H100: 4 us for each copy of the engine, so that 64 KiB pieces of pinned memory come at 16
-// GB/s by the engine and at 43 by the kernel, 1 MiB pieces at 46.
-constexpr std::uint64_t engine_bytes = std::uint64_t{1} << 20;
+// GB/s by the engine and at 43 by the kernel, 1 MiB pieces at 46. Over a link to another GPU the two are
+// closer: 396 and 376 GB/s, so that the start of the engine is made good only here:
+constexpr std::uint64_t engine_bytes = std::uint64_t{1} << 20, engine_bytes_link = std::uint64_t{32} << 20;
 
 // Between devices that can't map each other the copy engine takes one row at a time, 4 us each: more than
 // these would hold up an update for longer than a mistake should.
@@ -29,13 +32,35 @@ sorting::sorting(std::shared_ptr<gpu> owner)
     , lists_(2 * owner_->multiprocessors(), owner_->kernel(copy_lists::kernel::large_pieces) &&
                                                 owner_->kernel(copy_lists::kernel::large_boxes)) {}
 
-bool sorting::sort(std::span<copy_op const> ops) {
+bool sorting::sort(std::span<copy_op const> ops, bool one_run_by_driver) {
   places_.forget();
   lists_.clear();
   engine_.clear();
+  here_runs_.clear();
+  link_runs_.clear();
   staged_.clear();
   for (copy_op const& op : ops) sort_one(op);
+  sort_runs(one_run_by_driver);
   return !staged_.empty();
+}
+
+/// Small tensors that lie side by side on both sides are one copy, which may be large enough for the engine.
+void sorting::sort_runs(bool one_by_driver) {
+  join(link_runs_);
+  for (engine_copy const& one : link_runs_) {
+    if (one.bytes >= engine_bytes_link)
+      engine_.push_back(one);
+    else
+      lists_.add_piece(one.from, one.to, one.bytes);
+  }
+  join(here_runs_);
+  bool const alone = here_runs_.size() == 1 && lists_.empty() && engine_.empty();
+  for (engine_copy const& one : here_runs_) {
+    if (one_by_driver && alone && one.bytes >= engine_bytes)
+      engine_.push_back(one);
+    else
+      lists_.add_piece(one.from, one.to, one.bytes);
+  }
 }
 
 void sorting::sort_one(copy_op const& op) {
@@ -43,8 +68,8 @@ void sorting::sort_one(copy_op const& op) {
   if (op.rank == 0 && op.convert == conversion::none && op.from_where == here_ && op.to_where == here_ &&
       !owner_->has_peer_memory() && op.bytes < most_bytes) {
     if (op.bytes > 0)
-      lists_.add_piece(reinterpret_cast<std::uint64_t>(op.from), reinterpret_cast<std::uint64_t>(op.to),
-                       op.bytes);
+      here_runs_.push_back(
+          {reinterpret_cast<std::uint64_t>(op.from), reinterpret_cast<std::uint64_t>(op.to), op.bytes});
     return;
   }
   box area = simplify(op);
@@ -75,7 +100,11 @@ void sorting::sort_one(copy_op const& op) {
     bool const host = is_host(from.where) || is_host(to.where);
     bool const peer = from.where == place::peer || to.where == place::peer;
     std::uint64_t const bytes = area.extent[0];
-    if ((host || peer) && bytes >= engine_bytes) return add_rows(area);
+    if (host && bytes >= engine_bytes) return add_rows(area);
+    if (!host)
+      return (peer ? link_runs_ : here_runs_)
+          .push_back(
+              {reinterpret_cast<std::uint64_t>(area.from), reinterpret_cast<std::uint64_t>(area.to), bytes});
   }
   area.from += from.shift;
   area.to += to.shift;
@@ -103,6 +132,23 @@ void sorting::add_rows(box area) {
     }
     if (d == 0) return;
   }
+}
+
+void join(std::vector<engine_copy>& copies) {
+  auto const in_order = [](engine_copy const& a, engine_copy const& b) {
+    return a.from != b.from ? a.from < b.from : a.to < b.to;
+  };
+  // As a rule they are: tensors of a bucket lie in it as they follow each other.
+  if (!std::is_sorted(copies.begin(), copies.end(), in_order))
+    std::sort(copies.begin(), copies.end(), in_order);
+  std::size_t joined = 0;
+  for (engine_copy const& next : copies) {
+    if (joined != 0 && copies[joined - 1].continued_by(next))
+      copies[joined - 1].bytes += next.bytes;
+    else
+      copies[joined++] = next;
+  }
+  copies.resize(joined);
 }
 
 } // namespace ropeway::memory::cuda
