@@ -14,6 +14,8 @@ namespace ropeway::session {
 namespace {
 
 constexpr auto second_look_after = std::chrono::milliseconds(50);
+/// A timer wakes a loop that sleeps so much later than it was set to.
+constexpr auto wake_time = std::chrono::microseconds(25);
 
 wire::descriptor watch(strand const& on, int fd) {
   unique_fd copy(::fcntl(fd, F_DUPFD_CLOEXEC, 0));
@@ -75,13 +77,17 @@ void copy_stream::then(copied what) {
 }
 
 void copy_stream::expect(std::chrono::steady_clock::duration so_long) {
-  if (so_long <= poll_for_) return; // it is asked for all that time
-  expected_.expires_after(so_long - poll_for_ / 2);
+  bool const shortly = so_long <= poll_for_;
+  if (shortly && so_long <= 2 * wake_time) return; // it is asked for all that time
+  resting_ = shortly;
+  expected_.expires_after(so_long - (shortly ? wake_time : poll_for_ / 2));
   expected_.async_wait([weak = weak_from_this()](std::error_code error) {
     auto const self = weak.lock();
-    if (!self || error || self->waiting_.empty()) return;
+    if (!self || error) return;
+    self->rested_ = std::exchange(self->resting_, false);
+    if (self->waiting_.empty()) return;
     self->last_news_ = std::chrono::steady_clock::now();
-    self->ask_again();
+    self->look();
   });
 }
 
@@ -132,6 +138,7 @@ void copy_stream::look() {
     now = queue_->poll();
   }
   if (now.error) failed_ = true;
+  bool const rested = std::exchange(rested_, false);
   // The owner may queue more, so take one at a time.
   while (!waiting_.empty() && (now.error || waiting_.front().ticket <= now.completed)) {
     waiter first = std::move(waiting_.front());
@@ -139,12 +146,14 @@ void copy_stream::look() {
     if (first.what.began == std::chrono::steady_clock::time_point())
       first.what.began = std::max(first.queued, last_end_);
     first.what.ended = last_end_ = last_news_ = std::chrono::steady_clock::now();
+    first.what.overslept = rested;
     done_(first.what, first.ticket > now.completed ? now.error : std::error_code());
   }
   if (waiting_.empty()) {
     if (finishing_) stop_watching();
     return;
   }
+  if (resting_) return;
   if (poll_for_.count() != 0 && std::chrono::steady_clock::now() - last_news_ < poll_for_) return ask_again();
   if (poll_for_.count() != 0) {
     std::scoped_lock lock(mutex_);
@@ -176,6 +185,7 @@ void copy_stream::stop_watching() noexcept {
   wakeups_.cancel(ignored);
   second_look_.cancel();
   expected_.cancel();
+  resting_ = false;
 }
 
 /// After a watch was cancelled: something may have been queued since.

@@ -33,6 +33,7 @@ struct copied {
   /// Filled in if it is not: when they were queued, or what was queued before them was seen to finish.
   std::chrono::steady_clock::time_point began{};
   std::chrono::steady_clock::time_point ended{}; ///< when that was seen
+  bool overslept = false; ///< it was seen at once after a rest: it may have ended long before
   /// A bucket of ours, one whose views an embedder has read, or copies that a commit waits for.
   /// Or the mapped tensors, or nothing but the moment when the source is ready. Or digests: of a bucket that
   /// was one of ours or a view, of all that is to be digested, or of what is in the way on one of several
@@ -71,8 +72,10 @@ class copy_stream : public std::enable_shared_from_this<copy_stream> {
   void digest(memory::prepared_digests& list, memory::digest_run const& what);
   /// Reports `what` once everything queued so far was seen to finish, with an error if the device failed.
   void then(copied what);
-  /// What was queued last will take so long: it is asked for again around then, as if it had just been
-  /// queued.
+  /// What was queued last will take so long. If that is more than `poll_for`, it is asked for again around
+  /// then, as if it had just been queued; if it is less, not before shortly before then, so that an adapter
+  /// of some megabytes, in which most of the time goes to the GPU's turning to this process, does not cost
+  /// all of that time of a processor as well.
   void expect(std::chrono::steady_clock::duration so_long);
   /// The device has failed: nothing more will be copied here. Another stream may work. Asks the queue: a
   /// stream for which nobody waits has heard of nothing.
@@ -109,7 +112,8 @@ class copy_stream : public std::enable_shared_from_this<copy_stream> {
   bool failed_ = false;
   std::chrono::microseconds const poll_for_;
   std::chrono::steady_clock::time_point last_news_{}, last_end_{};
-  std::vector<waiter> waiting_; // in order; never more than a ring has slots
+  bool resting_ = false, rested_ = false; // nothing is asked until expected_; and that has just passed
+  std::vector<waiter> waiting_;           // in order; never more than a ring has slots
 };
 
 } // namespace ropeway::session

@@ -665,6 +665,7 @@ void receiver_core::copied(session::copied& what, std::error_code error) {
   if (what.what == session::copied::kind::mapped && !error && !load->aborting && !load->over) {
     if (load->copies_in_flight != 0) --load->copies_in_flight;
     load->read_until = what.ended;
+    load->overslept = what.overslept;
     return read_on(load);
   }
   if (what.what == session::copied::kind::mapped && load->session != session_)
@@ -1018,7 +1019,7 @@ void receiver_core::act(receive_action::look_up_placement& action) {
   }
   std::rotate(found, found + 1, placements_.end());
   failpoint<side::receiver, "placement_known">();
-  machine_->placement_known(placements_.back().what->needed_buckets(*manifests_.back()), clock::now());
+  machine_->placement_known(placements_.back().needed, clock::now());
 }
 
 void receiver_core::act(receive_action::read_placement& action) {
@@ -1082,7 +1083,7 @@ void receiver_core::read_next() {
     } else {
       if (self->placements_.size() == placements_kept) self->placements_.erase(self->placements_.begin());
       auto needed = result.placement->needed_buckets(*self->manifests_.back());
-      self->placements_.push_back({what.placement, what.layout, std::move(result.placement)});
+      self->placements_.push_back({what.placement, what.layout, std::move(result.placement), needed});
       failpoint<side::receiver, "placement_known">();
       self->machine_->placement_known(std::move(needed), clock::now());
     }
@@ -1405,7 +1406,7 @@ void receiver_core::read_on(std::shared_ptr<load_operation> const& load) {
     load->stages.tell(update_stage::load, load->reading_since, load->read_until, {}, copies.bytes());
     loading_ends(*load, load->read_until);
     read_last_ = load->mapped;
-    reading_took_ = clock::now() - load->reading_since;
+    reading_took_ = load->overslept ? reading_took_ * 3 / 4 : clock::now() - load->reading_since;
     if (load->session != session_ || !machine_) return;
     observer_.tell(
         [&](observer& who) { who.bucket_moved(load->what.version, load->what.buckets, load->bytes_loaded); });

@@ -91,6 +91,7 @@ class load_operation : public std::enable_shared_from_this<load_operation> {
   std::chrono::steady_clock::time_point announced_at{}, offered_at{}, accepted_at{}, all_copied_at{};
   std::chrono::steady_clock::time_point asked_at{};   ///< for the next bucket
   std::chrono::steady_clock::time_point read_until{}; ///< of the mapped tensors, as far as was seen
+  bool overslept = false;                             ///< and that was late
   std::optional<std::chrono::steady_clock::time_point> mapping_since, checking_since;
   session::stage_log stages;
   session::activity loading; ///< copies run, or the embedder has a bucket
@@ -264,6 +265,7 @@ class receiver_core : public std::enable_shared_from_this<receiver_core> {
     std::uint64_t id = 0;
     plan::layout_hash layout{};
     std::shared_ptr<plan::placement const> what;
+    std::vector<bool> needed; ///< by bucket, of those that must come although the rest is mapped
   };
   std::vector<known_placement> placements_; // the newest last; a handful
   std::optional<mapping_job> mapping_;
