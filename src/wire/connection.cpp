@@ -204,12 +204,12 @@ descriptor& connection::readable() {
 std::optional<received> connection::try_receive(std::span<std::byte> buffer, std::size_t most_fds) {
   if (!state_) throw transfer_error(errc::not_open, "the connection");
   state_->check_open();
-  // Asked before the queue is read: what a peer sent before it died is in there already.
-  bool const ended = state_->peer_ended();
   received message;
   if (state_->receive(buffer, most_fds, message)) return message;
-  if (ended) state_->gone();
-  return std::nullopt;
+  if (!state_->peer_ended()) return std::nullopt;
+  // What it sent before it died is in the queue by now.
+  if (state_->receive(buffer, most_fds, message)) return message;
+  state_->gone();
 }
 
 awaitable<void> connection::send(std::span<std::byte const> message, std::span<int const> fds) {
