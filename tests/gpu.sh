@@ -4,7 +4,7 @@
 #
 #   tests/gpu.sh                       builds what is to be run, and runs it
 #   tests/gpu.sh --only NAME...        only these tests (memory, session, ...)
-#   tests/gpu.sh --sanitize            the tests of CUDA under compute-sanitizer
+#   tests/gpu.sh --sanitize [TOOL]     the tests of CUDA under compute-sanitizer: memcheck (or racecheck, initcheck, synccheck)
 #   tests/gpu.sh --run PROGRAM ARG...  one of the programs (ropeway, a benchmark, a sample) instead of the tests
 #   tests/gpu.sh --pack                only builds, into build-carry/
 #
@@ -14,14 +14,16 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 carry=build-carry
 
-mode=test names=() sanitize=false
+mode=test names=() sanitize=false tool=memcheck
 case "${1-}" in
   --pack) mode=pack ;;
   --run) [ $# -gt 1 ] || { echo 'tests/gpu.sh: --run needs a program' >&2; exit 2; }; mode=run ;;
 esac
 while [ "$mode" = test ] && [ $# -gt 0 ]; do
   case "$1" in
-    --sanitize) sanitize=true ;;
+    --sanitize)
+      sanitize=true
+      case "${2-}" in memcheck | racecheck | initcheck | synccheck) tool=$2; shift ;; esac ;;
     --only)
       [ $# -gt 1 ] || { echo 'tests/gpu.sh: --only needs a name' >&2; exit 2; }
       while [ $# -gt 1 ] && [[ "$2" != --* ]]; do names+=("$2"); shift; done ;;
@@ -91,7 +93,7 @@ log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 under=()
 if $sanitize; then
-  under=(compute-sanitizer --target-processes all --error-exitcode 66 --print-limit 20)
+  under=(compute-sanitizer --tool "$tool" --target-processes all --error-exitcode 66 --print-limit 20)
   command -v compute-sanitizer >/dev/null || { echo 'tests/gpu.sh: no compute-sanitizer here' >&2; exit 1; }
 fi
 
@@ -118,7 +120,7 @@ for program in "$carry"/tests/test-*; do
   fi
   started=$SECONDS
   status=0
-  timeout 300 "${under[@]}" "$program" >"$log" 2>&1 || status=$?
+  timeout "$($sanitize && echo 560 || echo 300)" "${under[@]}" "$program" >"$log" 2>&1 || status=$?
   cases=$(sed 's/\x1b\[[0-9;]*m//g' "$log" |
     sed -nE 's/.*test cases: *([0-9]+) *\| *([0-9]+) passed *\| *([0-9]+) failed.*/\2 \3/p' | tail -n 1)
   read -r good bad <<<"${cases:-0 0}"
@@ -139,5 +141,6 @@ if ! $sanitize && { [ "${#names[@]}" -eq 0 ] || [[ " ${names[*]} " == *' soak '*
   soak 'soak' --updates 150 --device cuda:0 --receiver-device cuda:0 --receiver-device host
 fi
 [ $((passed + failed)) -gt 0 ] || { echo 'no test ran'; failed=1; }
+! $sanitize || echo "under compute-sanitizer, $tool"
 echo "gpu: $passed passed, $failed failed, $skipped skipped on $devices"
 [ "$failed" -eq 0 ]
