@@ -1,6 +1,7 @@
 // Tensors as ropeway sees them: a name, a dtype, a shape, and a span of memory on a device.
 // Part of ropeway; Apache-2.0.
 #pragma once
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -72,11 +73,13 @@ class ROPEWAY_API shape {
   std::span<std::uint64_t const> extents() const noexcept { return {extents_.data(), rank_}; }
   /// The number of elements (1 for a scalar, 0 if any extent is 0), or nothing if it overflows 64 bits.
   std::optional<std::uint64_t> elements() const noexcept;
-  friend bool operator==(shape const&, shape const&) = default;
+  friend bool operator==(shape const& a, shape const& b) noexcept {
+    return std::ranges::equal(a.extents(), b.extents());
+  }
 
  private:
-  std::array<std::uint64_t, max_rank> extents_{};
   std::uint8_t rank_ = 0;
+  std::array<std::uint64_t, max_rank> extents_{};
 };
 
 /// "[4096, 1024]"
@@ -136,11 +139,11 @@ class ROPEWAY_API basic_tensor_view {
   basic_tensor_view(std::string_view name, dtype type, shape dims, void_type* data,
                     device where = device::host())
       : name_(name)
+      , data_(static_cast<Byte*>(data))
+      , where_(where)
       , type_(type)
       , wire_type_(type)
-      , dims_(dims)
-      , data_(static_cast<Byte*>(data))
-      , where_(where) {}
+      , dims_(dims) {}
 
   /// Gives the distance between neighbours in each dimension, in elements; may be 0 or negative. One number a
   /// dimension, else `errc::invalid_argument` is thrown. `data` stays the place of the first element.
@@ -175,13 +178,14 @@ class ROPEWAY_API basic_tensor_view {
   std::array<std::int64_t, max_rank> strides() const noexcept;
 
  private:
+  // What a send compares with the last one comes first: thousands of views are read from memory each time.
   std::string_view name_;
+  Byte* data_ = nullptr;
+  device where_;
   dtype type_ = dtype::u8, wire_type_ = dtype::u8;
   bool strided_ = false;
   shape dims_;
   std::array<std::int64_t, max_rank> strides_{};
-  Byte* data_ = nullptr;
-  device where_;
 };
 /// A tensor that is read, by a sender.
 using tensor_view = basic_tensor_view<std::byte const>;

@@ -82,6 +82,7 @@ bool same_view(tensor_view const& a, tensor_view const& b) noexcept {
 } // namespace
 
 sender::collector::collector(detail::sender_core& core) : core_(core), last_(core.sets().last()) {
+  core_.rouse(); // as a rule this is for a send, and it takes a while
   if (!last_) differ();
 }
 sender::collector::~collector() = default;

@@ -6,6 +6,7 @@
 #include <asio/bind_cancellation_slot.hpp>
 #include <asio/co_spawn.hpp>
 #include <asio/detached.hpp>
+#include <asio/dispatch.hpp>
 #include <asio/post.hpp>
 #include <cstring>
 
@@ -113,6 +114,22 @@ std::shared_ptr<session::layout> sender_core::last_layout() const {
 void sender_core::keep_layout(std::shared_ptr<session::layout> layout) {
   std::scoped_lock lock(shared_mutex_);
   last_layout_ = std::move(layout);
+}
+
+void sender_core::rouse() {
+  auto const last = sets_->last();
+  if (!last || !last->where.is_cuda() || last->layout->manifest.total_bytes() < session::worth_looking_out)
+    return;
+  // Who sends from inside of a handler of ours is in the middle of something; begin() does it.
+  if (strand_.running_in_this_thread()) return;
+  asio::dispatch(strand_, [self = shared_from_this()] { self->rouse_receivers(); });
+}
+
+void sender_core::rouse_receivers() {
+  if (closing_ || current_ || since(roused_) < session::answer_time) return;
+  roused_ = clock::now();
+  machine_.rouse(roused_);
+  pump();
 }
 
 void sender_core::post_begin(std::shared_ptr<send_operation> operation) {
@@ -393,10 +410,8 @@ void sender_core::begin(std::shared_ptr<send_operation> const& operation) {
     return fail_begin(operation,
                       failure(errc::invalid_argument,
                               "these tensors were prepared by another sender; prepare them with this one"));
-  if (set->where.is_cuda() && set->layout->manifest.total_bytes() >= session::worth_looking_out) {
-    machine_.rouse(clock::now());
-    pump();
-  }
+  if (set->where.is_cuda() && set->layout->manifest.total_bytes() >= session::worth_looking_out)
+    rouse_receivers();
   std::uint32_t ring = ring_of(set->where);
   update_facts facts;
   try {

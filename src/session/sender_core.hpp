@@ -84,6 +84,9 @@ class sender_core : public std::enable_shared_from_this<sender_core> {
   set_pool& sets() const noexcept { return *sets_; }
   sender_options const& options() const noexcept { return options_; }
   protocol::bytes16 const& instance() const noexcept { return instance_; }
+  /// A send like the last one is about to be begun: receivers on a GPU had better look out for it. Any
+  /// thread.
+  void rouse();
   void post_begin(std::shared_ptr<send_operation> operation);
   void post_stop(std::shared_ptr<send_operation> operation);
   void post_source_free(std::shared_ptr<send_operation> operation, std::unique_ptr<completion<nothing>> done,
@@ -141,6 +144,7 @@ class sender_core : public std::enable_shared_from_this<sender_core> {
   };
 
   void peer_ended(protocol::peer_id id, errc code, std::string const& words);
+  void rouse_receivers();
   void begin(std::shared_ptr<send_operation> const& operation);
   /// Where a bucket is packed; lives as long as somebody packs there.
   struct place {
@@ -249,6 +253,7 @@ class sender_core : public std::enable_shared_from_this<sender_core> {
   std::uint32_t copies_in_flight_ = 0; // of the current update: packs and relays
   bool drain_asked_ = false;
   std::uint64_t bytes_packed_ = 0;
+  clock::time_point roused_{};
   wire::timer deadline_;
   std::optional<clock::time_point> armed_;
   std::vector<count_waiter> waiters_;

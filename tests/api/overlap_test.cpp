@@ -368,3 +368,42 @@ TEST_CASE("no memory for the ring: the send says how it is, and works once there
   auto const how = devices.with(2);
   run_to_end([&] { return no_memory(how, devices.trainer); });
 }
+
+// What is large enough, and on a GPU, is worth that receivers look out for it before it is announced.
+CO_TEST("a large model on a device: each send of it is exact, also one that another's end begins") {
+  auto const executor = co_await asio::this_coro::executor;
+  auto const devices = std::make_shared<scripted_devices>(std::make_shared<script>(), 1);
+  setting how = host_setting();
+  how.how.devices = devices;
+  std::vector<tensor_info> const specs{{"w", dtype::u8, {64 * mib}}};
+  model const source(host_memory(), specs, 1);
+  model held(host_memory(), specs, 0);
+  auto const views = lying_on(source, device::cuda(0));
+  line over(executor, how, quick_sender(16 * mib));
+  co_await over.connect();
+  std::vector<destinations> into;
+  into.push_back(held.into());
+  for (std::uint64_t version : {1u, 2u}) {
+    auto const report = co_await deliver(over, version, views, into);
+    CHECK(outcomes(report) == "committed");
+  }
+  event second(executor);
+  std::error_code failed;
+  auto loads = beside(executor, load_next(over.receiver(), into[0]));
+  auto next = [&](std::error_code error, send_report const&) {
+    failed = error;
+    second.set();
+  };
+  auto first = [&](std::error_code error, send_report const&) {
+    failed = error;
+    over.sender().send_weights(4, views, next);
+  };
+  over.sender().send_weights(3, views, first);
+  CHECK((co_await loads.join()).ok());
+  CHECK((co_await beside(executor, load_next(over.receiver(), into[0])).join()).ok());
+  co_await second.wait();
+  CHECK_FALSE(failed);
+  CHECK(over.receiver().version() == 4);
+  CHECK(difference(source.images(), held) == "");
+  co_await over.close();
+}
