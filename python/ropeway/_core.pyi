@@ -43,6 +43,11 @@ class Prepared:
     @property
     def size(self) -> int: ...
 
+    def seen(self) -> Seen | None: ...
+
+class Seen:
+    pass
+
 class SharedMemory:
     """
     Host memory that receivers can map as it is: tensors in it are copied once, by each receiver, instead of twice
@@ -76,6 +81,9 @@ class Sender:
     def prepare(self, tensors: Sources) -> Prepared: ...
 
     def send(self, version: int, tensors: Prepared, when: Any | None) -> Operation: ...
+
+    def send_again(self, version: int, seen: Seen, pairs: Dict[str, Any] | List[Any], types: Tuple[Any, ...],
+                   when: Any | None) -> Operation | None: ...
 
     def start(self, version: int, tensors: Prepared, when: Any | None) -> Operation: ...
 

@@ -259,12 +259,35 @@ def items(tensors: Any) -> Iterator[Tuple[str, Any]]:
                 seen[id(tensor)] = tensor
                 yield name, tensor
         return
-    pairs: Iterable[Any] = tensors.items() if hasattr(tensors, "items") else tensors
-    for pair in pairs:
-        if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not isinstance(pair[0], str):
-            raise TypeError("tensors are a torch module, a mapping, or (name, tensor) pairs; this is "
-                            f"{type(pair).__name__}: {str(pair)[:80]}")
-        yield pair[0], pair[1]
+    for pair in tensors.items() if hasattr(tensors, "items") else tensors:
+        yield _pair(pair)
+
+
+def _pair(pair: Any) -> Tuple[str, Any]:
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not isinstance(pair[0], str):
+        raise TypeError("tensors are a torch module, a mapping, or (name, tensor) pairs; this is "
+                        f"{type(pair).__name__}: {str(pair)[:80]}")
+    return pair[0], pair[1]
+
+
+def pairs_of(tensors: Any) -> List[Any]:
+    """What `items` gives, as a list in which not every pair was looked at yet."""
+    if hasattr(tensors, "state_dict") and hasattr(tensors, "named_parameters"):
+        return list(items(tensors))
+    return list(tensors.items() if hasattr(tensors, "items") else tensors)
+
+
+def core_types() -> Tuple[Any, ...]:
+    """The types of tensors that the core looks at by itself, beside whatever has a buffer."""
+    torch = sys.modules.get("torch")
+    return (torch.Tensor, torch.nn.Parameter) if torch is not None else ()
+
+
+def plain_wire(cast: Cast) -> Optional[int]:
+    """The dtype that every floating-point tensor is sent as, -1 for its own, or None if each is asked about."""
+    if cast is None:
+        return -1
+    return None if callable(cast) and not isinstance(cast, type) else dtype_number(cast)
 
 
 def wire_number(cast: Cast, name: str, dtype: int) -> int:
@@ -283,23 +306,19 @@ def wire_number(cast: Cast, name: str, dtype: int) -> int:
     return -1 if number == dtype else number
 
 
-def sources(tensors: Any, cast: Cast) -> Tuple[_core.Sources, List[Described]]:
+def sources(pairs: List[Any], cast: Cast) -> Tuple[_core.Sources, List[Described]]:
     """Looks at all of them; also gives those that the core could not look at by itself."""
     found = _core.Sources()
     looked: List[Described] = []
-    pairs = list(items(tensors))
     # What the core knows it looks at without a call into Python for each.
-    torch = sys.modules.get("torch")
-    types = (torch.Tensor, torch.nn.Parameter) if torch is not None else ()
-    plain = cast is None or not callable(cast) or isinstance(cast, type)
-    wire = -1 if cast is None or not plain else dtype_number(cast)
+    types, wire = core_types(), plain_wire(cast)
     at = 0
     while at < len(pairs):
-        if plain:
+        if wire is not None:
             at = found.take(pairs, at, types, wire)
             if at == len(pairs):
                 break
-        name, tensor = pairs[at]
+        name, tensor = _pair(pairs[at])
         one = described(name, tensor)
         found.add(name, one, wire_number(cast, name, one.dtype))
         looked.append(one)

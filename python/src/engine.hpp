@@ -26,7 +26,14 @@ class without_gil {
   without_gil(without_gil const&) = delete;
   without_gil& operator=(without_gil const&) = delete;
   ~without_gil() {
-    if (state_) PyEval_RestoreThread(state_);
+    if (!state_) return;
+    // While the interpreter ends, Python before 3.14 unwinds a thread (a daemon one) that wants to go on, which no frame
+    // of C++ may let through; since 3.14 it lets the thread stand still, as is done here.
+    try {
+      PyEval_RestoreThread(state_);
+    } catch (...) {
+      while (true) pause();
+    }
   }
 
  private:

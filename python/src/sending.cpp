@@ -20,6 +20,12 @@ struct prepared {
   std::shared_ptr<sources> of;
 };
 
+/// What a sender saw of torch's own tensors that it sent, to recognise them: keeps none of their memory.
+struct seen_tensors {
+  prepared_tensors tensors;
+  std::shared_ptr<tensor_table> table;
+};
+
 /// Host memory that receivers can map, as a buffer.
 class shared_block {
  public:
@@ -248,6 +254,28 @@ class sender_handle {
     return begin<send_report>(loop_, open().send_weights(version, what->tensors, ready_from(when)),
                               std::move(owner), [](send_report const& report) { return to_python(report); });
   }
+  /// The same, of tensors that are looked at now, if they are those that were `seen`; nothing if they are not.
+  nb::object send_again(std::uint64_t version, seen_tensors const& seen, nb::handle pairs,
+                        nb::tuple const& types, nb::handle when) {
+    sender& own = open();
+    exchange const torch(types);
+    if (!seen.table->same(pairs, torch)) return nb::none();
+    auto what = std::make_shared<prepared>();
+    what->tensors = seen.tensors;
+    what->of = std::make_shared<sources>(seen.table);
+    operation sending = begin<send_report>(loop_, own.send_weights(version, what->tensors, ready_from(when)),
+                                           std::make_pair(what, kept(when.ptr())),
+                                           [](send_report const& report) { return to_python(report); });
+    // Only now, for it takes longer than all of the above. Until this returns the caller's pairs keep the tensors,
+    // and nobody can give them other memory.
+    try {
+      what->of->own(pairs, torch);
+    } catch (...) {
+      sending.stop();
+      throw;
+    }
+    return nb::cast(std::move(sending));
+  }
   operation start(std::uint64_t version, std::shared_ptr<prepared> const& what, nb::handle when) {
     sending_handle::owner owner(what, kept(when.ptr()));
     auto starting = open().start(version, what->tensors, ready_from(when));
@@ -329,9 +357,13 @@ PyType_Slot shared_block_slots[] = {
 } // namespace
 
 void bind_sending(nb::module_& module) {
-  nb::class_<prepared>(module, "Prepared").def_prop_ro("size", [](prepared const& self) {
-    return self.of->all().size();
-  });
+  nb::class_<prepared>(module, "Prepared")
+      .def_prop_ro("size", [](prepared const& self) { return self.of->all().size(); })
+      .def("seen", [](prepared const& self) -> nb::object {
+        if (!self.of->all_exchanged()) return nb::none();
+        return nb::cast(std::make_shared<seen_tensors>(seen_tensors{self.tensors, self.of->table()}));
+      });
+  nb::class_<seen_tensors>(module, "Seen");
   nb::class_<shared_block>(module, "SharedMemory", nb::type_slots(shared_block_slots),
                            "Host memory that receivers can map as it is: tensors in it are copied once, by "
                            "each receiver, instead of twice\n"
@@ -361,6 +393,8 @@ void bind_sending(nb::module_& module) {
       .def(nb::init<std::string, nb::dict const&>(), nb::arg("path"), nb::arg("knobs"))
       .def("prepare", &sender_handle::prepare, nb::arg("tensors"))
       .def("send", &sender_handle::send, nb::arg("version"), nb::arg("tensors"), nb::arg("when").none())
+      .def("send_again", &sender_handle::send_again, nb::arg("version"), nb::arg("seen"), nb::arg("pairs"),
+           nb::arg("types"), nb::arg("when").none())
       .def("start", &sender_handle::start, nb::arg("version"), nb::arg("tensors"), nb::arg("when").none())
       .def("source", &sender_handle::source, nb::arg("stated"), nb::arg("ordinal"))
       .def("send_source", &sender_handle::send_source, nb::arg("version"), nb::arg("source"))

@@ -143,51 +143,168 @@ std::uintptr_t buffer_address(nb::handle view) {
   return reinterpret_cast<std::uintptr_t>(buffer->buf);
 }
 
+std::byte const* start_of(dl_tensor const& seen) {
+  return static_cast<std::byte const*>(seen.data) + seen.byte_offset;
+}
+
+device device_of(dl_tensor const& seen) {
+  return is_host(seen.device) ? device::host() : device::cuda(seen.device.ordinal);
+}
+
+/// The parts of a (name, tensor) pair, if it is one.
+bool named(PyObject* pair, nb::handle& name, nb::handle& tensor) {
+  if (!PyTuple_CheckExact(pair) || PyTuple_GET_SIZE(pair) != 2 || !PyUnicode_Check(PyTuple_GET_ITEM(pair, 0)))
+    return false;
+  name = PyTuple_GET_ITEM(pair, 0);
+  tensor = PyTuple_GET_ITEM(pair, 1);
+  return true;
+}
+
+bool same(tensor_view const& view, dl_tensor const& seen) {
+  shape const& dims = view.dims();
+  auto const rank = static_cast<std::size_t>(seen.rank);
+  if (view.data() != start_of(seen) || view.type() != dtype_of(seen.type) || view.where() != device_of(seen) ||
+      dims.rank() != rank)
+    return false;
+  for (std::size_t dimension = 0; dimension < rank; ++dimension)
+    if (dims[dimension] != static_cast<std::uint64_t>(seen.extents[dimension])) return false;
+  if (row_major(seen)) return !view.is_strided();
+  auto const strides = view.strides();
+  return view.is_strided() && std::equal(strides.begin(), strides.begin() + rank, seen.strides);
+}
+
 } // namespace
+
+exchange::exchange(nb::tuple const& types) : types_(types) {
+  if (nb::len(types) == 0 || !nb::hasattr(types[0], "__dlpack_c_exchange_api__")) return;
+  nb::object const shown = types[0].attr("__dlpack_c_exchange_api__");
+  if (!PyCapsule_IsValid(shown.ptr(), "dlpack_exchange_api")) return;
+  table_ = static_cast<dl_exchange const*>(PyCapsule_GetPointer(shown.ptr(), "dlpack_exchange_api"));
+  if (table_->version.major != 1) table_ = nullptr;
+  is_neg_ = types[0].attr("is_neg");
+  is_conj_ = types[0].attr("is_conj");
+  storage_ = types[0].attr("untyped_storage");
+}
+
+bool exchange::knows(nb::handle tensor) const {
+  for (nb::handle const type : types_)
+    if (tensor.type().is(type)) return true;
+  return false;
+}
+
+bool exchange::look(nb::handle tensor, dl_tensor& seen) const {
+  if (!table_) return false;
+  if (table_->look(tensor.ptr(), &seen) != 0) {
+    PyErr_Clear(); // whoever looks closer says why
+    return false;
+  }
+  return dtype_of(seen.type) && (is_host(seen.device) || is_cuda(seen.device)) &&
+         seen.rank <= static_cast<int>(max_rank);
+}
+
+bool exchange::literal(nb::handle tensor, dtype type) const {
+  return !says(is_neg_, tensor) && !(type == dtype::c64 && says(is_conj_, tensor));
+}
+
+bool exchange::says(nb::object const& method, nb::handle tensor) const {
+  PyObject* const self = tensor.ptr();
+  nb::object const answer = nb::steal(PyObject_Vectorcall(method.ptr(), &self, 1, nullptr));
+  if (!answer.is_valid()) throw nb::python_error();
+  return answer.ptr() == Py_True;
+}
+
+nb::object exchange::storage(nb::handle tensor) const {
+  PyObject* const self = tensor.ptr();
+  nb::object found = nb::steal(PyObject_Vectorcall(storage_.ptr(), &self, 1, nullptr));
+  if (!found.is_valid()) throw nb::python_error();
+  return found;
+}
+
+std::size_t pair_walk::size() const {
+  return static_cast<std::size_t>(PyDict_CheckExact(pairs_.ptr()) ? PyDict_GET_SIZE(pairs_.ptr())
+                                                                  : PyList_GET_SIZE(pairs_.ptr()));
+}
+
+bool pair_walk::next(nb::handle& name, nb::handle& tensor) {
+  if (!PyDict_CheckExact(pairs_.ptr()))
+    return at_ < PyList_GET_SIZE(pairs_.ptr()) && named(PyList_GET_ITEM(pairs_.ptr(), at_++), name, tensor);
+  PyObject *key = nullptr, *value = nullptr;
+  if (!PyDict_Next(pairs_.ptr(), &at_, &key, &value) || !PyUnicode_Check(key)) return false;
+  name = key;
+  tensor = value;
+  return true;
+}
+
+bool tensor_table::same(nb::handle pairs, exchange const& torch) const {
+  pair_walk walk(pairs);
+  if (walk.size() != views.size()) return false;
+  auto known = names.begin();
+  auto object = objects.begin();
+  for (auto const& view : views) {
+    nb::handle name, tensor;
+    dl_tensor seen{};
+    if (!walk.next(name, tensor) || !torch.knows(tensor)) return false;
+    // The same object is as literal as it was, which takes as long to ask as all of this: `own` does.
+    bool const again = PyWeakref_GET_OBJECT((object++)->get()) == tensor.ptr();
+    Py_ssize_t size = 0;
+    char const* const word = PyUnicode_AsUTF8AndSize(name.ptr(), &size);
+    if (!word) throw nb::python_error();
+    if (*known++ != std::string_view(word, static_cast<std::size_t>(size)) || !torch.look(tensor, seen) ||
+        !python::same(view, seen) || !(again || torch.literal(tensor, view.type())))
+      return false;
+  }
+  return true;
+}
 
 void sources::keep(nb::handle name, dtype type, shape const& dims, std::span<std::int64_t const> strides,
                    void const* data, device where, int wire, nb::handle owner) {
-  names_.push_back(text_of(name));
+  auto& names = table_->names;
+  auto& views = table_->views;
+  names.push_back(text_of(name));
   owners_.emplace_back(owner.ptr());
-  views_.emplace_back(names_.back(), type, dims, data, where);
-  if (!strides.empty()) views_.back().strides(strides);
+  views.emplace_back(names.back(), type, dims, data, where);
+  if (!strides.empty()) views.back().strides(strides);
   bool const floating = type == dtype::f16 || type == dtype::bf16 || type == dtype::f32 || type == dtype::f64;
-  if (wire >= 0 && floating) views_.back().sent_as(dtype_from(wire));
+  if (wire >= 0 && floating) views.back().sent_as(dtype_from(wire));
 }
 
 void sources::add(nb::str const& name, nb::handle parts, int wire) {
   description const tensor(parts);
-  names_.push_back(text_of(name));
+  auto& names = table_->names;
+  auto& views = table_->views;
+  names.push_back(text_of(name));
   owners_.push_back(tensor.owner());
-  views_.push_back(tensor.view<std::byte const>(names_.back()));
-  if (wire >= 0) views_.back().sent_as(dtype_from(wire));
+  views.push_back(tensor.view<std::byte const>(names.back()));
+  if (wire >= 0) views.back().sent_as(dtype_from(wire));
 }
 
-bool sources::take_exchanged(nb::handle name, nb::handle tensor, dl_exchange const& table, int wire) {
+bool sources::take_exchanged(nb::handle name, nb::handle tensor, exchange const& torch, int wire) {
   dl_tensor seen{};
-  if (table.look(tensor.ptr(), &seen) != 0) {
-    PyErr_Clear(); // whoever looks closer says why
-    return false;
-  }
-  auto const type = dtype_of(seen.type);
-  bool const host = is_host(seen.device);
-  if (!type || (!host && !is_cuda(seen.device)) || seen.rank > static_cast<int>(max_rank)) return false;
-  // What is conjugated or negated only when it is read does not show in its memory.
-  if (nb::cast<bool>(tensor.attr("is_neg")()) ||
-      (*type == dtype::c64 && nb::cast<bool>(tensor.attr("is_conj")())))
-    return false;
+  if (!torch.look(tensor, seen) || !torch.literal(tensor, *dtype_of(seen.type))) return false;
   std::array<std::uint64_t, max_rank> extents{};
   auto const rank = static_cast<std::size_t>(seen.rank);
   for (std::size_t dimension = 0; dimension < rank; ++dimension)
     extents[dimension] = static_cast<std::uint64_t>(seen.extents[dimension]);
   std::span<std::int64_t const> strides;
   if (!row_major(seen)) strides = {seen.strides, rank};
-  // The storage, and not the tensor, which may be given another one meanwhile (`parameter.data = ...`).
-  nb::object const owner = tensor.attr("untyped_storage")();
-  keep(name, *type, shape(std::span<std::uint64_t const>(extents.data(), rank)), strides,
-       static_cast<std::byte const*>(seen.data) + seen.byte_offset,
-       host ? device::host() : device::cuda(seen.device.ordinal), wire, owner);
+  keep(name, *dtype_of(seen.type), shape(std::span<std::uint64_t const>(extents.data(), rank)), strides,
+       start_of(seen), device_of(seen), wire, torch.storage(tensor));
+  nb::object const weak = nb::steal(PyWeakref_NewRef(tensor.ptr(), nullptr));
+  if (!weak.is_valid()) throw nb::python_error();
+  table_->objects.emplace_back(weak.ptr());
   return true;
+}
+
+void sources::own(nb::handle pairs, exchange const& torch) {
+  pair_walk walk(pairs);
+  owners_.reserve(walk.size());
+  auto view = table_->views.begin();
+  for (nb::handle name, tensor; walk.next(name, tensor);) {
+    owners_.emplace_back(torch.storage(tensor).ptr());
+    if (!torch.literal(tensor, view->type()))
+      throw nb::type_error(("tensor '" + std::string(view->name()) + "' was negated or conjugated in place").c_str());
+    ++view;
+  }
 }
 
 bool sources::take_buffer(nb::handle name, nb::handle tensor, int wire) {
@@ -218,26 +335,14 @@ bool sources::take_buffer(nb::handle name, nb::handle tensor, int wire) {
 }
 
 std::size_t sources::take(nb::list const& pairs, std::size_t from, nb::tuple const& types, int wire) {
-  dl_exchange const* table = nullptr;
-  if (nb::len(types) != 0 && nb::hasattr(types[0], "__dlpack_c_exchange_api__")) {
-    nb::object const shown = types[0].attr("__dlpack_c_exchange_api__");
-    if (PyCapsule_IsValid(shown.ptr(), "dlpack_exchange_api"))
-      table = static_cast<dl_exchange const*>(PyCapsule_GetPointer(shown.ptr(), "dlpack_exchange_api"));
-    if (table && table->version.major != 1) table = nullptr;
-  }
+  exchange const torch(types);
   std::size_t const size = nb::len(pairs);
-  views_.reserve(size);
+  table_->views.reserve(size);
   owners_.reserve(size);
   for (; from < size; ++from) {
-    PyObject* const pair = PyList_GET_ITEM(pairs.ptr(), static_cast<Py_ssize_t>(from));
-    if (!PyTuple_CheckExact(pair) || PyTuple_GET_SIZE(pair) != 2 ||
-        !PyUnicode_Check(PyTuple_GET_ITEM(pair, 0)))
-      return from;
-    nb::handle const name(PyTuple_GET_ITEM(pair, 0)), tensor(PyTuple_GET_ITEM(pair, 1));
-    bool known = false;
-    // Only torch's own types: what a subclass shows as its memory may be a part of what it is.
-    for (nb::handle const type : types) known = known || tensor.type().is(type);
-    if (known ? !table || !take_exchanged(name, tensor, *table, wire) : !take_buffer(name, tensor, wire))
+    nb::handle name, tensor;
+    if (!named(PyList_GET_ITEM(pairs.ptr(), static_cast<Py_ssize_t>(from)), name, tensor)) return from;
+    if (torch.knows(tensor) ? !take_exchanged(name, tensor, torch, wire) : !take_buffer(name, tensor, wire))
       return from;
   }
   return from;
@@ -245,7 +350,7 @@ std::size_t sources::take(nb::list const& pairs, std::size_t from, nb::tuple con
 
 std::vector<int> sources::devices() const {
   std::vector<int> found;
-  for (auto const& view : views_) {
+  for (auto const& view : table_->views) {
     int const ordinal = view.where().is_cuda() ? view.where().ordinal() : -1;
     if (std::find(found.begin(), found.end(), ordinal) == found.end()) found.push_back(ordinal);
   }

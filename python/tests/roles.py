@@ -5,6 +5,7 @@ import asyncio
 import json
 import os
 import sys
+import threading
 import time
 
 import numpy as np
@@ -124,6 +125,22 @@ def never_close(address):
     receiver.connect(address).wait()
     running = receiver.next_update()
     say(connected=True)
+
+
+def end_under_a_daemon(address):
+    """Ends while a daemon thread waits, which then wants to go on."""
+    sender = ropeway.Sender(address)
+
+    def serve():
+        for wait in range(100000):
+            receiver = ropeway.Receiver()
+            receiver.connect(address).wait()
+            if wait == 0:
+                say(connected=True)
+            receiver.close().wait()
+
+    threading.Thread(target=serve, daemon=True).start()
+    sender.wait_for_receivers(1).wait()
 
 
 def fork(address):

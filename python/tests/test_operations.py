@@ -450,6 +450,13 @@ def test_a_program_that_closes_nothing_ends(address, peer):
     assert one.end() == 0
 
 
+def test_a_program_that_ends_under_a_daemon_thread_ends(address, peer):
+    for _ in range(3):
+        one = peer("end_under_a_daemon", address)
+        assert one.hear() == {"connected": True}
+        assert one.end() == 0
+
+
 def test_a_forked_child_leaves_its_parents_things_alone(address, peer):
     one = peer("fork", address)
     assert one.hear() == {"child": "not_open"}

@@ -112,7 +112,8 @@ def test_a_thousand_updates_leave_nothing_behind(address, peer, run, way):
             return mine, [server.hear(), server.hear()]
 
     for early, late in run(main()):
-        assert late["descriptors"] == early["descriptors"] and late["threads"] == early["threads"]
+        # Fewer are left if the collector has found meanwhile what tests before this one had left.
+        assert late["descriptors"] <= early["descriptors"] and late["threads"] <= early["threads"]
         assert late["maps"] <= early["maps"] + 8
         assert late["resident"] <= early["resident"] + (4 << 20)
 
@@ -132,5 +133,5 @@ def test_memory_of_senders_that_are_gone_comes_back(address):
     for _ in range(30):
         one()
     after = state()
-    assert after["threads"] == before["threads"] and after["descriptors"] == before["descriptors"]
+    assert after["threads"] <= before["threads"] and after["descriptors"] <= before["descriptors"]
     assert after["resident"] <= before["resident"] + (4 << 20)

@@ -1,10 +1,14 @@
 """torch's tensors, modules and loaders, on the host and, where there is one, on a CUDA device."""
 from __future__ import annotations
 
+import gc
+
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
+
+from torch.multiprocessing.reductions import StorageWeakRef  # noqa: E402
 
 import ropeway  # noqa: E402
 
@@ -125,6 +129,105 @@ def test_a_parameter_that_moved_is_sent_from_where_it_is(pair, device):
         send(pair, version, {"w": parameter}, places)
         assert (into["w"] == version).all()
         parameter.data = torch.full((1000,), version + 1.0, device=device)
+
+
+class Spied:
+    """A sender's core, and how many sends recognised their tensors."""
+
+    def __init__(self, core):
+        self._core, self.again, self.anew = core, 0, 0
+
+    def __getattr__(self, name):
+        return getattr(self._core, name)
+
+    def send_again(self, *arguments):
+        found = self._core.send_again(*arguments)
+        self.again += found is not None
+        return found
+
+    def prepare(self, sources):
+        self.anew += 1
+        return self._core.prepare(sources)
+
+
+def test_tensors_that_are_sent_again_are_recognised(pair, device):
+    sender, _ = pair
+    sender._core = spied = Spied(sender._core)
+    weights = {"w": torch.randn(30, 20, device=device), "turned": torch.randn(8, 6, device=device).t(),
+               "b": torch.nn.Parameter(torch.randn(7, device=device)), "empty": torch.zeros(0, device=device)}
+    into = {name: torch.zeros(tensor.shape, device=device) for name, tensor in weights.items()}
+    version = 0
+
+    def sent(what, again, **how):
+        nonlocal version
+        version += 1
+        before = spied.again, spied.anew
+        with torch.no_grad():
+            for tensor in weights.values():
+                tensor.mul_(2)
+        send(pair, version, what, into, **how)
+        assert all(torch.equal(into[name], tensor) for name, tensor in weights.items())
+        assert (spied.again - before[0], spied.anew - before[1]) == ((1, 0) if again else (0, 1))
+
+    sent(weights, False)
+    for what in (weights, list(weights.items()), iter(weights.items()), dict(weights)):
+        sent(what, True)
+    # Anything that is not as it was is looked at.
+    weights["b"].data = torch.randn(7, device=device)
+    sent(weights, False)
+    sent(weights, True)
+    weights["turned"] = weights["turned"].contiguous()
+    sent(weights, False)
+    sent(dict(reversed(weights.items())), False)
+    sent(weights, False)
+    weights["w"] = weights["w"].view(30, 20)  # another object, of the same memory
+    sent(weights, True)
+    sent(weights, False, cast=lambda name, dtype: None)
+    sent(weights, False)
+    weights["w"].resize_(20, 20)
+    into["w"].resize_(20, 20)
+    sent(weights, False)
+
+
+def test_what_is_recognised_is_read_as_its_memory_is(pair, device):
+    """Values that are negated when they are read do not show in the memory."""
+    sender, _ = pair
+    weights, into = {"w": torch.ones(5, device=device)}, {"w": torch.zeros(5, device=device)}
+    send(pair, 1, weights, into)
+    negated = {"w": torch._neg_view(weights["w"])}
+    assert negated["w"].data_ptr() == weights["w"].data_ptr()
+    with pytest.raises(TypeError, match="negated"):
+        sender.send_weights(2, negated)
+    weights["w"].data = negated["w"]  # the same object
+    with pytest.raises(TypeError, match="negated"):
+        sender.send_weights(3, weights)
+
+
+def test_nothing_of_what_was_recognised_is_kept(address):
+    with ropeway.Sender(address) as sender, ropeway.Receiver() as receiver:
+        receiver.connect(address).wait()
+        weights, into = {"w": torch.ones(1000)}, {"w": torch.zeros(1000)}
+        for version in (1, 2):
+            sending = sender.send_weights(version, weights)
+            receiver.next_update().wait().load_into(into).wait()
+            sending.wait()
+        gone = StorageWeakRef(weights["w"].untyped_storage())
+        del weights, sending
+        gc.collect()
+        assert gone.expired()
+
+
+def test_memory_that_a_parameter_had_is_kept_also_when_it_was_recognised(address):
+    with ropeway.Sender(address) as sender, ropeway.Receiver() as receiver:
+        receiver.connect(address).wait()
+        parameter, into = torch.nn.Parameter(torch.ones(100000)), {"w": torch.zeros(100000)}
+        for version in (1, 2):
+            sending = sender.send_weights(version, {"w": parameter})
+            if version == 2:
+                parameter.data = torch.zeros(100000)
+            receiver.next_update().wait().load_into(into).wait()
+            sending.wait()
+            assert (into["w"] == 1).all()
 
 
 @pytest.mark.parametrize("make, words", [
