@@ -3,8 +3,9 @@
 # transformers model. The last line is `gpu: N passed, N failed, N skipped on DEVICE`.
 #
 #   python/gpu.sh --pack [PYTHON]  makes the wheel, with CUDA, for PYTHON (python3.12), into build-python-carry/
-#   python/gpu.sh                  installs that wheel for this machine's python3, and runs everything
-#   python/gpu.sh --only FILE...   only these files of tests (test_torch.py, ...)
+#   python/gpu.sh                  installs that wheel for this machine's python3, and runs everything: what has to do
+#                                  with the device first, then the rest, and how long each file took
+#   python/gpu.sh --only FILE...   only these files of tests (test_cuda.py, ...)
 #   python/gpu.sh --run FILE ARG.. a program of Python's instead, a benchmark say
 #
 # The machine needs python3 of the version that the wheel was made for, torch, numpy and pytest, and nothing else: bring
@@ -22,7 +23,7 @@ case "${1-}" in
     [ $# -gt 1 ] || { echo 'python/gpu.sh: --only needs a file' >&2; exit 2; }
     shift
     only=("${@/#/python/tests/}") ;;
-  *) sed -n '2,11s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+  *) sed -n '2,12s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
 esac
 
 if [ "$mode" = pack ]; then
@@ -56,24 +57,45 @@ fi
 echo "running what was built elsewhere: $(cat "$carry/commit" 2>/dev/null || echo 'an unknown commit')"
 
 device=$(python3 -c 'import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else "no device")')
-[ "${#only[@]}" -gt 0 ] && tests=("${only[@]}") || tests=(python/tests)
 passed=0 failed=0 skipped=0 status=0
-report=$site/tests.xml
-timeout 500 python3 -X faulthandler -m pytest -c python/pyproject.toml -q -o cache_dir="$site/cache" --junitxml "$report" \
-  "${tests[@]}" || status=$?
-read -r passed failed skipped <<<"$(python3 python/count.py "$report" || echo 0 1 0)"
-[ "$status" -eq 0 ] || [ "$failed" -gt 0 ] || { failed=1; echo "FAILED: pytest ended with $status"; }
+has() { python3 -c "import $1" 2>/dev/null; }
+# tested NAME LIMIT ARGUMENT...: one run of pytest, whose numbers are added.
+tested() {
+  local report=$site/$1.xml limit=$2 status=0 good bad left
+  shift 2
+  if has pytest_timeout; then set -- --timeout=150 "$@"; fi
+  timeout "$limit" python3 -X faulthandler -m pytest -c python/pyproject.toml -q -o cache_dir="$site/cache" \
+    --junitxml "$report" "$@" || status=$?
+  read -r good bad left <<<"$(python3 python/count.py "$report" || echo 0 1 0)"
+  passed=$((passed + good)) failed=$((failed + bad)) skipped=$((skipped + left))
+  [ "$status" -eq 0 ] || [ "$bad" -gt 0 ] || { failed=$((failed + 1)); echo "FAILED: pytest ended with $status"; }
+  python3 python/count.py --files "$report" || true
+}
+started=$SECONDS
+on_device=(test_cuda.py test_logits.py test_torch.py test_capture.py)
+if [ "${#only[@]}" -gt 0 ]; then
+  tested only 500 "${only[@]}"
+else
+  tested device 300 "${on_device[@]/#/python/tests/}"
+  echo "the device's tests: $((SECONDS - started)) s"
+  started=$SECONDS rest=()
+  for file in "${on_device[@]}"; do rest+=("--ignore=python/tests/$file"); done
+  if has xdist; then rest+=(-n 6); fi # each test has an address of its own
+  tested rest 240 "${rest[@]}" python/tests
+  echo "the other tests: $((SECONDS - started)) s"
+fi
 
 # example NAME ENVIRONMENT...: both programs, with the logits of both compared after each version.
 example() {
-  local name=$1 socket=$site/socket/w.sock good=true
+  local name=$1 socket=$site/socket/w.sock good=true started=$SECONDS
   shift
   rm -rf "$site/socket"
-  env "$@" timeout 200 python3 samples/python/transformers_server.py --socket "$socket" >"$site/server.log" 2>&1 &
+  env "$@" timeout 60 python3 samples/python/transformers_server.py --socket "$socket" >"$site/server.log" 2>&1 &
   local server=$!
-  env "$@" timeout 200 python3 samples/python/torch_trainer.py --socket "$socket" --versions 5 || good=false
+  env "$@" timeout 60 python3 samples/python/torch_trainer.py --socket "$socket" --versions 5 || good=false
   wait "$server" || good=false
   cat "$site/server.log"
+  echo "samples/python: $name: $((SECONDS - started)) s"
   if $good; then passed=$((passed + 1)); else failed=$((failed + 1)); echo "FAILED: samples/python: $name"; fi
 }
 if [ "${#only[@]}" -eq 0 ] && python3 -c 'import transformers' 2>/dev/null; then
