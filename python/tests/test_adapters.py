@@ -3,7 +3,11 @@ needed, and not imported."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
+import logging
+import os
+import pathlib
 import subprocess
 import sys
 import threading
@@ -53,9 +57,14 @@ def test_no_engine_is_imported():
 # ---- vLLM ----
 
 
-@pytest.fixture
-def vllm(monkeypatch):
-    """As much of vllm.distributed.weight_transfer as an engine meets."""
+@pytest.fixture(params=["August 2026", "0.33", "published"])
+def vllm(request, monkeypatch):
+    """As much of vllm.distributed.weight_transfer as an engine meets, as it was and as it is; and vLLM's own files, where
+    ROPEWAY_PEERS names the folder that has them (see benchmarks/published.py)."""
+    new = request.param != "August 2026"
+    if request.param == "published":
+        yield from published_vllm(monkeypatch)
+        return
     base = types.ModuleType("vllm.distributed.weight_transfer.base")
 
     @dataclasses.dataclass
@@ -65,6 +74,11 @@ def vllm(monkeypatch):
     @dataclasses.dataclass
     class TrainerInitInfo(WeightTransferInitInfo):
         rank: int = dataclasses.field(kw_only=True)
+
+        def __init_subclass__(cls, **knobs):
+            super().__init_subclass__(**knobs)
+            if new and not getattr(cls, "backend", None):
+                raise TypeError(f"{cls.__name__} must set a class-level `backend` string")
 
         @property
         def is_sender(self):
@@ -81,9 +95,13 @@ def vllm(monkeypatch):
         def update_weights(self, update_info):
             self.receive_weights(self.update_info_cls(**update_info))
 
-    class TrainerWeightTransferEngine:
+    class OldTrainer:
         def __init__(self, config, *, client, source, is_sender=True):
             self.config, self.client, self.source, self.is_sender = config, client, source, is_sender
+
+    class NewTrainer:
+        def __init__(self, *, client, source=None, is_sender=True, rank=0):
+            self.client, self.source, self.is_sender, self.rank = client, source, is_sender, rank
 
     class Factory:
         def __init__(self):
@@ -97,7 +115,7 @@ def vllm(monkeypatch):
     base.WeightTransferUpdateInfo = type("WeightTransferUpdateInfo", (), {})
     base.TrainerInitInfo = TrainerInitInfo
     base.WeightTransferEngine = WeightTransferEngine
-    base.TrainerWeightTransferEngine = TrainerWeightTransferEngine
+    base.TrainerWeightTransferEngine = NewTrainer if new else OldTrainer
     factory = types.ModuleType("vllm.distributed.weight_transfer.factory")
     factory.WeightTransferEngineFactory, factory.WeightTransferTrainerFactory = Factory(), Factory()
     reload = types.ModuleType("vllm.model_executor.model_loader.reload")
@@ -109,13 +127,81 @@ def vllm(monkeypatch):
     for module in (types.ModuleType("vllm"), types.ModuleType("vllm.distributed"), transfer, base, factory,
                    types.ModuleType("vllm.model_executor"), types.ModuleType("vllm.model_executor.model_loader"), reload):
         monkeypatch.setitem(sys.modules, module.__name__, module)
+    if new:
+        add_mtp_check(monkeypatch)
+    yield registered(factory, reload, new)
+
+
+def add_mtp_check(monkeypatch):
+    check = types.ModuleType("vllm.model_executor.model_loader.mtp_validation")
+    check.disable_mtp_completeness_check = contextlib.nullcontext
+    monkeypatch.setitem(sys.modules, check.__name__, check)
+
+
+def registered(factory, reload, new):
     from ropeway.adapters import vllm as adapter
 
     adapter.register()
     adapter.register()  # again
-    return types.SimpleNamespace(worker=factory.WeightTransferEngineFactory._registry["ropeway"](),
-                                 trainer=factory.WeightTransferTrainerFactory._registry["ropeway"](), reload=reload,
-                                 adapter=adapter)
+    trainer = factory.WeightTransferTrainerFactory._registry["ropeway"]()
+
+    def trainer_init(info, client, source):
+        if new:
+            return trainer.trainer_init(init_info=info, client=client, source=source)
+        return trainer.trainer_init(None, info, client=client, source=source)
+
+    return types.SimpleNamespace(worker=factory.WeightTransferEngineFactory._registry["ropeway"](), trainer=trainer,
+                                 trainer_init=trainer_init, reload=reload, adapter=adapter,
+                                 source=NewSource if new else WeightSource)
+
+
+def published_vllm(monkeypatch):
+    folder = os.environ.get("ROPEWAY_PEERS")
+    if not folder:
+        pytest.skip("ROPEWAY_PEERS names no folder with vLLM's published files")
+    before = dict(sys.modules)
+    monkeypatch.syspath_prepend(str(pathlib.Path(__file__).parents[2] / "benchmarks"))
+    import published
+
+    published.vllm(folder)
+    logger = types.ModuleType("vllm.logger")
+    logger.init_logger = logging.getLogger
+    sys.modules["vllm.logger"] = logger
+    name = "vllm.distributed.weight_transfer"
+    factory = published._file(f"{name}.factory", pathlib.Path(folder, *name.split("."), "factory.py"))
+    sys.modules[name].base, sys.modules[name].factory = sys.modules[f"{name}.base"], factory
+    reload = sys.modules["vllm.model_executor.model_loader.reload"]
+    reload.said = []
+    reload.initialize_layerwise_reload = lambda model: reload.said.append("start")
+    reload.finalize_layerwise_reload = lambda model, config: reload.said.append("finish")
+    made = registered(factory, reload, True)
+    made.trainer_init = lambda info, client, source: factory.WeightTransferTrainerFactory.trainer_init(
+        info, client=client, source=source)
+    made.source = lambda: published_source(sys.modules[f"{name}.base"])
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda: None)  # there may be none
+    yield made
+    for added in set(sys.modules) - set(before):
+        if added.partition(".")[0] in ("vllm", "published"):
+            del sys.modules[added]
+
+
+def published_source(base):
+    """vLLM's own source, of a module whose weights are replaced."""
+    module = torch.nn.Module()
+
+    class Source(base.ModuleSource):
+        @property
+        def weights(self):
+            return dict(module.named_parameters())
+
+        @weights.setter
+        def weights(self, weights):
+            for name, tensor in weights.items():
+                setattr(module, name, torch.nn.Parameter(tensor, requires_grad=False))
+
+    source = Source(module)
+    source.weights = trained(1)
+    return source
 
 
 class Ranks:
@@ -166,6 +252,20 @@ class WeightSource:
         return iter(self.weights.items())
 
 
+class NewSource:
+    """As they are since 0.33."""
+
+    def __init__(self):
+        self.weights = trained(1)
+
+    @property
+    def metadata(self):
+        return WeightSource.metadata(self)
+
+    def iter_full(self):
+        return iter(self.weights.items())
+
+
 def workers(vllm, ranks):
     return [vllm.worker(None, types.SimpleNamespace(model_config=None, parallel_config=types.SimpleNamespace(
         rank=rank, world_size=ranks, data_parallel_rank=0)), torch.device("cpu"), Model()) for rank in range(ranks)]
@@ -175,9 +275,9 @@ def workers(vllm, ranks):
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("capture", [False, True])
 def test_vllm(vllm, address, ranks, stream, capture):
-    engines, source = workers(vllm, ranks), WeightSource()
+    engines, source = workers(vllm, ranks), vllm.source()
     info = vllm.adapter.trainer_info(rank=0, path=address, receivers=ranks, stream=stream, capture=capture)
-    trainer = vllm.trainer.trainer_init(None, info, client=Ranks(engines), source=source)
+    trainer = vllm.trainer_init(info, client=Ranks(engines), source=source)
     for version in (1, 2, 3):
         source.weights = trained(version)
         trainer.send_weights()
@@ -192,25 +292,27 @@ def test_vllm(vllm, address, ranks, stream, capture):
 
 
 def test_vllm_ranks_that_do_not_send_gather(vllm):
-    gathered = []
+    gathered, source = [], vllm.source()
+    how = "__iter__" if isinstance(source, WeightSource) else "iter_full"
 
-    class Watched(WeightSource):
-        def __iter__(self):
-            for name, tensor in super().__iter__():
-                gathered.append(name)
-                yield name, tensor
+    def watched(self):
+        for name, tensor in getattr(super(Watched, self), how)():
+            gathered.append(name)
+            yield name, tensor
 
+    Watched = type("Watched", (type(source),), {how: watched})
+    source.__class__ = Watched
     info = vllm.trainer.init_info_cls(rank=1)
-    trainer = vllm.trainer.trainer_init(None, info, client=None, source=Watched())
+    trainer = vllm.trainer_init(info, client=None, source=source)
     trainer.send_weights()
     trainer.shutdown()
     assert gathered == ["gate", "up", "norm"]
 
 
 def test_vllm_worker_that_fails(vllm, address):
-    (engine,), source = workers(vllm, 1), WeightSource()
+    (engine,), source = workers(vllm, 1), vllm.source()
     info = vllm.trainer.init_info_cls(rank=0, path=address)
-    trainer = vllm.trainer.trainer_init(None, info, client=Ranks([engine]), source=source)
+    trainer = vllm.trainer_init(info, client=Ranks([engine]), source=source)
     engine.model.fails = True
     with pytest.raises(ropeway.TransferError) as caught:
         trainer.send_weights()

@@ -8,15 +8,19 @@ In the server and in the trainer (vLLM loads the plugin that this package names 
 and then ``WeightTransferConfig(backend="ropeway")`` on both sides. Each rank of the server is a receiver; ranks of one
 server form a group, so that all of them hold a version or none does.
 
-Written for the interface of August 2026 (``WeightTransferEngine(config, vllm_config, device, model)``, which owns start,
-update and finish; ``TrainerWeightTransferEngine`` with ``trainer_init`` and ``send_weights``). Nothing of vLLM is imported
+Written for the interfaces of August 2026 and of vLLM 0.33 (``WeightTransferEngine(config, vllm_config, device, model)``,
+which owns start, update and finish; ``TrainerWeightTransferEngine`` with ``trainer_init`` and ``send_weights``, and since
+0.33 without a config, for sources that say ``iter_full`` and whose ``metadata`` is a property). Nothing of vLLM is imported
 before `register` is called.
 """
 from __future__ import annotations
 
+import contextlib
+import importlib
+import inspect
 import os
 from dataclasses import dataclass
-from typing import Any, Dict, Iterator, Optional, Tuple
+from typing import Any, ClassVar, Dict, Iterator, Optional, Tuple
 
 from .._sender import Sender, Source
 from ._beside import send_beside
@@ -69,11 +73,12 @@ class WorkerSide:
         """Takes the version that the trainer announced, and returns when this rank has committed it."""
         taker = self._taker()
         update = taker.next(update_info.version, self.limit)
-        if self.capture:
-            taker.load(update, self.model.load_weights, self.model)
-        else:
-            # Layerwise reloading keeps what it is given until a layer is complete.
-            taker.load(update, lambda tensors: self.model.load_weights([(name, one.clone()) for name, one in tensors]))
+        with _in_parts():
+            if self.capture:
+                taker.load(update, self.model.load_weights, self.model)
+            else:
+                # Layerwise reloading keeps what it is given until a layer is complete.
+                taker.load(update, lambda tensors: self.model.load_weights([(name, one.clone()) for name, one in tensors]))
 
     def finish_weight_update(self) -> None:
         """Ends layerwise reloading."""
@@ -127,9 +132,15 @@ def _device(device: Any) -> str:
 
 
 def _reload(name: str) -> Any:
-    import importlib
-
     return getattr(importlib.import_module("vllm.model_executor.model_loader.reload"), name)
+
+
+def _in_parts() -> Any:
+    """Where vLLM has a check that each call of a loader brings a whole draft model: without it, as in its own engines."""
+    try:
+        return importlib.import_module("vllm.model_executor.model_loader.mtp_validation").disable_mtp_completeness_check()
+    except ImportError:
+        return contextlib.nullcontext()
 
 
 # ---- the trainer ----
@@ -162,7 +173,7 @@ class TrainerSide:
         """One version: start, update and transfer at the same time, finish. On every rank."""
         self.version += 1
         if self.sender is None:
-            for _ in self.source:  # its part of the collectives
+            for _ in self._pairs():  # its part of the collectives
                 pass
             return
         self.client.start_weight_update()
@@ -177,11 +188,17 @@ class TrainerSide:
             self.sender.close().wait()
             self.sender = None
 
+    def _pairs(self) -> Iterator[Tuple[str, Any]]:
+        """Whole tensors, gathered as they come."""
+        full = getattr(self.source, "iter_full", None)
+        return full() if full is not None else iter(self.source)
+
     def _tensors(self) -> Any:
         if not self.stream:
-            return list(self.source)
-        stated = [(one.name, one.dtype, tuple(one.shape)) for one in self.source.metadata()]
-        return Source(stated, lambda: iter(self.source))
+            return list(self._pairs())
+        metadata = self.source.metadata
+        stated = [(one.name, one.dtype, tuple(one.shape)) for one in (metadata() if callable(metadata) else metadata)]
+        return Source(stated, self._pairs)
 
 
 # ---- vLLM's classes ----
@@ -249,6 +266,8 @@ def trainer_engine(base: Any) -> Any:
     class RopewayTrainerInitInfo(base.TrainerInitInfo):  # type: ignore[misc]
         """What a trainer's rank is told once."""
 
+        backend: ClassVar[str] = BACKEND
+
         path: str = ""
         receivers: int = 1
         """How many ranks of servers there are."""
@@ -262,6 +281,8 @@ def trainer_engine(base: Any) -> Any:
         def __post_init__(self) -> None:
             self.path = self.path or default_path()
 
+    with_config = "config" in inspect.signature(base.TrainerWeightTransferEngine.__init__).parameters
+
     class RopewayTrainerWeightTransferEngine(TrainerSide, base.TrainerWeightTransferEngine):  # type: ignore[misc]
         """vLLM's trainer side, with ropeway as the transport."""
 
@@ -269,10 +290,14 @@ def trainer_engine(base: Any) -> Any:
         config_cls = object
 
         @classmethod
-        def trainer_init(cls, config: Any, init_info: Any, *, client: Any, source: Any) -> Any:
-            """Listens and waits for the server's ranks."""
-            made = cls(config, client=client, source=source, is_sender=init_info.is_sender)
-            made.open(init_info)
+        def trainer_init(cls, *given: Any, init_info: Any = None, client: Any, source: Any = None) -> Any:
+            """Listens and waits for the server's ranks. Before 0.33 a config comes first."""
+            info = given[-1] if init_info is None else init_info
+            if source is None:
+                raise ValueError("ropeway sends what a WeightSource gives: there is none")
+            config = {"config": given[0] if len(given) > 1 else None} if with_config else {}
+            made = cls(**config, client=client, source=source, is_sender=info.is_sender)
+            made.open(info)
             return made
 
     return RopewayTrainerWeightTransferEngine
