@@ -8,6 +8,7 @@ between. Both are faster here than where they come from.
 """
 import base64
 import contextlib
+import functools
 import hashlib
 import importlib
 import importlib.util
@@ -66,6 +67,7 @@ def _said(package, version, modules, shim):
     return {"package": package, "version": version, "shim": shim, "files": files}
 
 
+@functools.cache
 def vllm(folder):
     """(the module ipc_engine, what ran)."""
     name = "vllm.distributed.weight_transfer"
@@ -107,8 +109,9 @@ async def _ensure_async_iterator(iterable):
             yield one
 
 
-def verl(folder):
-    """(the module bucketed_weight_transfer, what ran)."""
+@functools.cache
+def verl(folder, kind="cuda"):
+    """(the module bucketed_weight_transfer, what ran); `kind` is that of torch's devices."""
     name = VERL_FILE[:-3].replace("/", ".")
     version = _installed("verl") if folder is None else None
     if version is not None:
@@ -121,14 +124,14 @@ def verl(folder):
         sys.path.append(str(folder))  # where zmq may lie
     import torch
 
-    cuda = torch.cuda.is_available()
+    cuda = kind == "cuda"
     nothing = types.SimpleNamespace(synchronize=lambda: None, ipc_collect=lambda: None, empty_cache=lambda: None)
     parts = name.split(".")
     for depth in range(1, len(parts)):
         _module(".".join(parts[:depth]))
     _module("verl.utils")
     _module("verl.utils.device", get_device_id=torch.cuda.current_device if cuda else lambda: 0,
-            get_device_name=lambda: "cuda" if cuda else "cpu", get_torch_device=lambda: torch.cuda if cuda else nothing,
+            get_device_name=lambda: kind, get_torch_device=lambda: torch.cuda if cuda else nothing,
             is_support_ipc=lambda: cuda)
     _module("verl.workers.rollout.utils", ensure_async_iterator=_ensure_async_iterator)
     module = _file(name, place)

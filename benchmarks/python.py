@@ -45,6 +45,10 @@ def base(way):
     return way.removesuffix("-prepared")
 
 
+def torch_kind(options):
+    return options.device.partition(":")[0]
+
+
 def synchronize(options):
     if options.device != "cpu":
         import torch
@@ -193,7 +197,7 @@ class Verl(TorchIpc):
     def __init__(self, options, way, path, engine, views):
         import torch
 
-        self.module, self.said = published.verl(options.peers)
+        self.module, self.said = published.verl(options.peers, torch_kind(options))
         self.options, self.engine, self.path = options, engine, path
         self.device = torch.device(options.device)
 
@@ -348,7 +352,7 @@ class SendVllm:
 
 class SendVerl:
     def __init__(self, options, path, tensors):
-        self.module, _ = published.verl(options.peers)
+        self.module, _ = published.verl(options.peers, torch_kind(options))
         self.options, self.path, self.tensors = options, path, tensors
         self.loop = asyncio.new_event_loop()
 
@@ -456,6 +460,13 @@ def main():
         torch.cuda.set_device(options.device)
     else:
         published.ipc_on_the_host()
+    try:  # before any process is started
+        if any(way.startswith("vllm") for way in ways):
+            published.vllm(options.peers)
+        if "verl-bucketed" in ways:
+            published.verl(options.peers, torch_kind(options))
+    except (published.Missing, ImportError) as error:
+        raise SystemExit(f"benchmarks/python.py: {error}") from None
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o700)
         paths = {base(way): os.path.join(folder, base(way)) for way in ways}

@@ -27,8 +27,8 @@ class without_gil {
   without_gil& operator=(without_gil const&) = delete;
   ~without_gil() {
     if (!state_) return;
-    // While the interpreter ends, Python before 3.14 unwinds a thread (a daemon one) that wants to go on, which no frame
-    // of C++ may let through; since 3.14 it lets the thread stand still, as is done here.
+    // While the interpreter ends, Python before 3.14 unwinds a thread (a daemon one) that wants to go on,
+    // which no frame of C++ may let through; since 3.14 it lets the thread stand still, as is done here.
     try {
       PyEval_RestoreThread(state_);
     } catch (...) {

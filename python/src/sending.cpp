@@ -254,7 +254,8 @@ class sender_handle {
     return begin<send_report>(loop_, open().send_weights(version, what->tensors, ready_from(when)),
                               std::move(owner), [](send_report const& report) { return to_python(report); });
   }
-  /// The same, of tensors that are looked at now, if they are those that were `seen`; nothing if they are not.
+  /// The same, of tensors that are looked at now, if they are those that were `seen`; nothing if they are
+  /// not.
   nb::object send_again(std::uint64_t version, seen_tensors const& seen, nb::handle pairs,
                         nb::tuple const& types, nb::handle when) {
     sender& own = open();
@@ -266,8 +267,8 @@ class sender_handle {
     operation sending = begin<send_report>(loop_, own.send_weights(version, what->tensors, ready_from(when)),
                                            std::make_pair(what, kept(when.ptr())),
                                            [](send_report const& report) { return to_python(report); });
-    // Only now, for it takes longer than all of the above. Until this returns the caller's pairs keep the tensors,
-    // and nobody can give them other memory.
+    // Only now, for it takes longer than all of the above. Until this returns the caller's pairs keep the
+    // tensors, and nobody can give them other memory.
     try {
       what->of->own(pairs, torch);
     } catch (...) {

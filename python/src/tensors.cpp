@@ -163,14 +163,14 @@ bool named(PyObject* pair, nb::handle& name, nb::handle& tensor) {
 bool same(tensor_view const& view, dl_tensor const& seen) {
   shape const& dims = view.dims();
   auto const rank = static_cast<std::size_t>(seen.rank);
-  if (view.data() != start_of(seen) || view.type() != dtype_of(seen.type) || view.where() != device_of(seen) ||
-      dims.rank() != rank)
+  if (view.data() != start_of(seen) || view.type() != dtype_of(seen.type) ||
+      view.where() != device_of(seen) || dims.rank() != rank)
     return false;
   for (std::size_t dimension = 0; dimension < rank; ++dimension)
     if (dims[dimension] != static_cast<std::uint64_t>(seen.extents[dimension])) return false;
   if (row_major(seen)) return !view.is_strided();
   auto const strides = view.strides();
-  return view.is_strided() && std::equal(strides.begin(), strides.begin() + rank, seen.strides);
+  return view.is_strided() && std::equal(strides.begin(), strides.begin() + seen.rank, seen.strides);
 }
 
 } // namespace
@@ -302,7 +302,8 @@ void sources::own(nb::handle pairs, exchange const& torch) {
   for (nb::handle name, tensor; walk.next(name, tensor);) {
     owners_.emplace_back(torch.storage(tensor).ptr());
     if (!torch.literal(tensor, view->type()))
-      throw nb::type_error(("tensor '" + std::string(view->name()) + "' was negated or conjugated in place").c_str());
+      throw nb::type_error(
+          ("tensor '" + std::string(view->name()) + "' was negated or conjugated in place").c_str());
     ++view;
   }
 }

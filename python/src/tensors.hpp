@@ -46,8 +46,8 @@ class description {
 dtype dtype_from(int number);
 shape shape_from(nb::handle extents);
 
-/// torch's own tensors, which are looked at without a call into Python: its types, and what its table of functions is.
-/// Made anew for each call, for the types' own methods may be looked up only once then.
+/// torch's own tensors, which are looked at without a call into Python: its types, and what its table of
+/// functions is. Made anew for each call, for the types' own methods may be looked up only once then.
 class exchange {
  public:
   /// `types` are torch.Tensor and torch.nn.Parameter, or nothing where there is no torch.
@@ -110,7 +110,8 @@ class sources {
   std::shared_ptr<tensor_table> const& table() const noexcept { return table_; }
   /// Whether `take` took all of them, and found torch's own tensors only.
   bool all_exchanged() const noexcept { return table_->objects.size() == table_->views.size(); }
-  /// Keeps the memory of `pairs`, which were found to be the same; throws if one of them is not `literal` any more.
+  /// Keeps the memory of `pairs`, which were found to be the same; throws if one of them is not `literal` any
+  /// more.
   void own(nb::handle pairs, exchange const& torch);
   /// The ordinals of the devices that they lie on.
   std::vector<int> devices() const;
