@@ -27,6 +27,8 @@ ALSO = {("plan", "src/memory/copy.hpp"), ("plan", "src/memory/digest.hpp")}
 WITHOUT_ASIO = {"plan", "protocol", "memory"}
 SUFFIXES = {".hpp", ".h", ".cpp", ".cu"}
 CUDA = re.compile(r"^(cuda|cuda_.*|cu(blas|fft|rand|solver|sparse).*|driver_types|nvrtc|nccl)\.h(pp)?$|^cub/|^thrust/")
+# Comes with CUDA, and is for profilers: of what the event loop does, not of memory.
+NVTX = re.compile(r"^nvtx3/")
 COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*(?:"([^"]+)"|<([^>]+)>)', re.MULTILINE)
 
@@ -135,14 +137,15 @@ def public_headers_are_plain(tree):
     for path, (_, others) in tree.includes.items():
         if layer(path) == "public":
             for name in sorted(others):
-                if CUDA.search(name) or name.startswith("liburing") or name.startswith(("boost/", "doctest")):
+                if CUDA.search(name) or NVTX.search(name) or name.startswith(("liburing", "boost/", "doctest")):
                     yield f"{path} includes <{name}>"
 
 
 def cuda_and_liburing_stay_in_their_rooms(tree):
     for path, (_, others) in tree.includes.items():
         for name in sorted(others):
-            room = "src/memory/cuda" if CUDA.search(name) else "src/checkpoint" if name.startswith("liburing") else ""
+            room = ("src/memory/cuda" if CUDA.search(name) else "src/session" if NVTX.search(name) else
+                    "src/checkpoint" if name.startswith("liburing") else "")
             if room and path.parts[0] == "src" and not path.as_posix().startswith(room + "/"):
                 yield f"{path} includes <{name}>"
 

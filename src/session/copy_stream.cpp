@@ -70,6 +70,7 @@ void copy_stream::then(copied what) {
   }
   auto const now = std::chrono::steady_clock::now();
   waiting_.push_back({ticket, std::move(what), now});
+  if (waiting_.size() == 1) show_first();
   last_news_ = now;
   if (poll_for_.count() != 0) return ask_again();
   watch_wakeups();
@@ -143,6 +144,7 @@ void copy_stream::look() {
   while (!waiting_.empty() && (now.error || waiting_.front().ticket <= now.completed)) {
     waiter first = std::move(waiting_.front());
     waiting_.erase(waiting_.begin());
+    show_first();
     if (first.what.began == std::chrono::steady_clock::time_point())
       first.what.began = std::max(first.queued, last_end_);
     first.what.ended = last_end_ = last_news_ = std::chrono::steady_clock::now();
@@ -177,6 +179,7 @@ void copy_stream::finish() {
 
 void copy_stream::forget() noexcept {
   waiting_.clear();
+  show_first();
   stop_watching();
 }
 
@@ -186,6 +189,14 @@ void copy_stream::stop_watching() noexcept {
   second_look_.cancel();
   expected_.cancel();
   resting_ = false;
+}
+
+/// Copies run one after the other: the first that was not seen to finish is what runs.
+void copy_stream::show_first() noexcept {
+  shown_.end();
+  if (waiting_.empty()) return;
+  auto const& first = waiting_.front().what;
+  if (first.shown) shown_.begin(*first.shown, first.bucket);
 }
 
 /// After a watch was cancelled: something may have been queued since.

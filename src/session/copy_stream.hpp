@@ -6,10 +6,12 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <span>
 #include <vector>
 
 #include "memory/memory.hpp"
+#include "session/profiler.hpp"
 #include "wire/strand.hpp"
 
 namespace ropeway::session {
@@ -30,6 +32,8 @@ struct copied {
   std::uint32_t bucket = 0;
   std::byte const* slot = nullptr; ///< where the bucket lies, for who digests it
   std::uint64_t moved = 0;         ///< bytes that the copies write; `bytes` is how large the bucket is
+  /// What a profiler is shown while they run, from `began` as it is filled in.
+  std::optional<profiler_name> shown{};
   /// Filled in if it is not: when they were queued, or what was queued before them was seen to finish.
   std::chrono::steady_clock::time_point began{};
   std::chrono::steady_clock::time_point ended{}; ///< when that was seen
@@ -99,6 +103,7 @@ class copy_stream : public std::enable_shared_from_this<copy_stream> {
   void watch_again();
   void look();
   void stop_watching() noexcept;
+  void show_first() noexcept;
 
   strand strand_;
   std::mutex mutex_; // the queue is for one thread at a time, and shut() comes from the destructor's
@@ -114,6 +119,7 @@ class copy_stream : public std::enable_shared_from_this<copy_stream> {
   std::chrono::steady_clock::time_point last_news_{}, last_end_{};
   bool resting_ = false, rested_ = false; // nothing is asked until expected_; and that has just passed
   std::vector<waiter> waiting_;           // in order; never more than a ring has slots
+  profiler_range shown_;                  // the first of them
 };
 
 } // namespace ropeway::session

@@ -62,6 +62,7 @@ std::shared_ptr<plan::placement const> read_placement_from(memory::backend& host
 
 void held_bucket::release(ready_after when) {
   if (released_.exchange(true) || !load) return;
+  shown.end();
   if (auto const core = load->core) core->post_released(*this, when);
 }
 
@@ -384,6 +385,7 @@ void receiver_core::post_refuse(std::shared_ptr<load_operation> load, std::strin
       return self->give_up(load, make_error_code(errc::loader_failed), errc::loader_failed, why);
     load->over = true;
     load->error = failure(errc::not_open, "this update was refused");
+    load->stages.close();
     self->load_.reset();
     self->enter(session_phase::idle);
     failpoint<side::receiver, "refuse_update">();
@@ -399,6 +401,7 @@ void receiver_core::post_not_now(std::shared_ptr<load_operation> load, milliseco
       return;
     load->over = true;
     load->error = failure(errc::not_open, "this update was put off");
+    load->stages.close();
     self->load_.reset();
     self->enter(session_phase::idle);
     failpoint<side::receiver, "not_now_update">();
@@ -524,7 +527,13 @@ void receiver_core::connected(wire::connection connection) {
     auto const self = weak.lock();
     if (!self || self->session_ != session || !self->machine_) return;
     self->incoming_fd_ = std::move(fd);
-    if (std::holds_alternative<begin>(what)) self->announced_at_ = clock::now();
+    if (auto const* const announced = std::get_if<begin>(&what)) {
+      self->announced_at_ = clock::now();
+      self->announced_stages_ = session::stage_log(self->observer_, side::receiver, announced->version);
+      self->announced_stages_.begins(update_stage::announce);
+    } else if (std::holds_alternative<abort_update>(what)) {
+      self->announced_stages_.close();
+    }
     // Said between two updates, it says that one is about to begin.
     if (std::holds_alternative<alive>(what) && !self->load_ && self->options_.where().is_cuda())
       self->lookout_->keep(session::answer_time);
@@ -570,6 +579,7 @@ void receiver_core::drop_session() {
   deadline_.cancel();
   armed_.reset();
   unclaimed_.reset();
+  announced_stages_.close();
   for (auto& [number, ring] : rings_) offload_.dispose(std::move(ring)); // unmapping can take long
   rings_.clear();
   // What was made for the mapped tensors goes with the mappings; copies that still run hold both.
@@ -601,12 +611,12 @@ void receiver_core::accept(load_operation& load, load_operation::way how, failur
   load.accepted_at = clock::now();
   observer_.tell(
       [&](observer& who) { who.update_began(load.what.version, load.what.total_bytes, load.what.buckets); });
-  load.stages = session::stage_log(observer_, load.what.version);
   auto const decided_at = load.mapping_since.value_or(load.accepted_at);
   load.stages.add(update_stage::announce, load.announced_at, load.offered_at);
   load.stages.add(update_stage::decide, load.offered_at, decided_at);
   load.stages.add(update_stage::map, decided_at, load.accepted_at);
   load.loading.rest(load.accepted_at);
+  load.stages.begins(update_stage::wait);
   failpoint<side::receiver, "accept_update">();
   receiver_machine::acceptance answer;
   answer.by_hand = how == load_operation::way::by_bucket;
@@ -627,6 +637,8 @@ void receiver_core::give_bucket(load_operation& load) {
     ++load.given;
     ++load.in_hands;
     held->given_at = clock::now();
+    held->shown.begin({side::receiver, update_stage::load}, held->number);
+    load.stages.ends(update_stage::wait);
     // Between two buckets the embedder has its own time.
     if (load.loading.start(held->given_at))
       load.stages.add(update_stage::wait, std::max(load.loading.ended(), load.asked_at), held->arrived_at);
@@ -640,6 +652,10 @@ void receiver_core::give_bucket(load_operation& load) {
                                " slots are held by buckets that were not released; release one first"),
                    {});
   }
+  if (!load.on_bucket)
+    load.stages.ends(update_stage::wait);
+  else if (!load.loading.runs())
+    load.stages.begins(update_stage::wait);
 }
 
 void receiver_core::loaded(std::shared_ptr<load_operation> const& load, std::uint64_t seq,
@@ -651,6 +667,7 @@ void receiver_core::loaded(std::shared_ptr<load_operation> const& load, std::uin
   failpoint<side::receiver, "loaded">();
   machine_->loaded(seq, clock::now());
   pump();
+  waits_for_more(*load);
 }
 
 /// A bucket was seen to be copied, or its views to be read no more.
@@ -703,6 +720,13 @@ void receiver_core::need_stream(memory::backend& on) {
 void receiver_core::loading_starts(load_operation& load) {
   auto const now = clock::now();
   if (load.loading.start(now)) load.stages.add(update_stage::wait, load.loading.ended(), now);
+}
+
+void receiver_core::waits_for_more(load_operation& load) {
+  bool const asked = load.how == load_operation::way::into || load.on_bucket;
+  if (load.over || load.aborting || !asked || load.loading.runs()) return;
+  if (load.checking_since || load.all_copied_at != clock::time_point()) return;
+  load.stages.begins(update_stage::wait);
 }
 
 /// Stretches of several buckets may overlap: what counts is that there was one.
@@ -794,6 +818,7 @@ void receiver_core::let_go_of_sets(load_operation& load) {
 void receiver_core::end_load(std::shared_ptr<load_operation> const& load, failure error) {
   if (load->over) return;
   load->over = true;
+  load->stages.close();
   if (std::exchange(load->waits_for_leases, false)) lease_limit_.cancel();
   failpoint<side::receiver, "load_ended">();
   if (load_ == load) load_.reset();
@@ -931,7 +956,11 @@ void receiver_core::arm_deadline() {
 }
 
 void receiver_core::act(receive_action::say& action) {
-  if (load_ && std::holds_alternative<all_copied>(action.what)) load_->all_copied_at = clock::now();
+  if (load_ && std::holds_alternative<all_copied>(action.what)) {
+    load_->all_copied_at = clock::now();
+    load_->stages.ends(update_stage::wait);
+    load_->stages.begins(update_stage::commit);
+  }
   if (link_) link_->say(action.what);
   if (!options_.where().is_cuda() || !load_ || load_->what.total_bytes < session::worth_looking_out) return;
   if (std::holds_alternative<protocol::accept>(action.what) ||
@@ -1099,6 +1128,9 @@ void receiver_core::act(receive_action::offer& action) {
   load->session = session_;
   load->announced_at = announced_at_;
   load->offered_at = clock::now();
+  load->stages = std::move(announced_stages_);
+  load->stages.ends(update_stage::announce);
+  load->stages.begins(update_stage::decide);
   load->sender = sender_;
   load->what = action.what;
   load->manifest = manifests_.back(); // the one that was just known
@@ -1159,6 +1191,7 @@ void receiver_core::act(receive_action::bucket& action) {
     for (auto const& op : std::span(ops_).subspan(beside)) what.moved += memory::bytes_of(op);
     load->bytes_copied += what.moved;
     what.whose = load;
+    what.shown = {side::receiver, update_stage::load};
     what.from = ring->second;
     what.seq = action.seq;
     what.bucket = action.bucket;
@@ -1196,6 +1229,12 @@ void receiver_core::act(receive_action::commit&) {
 
 // ---- the sender's own tensors ----
 
+void receiver_core::mapping_begins(load_operation& load) {
+  load.mapping_since = clock::now();
+  load.stages.ends(update_stage::decide);
+  load.stages.begins(update_stage::map);
+}
+
 void receiver_core::accept_into(std::shared_ptr<load_operation> const& load) {
   if (!load->placement) {
     if (options_.use_route() == route_choice::mapped && load->what.total_bytes != 0)
@@ -1210,7 +1249,7 @@ void receiver_core::accept_into(std::shared_ptr<load_operation> const& load) {
     load->mapped = std::move(known);
     return accept_compared(load, load_operation::way::into);
   }
-  load->mapping_since = clock::now();
+  mapping_begins(*load);
   mapping_.emplace();
   mapping_->load = load;
   mapping_->wanted.resize(load->placement->segments.size());
@@ -1390,6 +1429,7 @@ void receiver_core::act(receive_action::read_mapped&) {
     load->next_unit = 0;
     loading_starts(*load);
     load->reading_since = clock::now();
+    load->stages.begins(update_stage::load);
     read_on(load);
   } catch (...) {
     auto const what = session::as_transfer_error(std::current_exception(), errc::device_failed);
@@ -1403,6 +1443,7 @@ void receiver_core::read_on(std::shared_ptr<load_operation> const& load) {
   if (load->next_unit >= copies.units() && load->next_unit != 0) {
     load->bytes_loaded += copies.bytes();
     load->bytes_copied += copies.bytes();
+    load->stages.ends(update_stage::load);
     load->stages.tell(update_stage::load, load->reading_since, load->read_until, {}, copies.bytes());
     loading_ends(*load, load->read_until);
     read_last_ = load->mapped;
@@ -1412,7 +1453,8 @@ void receiver_core::read_on(std::shared_ptr<load_operation> const& load) {
         [&](observer& who) { who.bucket_moved(load->what.version, load->what.buckets, load->bytes_loaded); });
     failpoint<side::receiver, "mapped_read">();
     machine_->mapped_read(clock::now());
-    return pump();
+    pump();
+    return waits_for_more(*load);
   }
   memory::portion step;
   step.first = load->next_unit;

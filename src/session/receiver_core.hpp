@@ -55,6 +55,7 @@ class held_bucket {
   std::byte const* slot = nullptr;
   std::chrono::steady_clock::time_point arrived_at{}, given_at{};
   std::vector<bucket_piece> pieces;
+  session::profiler_range shown; ///< while the embedder has it
 
  private:
   std::atomic<bool> released_ = false;
@@ -166,6 +167,8 @@ class receiver_core : public std::enable_shared_from_this<receiver_core> {
   /// Accepts a load into destinations, once what it reads is mapped.
   void accept_into(std::shared_ptr<load_operation> const& load);
   bool is_mapped() const;
+  /// What is slow and new begins: destinations were given, and may be written.
+  static void mapping_begins(load_operation& load);
   void map_next_segment();
   void segment_mapped(std::shared_ptr<load_operation> const& load, std::shared_ptr<memory::region> region);
   void prepare_copies(std::shared_ptr<load_operation> const& load);
@@ -191,6 +194,8 @@ class receiver_core : public std::enable_shared_from_this<receiver_core> {
   void give_bucket(load_operation& load);
   /// Something of a load is copied, or in the embedder's hands.
   static void loading_starts(load_operation& load);
+  /// Nothing is copied, and there will be more: for profilers.
+  static void waits_for_more(load_operation& load);
   static void loading_ends(load_operation& load, clock::time_point now);
   void loaded(std::shared_ptr<load_operation> const& load, std::uint64_t seq, std::uint64_t bytes);
   void copied(session::copied& what, std::error_code error);
@@ -247,10 +252,11 @@ class receiver_core : public std::enable_shared_from_this<receiver_core> {
   // The session, while there is one.
   std::shared_ptr<session::link> link_;
   std::optional<protocol::receiver_machine> machine_;
-  std::uint64_t session_ = 0;        // counts; answers of slow jobs for an older one are dropped
-  unique_fd incoming_fd_;            // came with the message that is being acted on
-  clock::time_point announced_at_{}; // the last update
-  std::uint64_t wanted_update_ = 0;  // whose manifest is looked for; an answer for another one comes too late
+  std::uint64_t session_ = 0;           // counts; answers of slow jobs for an older one are dropped
+  unique_fd incoming_fd_;               // came with the message that is being acted on
+  clock::time_point announced_at_{};    // the last update
+  session::stage_log announced_stages_; // of it, until it is offered
+  std::uint64_t wanted_update_ = 0; // whose manifest is looked for; an answer for another one comes too late
   struct unread_list {
     protocol::begin what;
     std::uint64_t bytes = 0;

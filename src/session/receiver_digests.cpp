@@ -86,7 +86,7 @@ void receiver_core::accept_compared(std::shared_ptr<load_operation> const& load,
     return accepted(load, how, std::move(why_not_mapped));
   }
   load->how = how;
-  if (!load->mapping_since) load->mapping_since = clock::now();
+  if (!load->mapping_since) mapping_begins(*load);
   auto const purpose = std::make_shared<received_digests::purpose>(purpose_of(*load, how));
   // The plan may be gone when the job runs.
   auto const into = purpose->into ? std::make_shared<plan::scatter>(*purpose->into) : nullptr;
@@ -148,6 +148,7 @@ bool receiver_core::digest_bucket(std::shared_ptr<load_operation> const& load, s
   next.seq = what.seq;
   next.bucket = what.bucket;
   next.bytes = what.bytes;
+  next.shown = {side::receiver, update_stage::digest};
   next.what = what.what == session::copied::kind::view ? session::copied::kind::digest_of_view
                                                        : session::copied::kind::digest_of_bucket;
   try {
@@ -167,6 +168,8 @@ void receiver_core::act(receive_action::check_digests&) {
   auto const load = load_;
   if (!load || load->aborting || !load->digests) return;
   load->checking_since = clock::now();
+  load->stages.ends(update_stage::wait);
+  load->stages.begins(update_stage::digest);
   session::copied what;
   what.whose = load;
   what.from = load->digests;

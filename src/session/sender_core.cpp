@@ -480,7 +480,8 @@ void sender_core::begin(std::shared_ptr<send_operation> const& operation) {
                    asio::bind_cancellation_slot(stop_packer_.slot(), std::move(ended)));
   }
 
-  operation->stages = session::stage_log(observer_, operation->version);
+  operation->stages = session::stage_log(observer_, side::sender, operation->version);
+  operation->stages.begins(update_stage::announce);
   observer_.tell([&](observer& who) { who.update_began(report.version, report.bytes, report.buckets); });
   failpoint<side::sender, "begin_update">();
   machine_.begin_update(std::move(facts), clock::now());
@@ -600,6 +601,7 @@ void sender_core::queue_pack(std::shared_ptr<send_operation> const& operation, s
   if (!ops_.empty()) at.stream->copy(ops_);
   session::copied what;
   what.whose = operation;
+  what.shown = {side::sender, update_stage::pack};
   what.from = std::move(owners);
   what.to = at.memory;
   what.slot = at.slot;
@@ -617,6 +619,13 @@ void sender_core::packing_starts(send_operation& operation) {
   auto const now = clock::now();
   if (operation.packing.start(now) && operation.packing.ended() != clock::time_point())
     operation.stages.add(update_stage::wait, operation.packing.ended(), now);
+}
+
+void sender_core::packing_stops(send_operation& operation, clock::time_point now) {
+  operation.packing.stop(now);
+  if (!operation.packing.runs() && !operation.placement && !operation.stopping &&
+      operation.buckets_packed < operation.report.buckets)
+    operation.stages.begins(update_stage::wait);
 }
 
 /// A pack or a relay was seen to finish.
@@ -641,10 +650,13 @@ void sender_core::copied(bool relayed, session::copied& what, std::error_code er
     pump();
   } else {
     bytes_packed_ += what.bytes;
-    operation->packing.stop(what.ended);
-    operation->stages.add(update_stage::pack, what.began, what.ended, what.bucket, what.moved);
     ++operation->buckets_packed;
-    if (!operation->first_packed) operation->first_packed = what.ended;
+    packing_stops(*operation, what.ended);
+    operation->stages.add(update_stage::pack, what.began, what.ended, what.bucket, what.moved);
+    if (!operation->first_packed) {
+      operation->first_packed = what.ended;
+      if (!operation->moves) operation->stages.begins(update_stage::publish);
+    }
     observer_.tell([&](observer& who) {
       who.bucket_moved(operation->version, operation->report.buckets, bytes_packed_);
     });
@@ -695,7 +707,7 @@ awaitable<void> sender_core::pack_on_the_fly(std::shared_ptr<sender_core> self, 
       co_await pack_by_writer(self, operation, job);
     else
       co_await pack_from_source(self, operation, job, last);
-    operation->packing.stop(clock::now());
+    packing_stops(*operation, clock::now());
   }
 }
 
@@ -711,6 +723,7 @@ awaitable<void> sender_core::pack_from_source(std::shared_ptr<sender_core> self,
     if (last.index != piece.tensor) {
       auto next = source.next(piece.tensor);
       operation->asked_source = clock::now();
+      operation->stages.begins(update_stage::source, job.bucket);
       last.tensor = co_await within<source_tensor>(self->strand_, self->options_.source_limit(),
                                                    std::move(next), "deliver its next tensor");
       operation->stages.add(update_stage::source, *std::exchange(operation->asked_source, std::nullopt),
@@ -741,6 +754,7 @@ awaitable<void> sender_core::pack_by_writer(std::shared_ptr<sender_core> self, o
   }
   auto fill = operation->set->writer->fill(pieces);
   operation->asked_source = clock::now();
+  operation->stages.begins(update_stage::source, job.bucket);
   ready_after const written = co_await within<ready_after>(self->strand_, self->options_.source_limit(),
                                                            std::move(fill), "fill a bucket");
   operation->stages.add(update_stage::source, *std::exchange(operation->asked_source, std::nullopt),
@@ -788,6 +802,7 @@ void sender_core::complete(std::shared_ptr<send_operation> const& operation) {
   operation->over = true;
   failpoint<side::sender, "report_complete">();
   operation->undigested.clear(); // they own the operation
+  operation->stages.close();
   auto& report = operation->report;
   report.total = since(operation->called);
   report.stages = operation->stages.times;
@@ -1175,6 +1190,7 @@ void sender_core::act(send_action::relay& action) {
     from.relay->copy({&op, 1});
     session::copied what;
     what.whose = operation;
+    what.shown = {side::sender, update_stage::relay};
     what.from = from.shared.memory;
     what.to = rings_.at(host_ring).shared.memory;
     what.seq = action.seq;

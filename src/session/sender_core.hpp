@@ -178,6 +178,7 @@ class sender_core : public std::enable_shared_from_this<sender_core> {
   void end_stages(send_operation& operation);
   /// Something is packed or made for it, after nothing was.
   static void packing_starts(send_operation& operation);
+  static void packing_stops(send_operation& operation, clock::time_point now);
   static stage_times stages_of(protocol::peer_result const& result, send_operation const& operation);
   /// Whose answer is about to come, after this was said.
   void look_out(protocol::message const& said);

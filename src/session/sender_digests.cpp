@@ -93,6 +93,7 @@ void sender_core::digest_tensors(operation_pointer const& operation, std::shared
   try {
     digester::run_of const run{list.get(), {}};
     digester_->run({&run, 1}, when, std::move(what));
+    operation->stages.begins(update_stage::digest);
     ++copies_in_flight_;
   } catch (...) { give_up_later(session::as_transfer_error(std::current_exception(), errc::device_failed)); }
 }
@@ -128,6 +129,7 @@ bool sender_core::digest_packed(operation_pointer const& operation, session::cop
   session::copied next = what;
   next.from = list;
   next.began = {};
+  next.shown = {side::sender, update_stage::digest};
   next.what = session::copied::kind::digest_of_bucket;
   try {
     digester::run_of const run{list.get(), how};
@@ -141,6 +143,7 @@ void sender_core::digested(session::copied& what, std::error_code error) {
   auto const operation = current_;
   if (!operation || operation != what.whose) return;
   --copies_in_flight_;
+  operation->stages.ends(update_stage::digest);
   if (error) {
     give_up(error, errc::device_failed, "the sender's device failed while digesting: " + error.message());
     return settle();

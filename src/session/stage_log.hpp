@@ -1,6 +1,7 @@
 // What an update spends its time with, as it goes: the times of a report, and what an observer is told.
 // Part of ropeway; Apache-2.0.
 #pragma once
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <cstdint>
@@ -8,6 +9,7 @@
 
 #include "ropeway/observer.hpp"
 #include "ropeway/stage.hpp"
+#include "session/profiler.hpp"
 
 namespace ropeway::session {
 
@@ -33,12 +35,28 @@ class stage_log {
   using time_point = std::chrono::steady_clock::time_point;
 
   stage_log() = default;
-  /// `by` must outlive this.
-  stage_log(observed const& by, std::uint64_t version) : by_(&by), version_(version) {}
+  /// `by` must outlive this. An update begins, for profilers.
+  stage_log(observed const& by, side whose, std::uint64_t version)
+      : by_(&by), whose_(whose), version_(version) {
+    update_.begin_update(whose, version);
+  }
+
+  /// For profilers: a stretch begins, one of each stage at a time; add() ends it, without a bucket or with
+  /// its own, or ends() if that stretch does not count.
+  void begins(update_stage what, std::optional<std::uint32_t> bucket = {}) noexcept {
+    going_on_[std::size_t(what)].begin({whose_, what}, bucket);
+  }
+  void ends(update_stage what) noexcept { going_on_[std::size_t(what)].end(); }
+  /// The update is over, for profilers.
+  void close() noexcept {
+    for (auto& one : going_on_) one.end();
+    update_.end();
+  }
 
   /// A stretch that overlaps no other one of its stage.
   void add(update_stage what, time_point began, time_point ended, std::optional<std::uint32_t> bucket = {},
            std::uint64_t bytes = 0) {
+    ends(what);
     if (ended <= began) return;
     times[what] += ended - began;
     tell(what, began, ended, bucket, bytes);
@@ -62,7 +80,10 @@ class stage_log {
 
  private:
   observed const* by_ = nullptr;
+  side whose_ = side::sender;
   std::uint64_t version_ = 0;
+  profiler_range update_;
+  std::array<profiler_range, all_stages.size()> going_on_; // ends before its update
 };
 
 /// When at least one of several overlapping things was going on.
