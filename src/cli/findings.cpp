@@ -90,7 +90,7 @@ std::vector<std::string> container_signs() {
   for (char const* file : {"/.dockerenv", "/run/.containerenv"})
     if (std::filesystem::exists(file)) signs.emplace_back(file);
   for (char const* variable : {"container", "KUBERNETES_SERVICE_HOST"})
-    if (std::getenv(variable) != nullptr) signs.push_back("$" + std::string(variable));
+    if (std::getenv(variable) != nullptr) signs.emplace_back("$").append(variable);
   return signs;
 }
 
