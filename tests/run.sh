@@ -30,7 +30,7 @@ scripts/setup.sh
 jobs=$(nproc)
 
 # Compiling takes most of the time, so little is optimised; instrumented code not at all.
-plain=(-Doptimization=1 -Ddebug=false)
+plain=(-Doptimization=1 -Ddebug=false -Ddefault_library=both)
 asan=(-Doptimization=0 -Ddebug=false "-Dcpp_args=-g1 -D_GLIBCXX_ASSERTIONS" -Dsamples=false
       -Db_sanitize=address -Db_lundef=false)
 logs=()

@@ -2,6 +2,7 @@
 # Installs a build of ropeway into an empty folder, builds the consumer against it outside the tree, and runs it.
 #
 #   tests/consumer/run.sh BUILD pkg-config|cmake|meson     as an installed package
+#   tests/consumer/run.sh BUILD static                     the same, of which only the static library is left
 #   tests/consumer/run.sh BUILD subproject                 as a part of the consumer's own meson project
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -21,6 +22,10 @@ if [ "$way" != subproject ]; then
     ! -name 'libropeway.*' ! -name 'ropeway.pc' ! -name 'ropewayConfig*.cmake' ! -path "$prefix/share/*")
   [ -z "$strays" ] || { echo "installed, but not meant to be: $strays"; exit 1; }
   shared=$libdir/libropeway.so
+  if [ "$way" = static ]; then
+    [ -e "$libdir/libropeway.a" ] || skip 'no static library here: -Ddefault_library=both builds it'
+    rm "$libdir"/libropeway.so*
+  fi
   export LD_LIBRARY_PATH=$libdir${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
   export PKG_CONFIG_PATH=$libdir/pkgconfig PKG_CONFIG_SYSROOT_DIR=$room/root
 fi
@@ -33,6 +38,15 @@ case "$way" in
     # With hidden names of its own, as many build: what the library throws must be caught all the same.
     # shellcheck disable=SC2046 -- words on purpose
     ${CXX:-g++} -std=c++20 -fvisibility=hidden -Wall -Wextra -Werror main.cpp -o consumer $(pkg-config --cflags --libs ropeway) ;;
+  static)
+    # shellcheck disable=SC2046 -- words on purpose
+    ${CXX:-g++} -std=c++20 -Wall -Wextra -Werror main.cpp -o consumer $(pkg-config --static --cflags --libs ropeway)
+    ./consumer
+    rm consumer
+    command -v cmake >/dev/null || skip 'CMake is not installed'
+    cp "$here/cmake/CMakeLists.txt" .
+    cmake -G Ninja -S . -B . -DCMAKE_PREFIX_PATH="$prefix" >cmake.log 2>&1 || { cat cmake.log; exit 1; }
+    ninja --quiet ;;
   cmake)
     command -v cmake >/dev/null || skip 'CMake is not installed'
     cp "$here/cmake/CMakeLists.txt" .
@@ -51,7 +65,7 @@ case "$way" in
       { cat meson.log; exit 1; }
     ninja -C out consumer
     mv out/consumer . ;;
-  *) echo "usage: $0 BUILD pkg-config|cmake|meson|subproject" >&2; exit 2 ;;
+  *) echo "usage: $0 BUILD pkg-config|cmake|meson|static|subproject" >&2; exit 2 ;;
 esac
 if [ "$way" = subproject ]; then
   shared=$PWD/out/subprojects/ropeway/src/libropeway.so
