@@ -16,6 +16,7 @@
 #include <ropeway/ropeway.hpp>
 
 #include "bert.hpp"
+#include "number.hpp"
 #include "tokenizer.hpp"
 
 namespace {
@@ -172,9 +173,9 @@ awaitable<void> train(ropeway::sender& sender, asio::thread_pool& pool, trainer&
 int main(int argc, char** argv) try {
   if (argc != 7)
     throw std::invalid_argument("usage: train_probe SOCKET STEPS RECEIVERS HEADS VOCABULARY CHECKPOINT");
-  auto const steps = std::stoull(argv[2]), receivers = std::stoull(argv[3]);
-  trainer trained(argv[6], std::stoul(argv[4]),
-                  argv[5]); // before the sender listens: peers want an answer soon
+  auto const steps = number("STEPS", argv[2]), receivers = number("RECEIVERS", argv[3]);
+  auto const heads = number("HEADS", argv[4]);
+  trainer trained(argv[6], heads, argv[5]); // before the sender listens: peers want an answer soon
   asio::io_context loop;
   asio::thread_pool pool(1); // after the loop, so that it ends before: what runs on it completes on the loop
   ropeway::sender_options options;

@@ -16,6 +16,7 @@
 #include <ropeway/ropeway.hpp>
 
 #include "model.hpp"
+#include "number.hpp"
 
 namespace {
 
@@ -83,9 +84,9 @@ awaitable<void> train(ropeway::sender& sender, asio::thread_pool& pool, std::vec
 int main(int argc, char** argv) try {
   if (argc < 4)
     throw std::invalid_argument("usage: trainer SOCKET VERSIONS RECEIVERS [CHECKPOINT [OTHER...]]");
-  auto const versions = std::stoull(argv[2]), receivers = std::stoull(argv[3]);
+  auto const versions = number("VERSIONS", argv[2]), receivers = number("RECEIVERS", argv[3]);
   char const* const step_ms = std::getenv("STEP_MS");
-  std::chrono::milliseconds const pace(step_ms ? std::stoi(step_ms) : 0);
+  std::chrono::milliseconds const pace(step_ms ? number("STEP_MS", step_ms) : 0);
   std::vector<model> models; // before the sender listens: peers want an answer soon
   models.push_back(load(argc >= 5 ? argv[4] : nullptr));
   for (int i = 5; i < argc; ++i) models.push_back(load(argv[i]));

@@ -87,11 +87,13 @@ class inference_server::state : public std::enable_shared_from_this<state> {
       , loop_(loop)
       , pool_(pool)
       , answers_(settings.vocabulary, settings.longest, settings.tokens)
-      , acceptor_(loop, tcp::endpoint(asio::ip::make_address(settings.address), settings.port))
+      , acceptor_(listen(loop, settings))
       , changed_(loop) {
     if (settings.workers == 0 || settings.longest < 2 || settings.heads == 0 || settings.connections == 0)
       throw std::runtime_error("workers, heads and connections start at 1, tokens of a text at 2");
     if (!settings.socket_directory.empty()) directory_ = private_directory(settings.socket_directory);
+    if (!settings.socket.empty() && directory_.empty())
+      throw std::runtime_error("--socket needs --socket-dir, the directory in which it lies");
     if (!settings.socket.empty()) first_path_ = path_of(settings.socket);
   }
 
@@ -124,12 +126,23 @@ class inference_server::state : public std::enable_shared_from_this<state> {
     };
   }
 
+  static tcp::acceptor listen(asio::any_io_executor loop, server_settings const& settings) try {
+    return {loop, tcp::endpoint(asio::ip::make_address(settings.address), settings.port)};
+  } catch (std::system_error const& error) {
+    throw std::runtime_error("can't listen on " + settings.address + ':' + std::to_string(settings.port) +
+                             " (--address, --port): " + error.code().message());
+  }
+
   // -- following a trainer --
 
   /// Made if it is missing. Nobody else may put anything into it: what lies there is connected to.
   static std::filesystem::path private_directory(std::filesystem::path const& named) {
     ::mkdir(named.c_str(), 0700);
-    auto const path = std::filesystem::canonical(named);
+    std::error_code missing;
+    auto const path = std::filesystem::canonical(named, missing);
+    if (missing)
+      throw std::runtime_error("the socket directory " + named.string() +
+                               " is not there, and can't be made: " + missing.message());
     struct stat about {};
     if (::stat(path.c_str(), &about) != 0 || !S_ISDIR(about.st_mode))
       throw std::runtime_error("the socket directory " + named.string() + " is no directory");

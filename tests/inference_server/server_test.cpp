@@ -802,10 +802,29 @@ CO_TEST("it starts only with a directory for sockets that nobody else can write 
   stage on(executor);
   std::filesystem::permissions(on.settings.socket_directory, std::filesystem::perms(0750));
   CHECK_THROWS_WITH_AS(on.open(), doctest::Contains("must belong to this user alone"), std::runtime_error);
+  on.settings.socket_directory = on.directory.file("missing") + "/and below it";
+  CHECK_THROWS_WITH_AS(on.open(), doctest::Contains("and below it is not there, and can't be made"),
+                       std::runtime_error);
+  on.settings.socket_directory.clear();
+  on.settings.socket = "weights.sock";
+  CHECK_THROWS_WITH_AS(on.open(), doctest::Contains("--socket needs --socket-dir"), std::runtime_error);
+  on.settings.socket.clear();
   on.settings.socket_directory = on.directory.file("made when missing");
   on.open();
   CHECK(std::filesystem::status(on.settings.socket_directory).permissions() ==
         std::filesystem::perms::owner_all);
+  co_await on.close();
+}
+
+CO_TEST("a port that is taken is named") {
+  stage on(co_await asio::this_coro::executor);
+  on.open();
+  auto other = on.settings;
+  other.port = on.server->port();
+  asio::thread_pool pool(1);
+  auto const executor = co_await asio::this_coro::executor;
+  CHECK_THROWS_WITH_AS(inference_server(executor, pool, other),
+                       doctest::Contains(std::to_string(other.port).c_str()), std::runtime_error);
   co_await on.close();
 }
 
