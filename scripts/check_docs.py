@@ -12,6 +12,8 @@
   compiler, a namespace each, because Asio's headers take it longer than everything else here.
 - A word in backticks that looks like a file of the project (src/..., tests/..., samples/demo.sh) exists.
 - A relative link leads to a file.
+- A ```sh block is what bash can read, and its scripts and programs (samples/demo.sh, build/src/cli/ropeway) are there: of
+  a program, its name in the meson.build of its folder.
 - An --option in backticks or in a shell block is one that a program or script of ours has.
 - Every option of the program stands in its man page and its completion.
 - Every ropeway::errc has its line in docs/troubleshooting.md, and every line there is of one.
@@ -91,6 +93,28 @@ def proofs(text):
             yield line
 
 
+def shell_error(root, text):
+    """What is wrong with a block of commands, as far as that can be told without running it."""
+    done = subprocess.run(["bash", "-n"], input=text, capture_output=True, text=True, check=False)
+    if done.returncode:
+        return done.stderr.strip()
+    code = re.sub(r"(^|\s)#.*", "", text, flags=re.MULTILINE)
+    for word in re.findall(r"(?<![\w./~$-])[\w.-]+/[\w./-]+", code):
+        inside = re.sub(r"^build[\w-]*/", "", word)
+        if PATH.match(inside) and not (inside == word and exists(root, word)) and not built(root, inside):
+            return f"there is no {word}"
+    return ""
+
+
+def built(root, name):
+    """Whether the meson.build of its folder has such a program; or 'fuzz-' + something, and that something."""
+    rules = root / pathlib.PurePath(name).parent / "meson.build"
+    text = rules.read_text(encoding="utf-8") if rules.is_file() else ""
+    program = pathlib.PurePath(name).name
+    first, _, rest = program.partition("-")
+    return f"executable('{program}'" in text or f"executable('{first}-' + " in text and f"'{rest}'" in text
+
+
 def compile_error(command, text):
     with tempfile.TemporaryDirectory() as folder:
         file = pathlib.Path(folder, "block.cpp")
@@ -165,9 +189,12 @@ def check(root, command):
         text = document.read_text(encoding="utf-8")
         name = document.relative_to(root)
         for block in BLOCK.finditer(text):
+            where = f"{name}:{text.count(chr(10), 0, block.start()) + 1}"
+            if block.group(2) == "sh":
+                error = shell_error(root, block.group(3))
+                verdict(not error, f"{where}: {error}")
             if block.group(2) not in ("cpp", "c++", "C++"):
                 continue
-            where = f"{name}:{text.count(chr(10), 0, block.start()) + 1}"
             above = text[:block.start()].rstrip().rsplit("\n", 1)[-1]
             code = block.group(3)
             if EXEMPT.search(above):

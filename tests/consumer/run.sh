@@ -37,7 +37,15 @@ case "$way" in
   pkg-config)
     # With hidden names of its own, as many build: what the library throws must be caught all the same.
     # shellcheck disable=SC2046 -- words on purpose
-    ${CXX:-g++} -std=c++20 -fvisibility=hidden -Wall -Wextra -Werror main.cpp -o consumer $(pkg-config --cflags --libs ropeway) ;;
+    ${CXX:-g++} -std=c++20 -fvisibility=hidden -Wall -Wextra -Werror main.cpp -o consumer $(pkg-config --cflags --libs ropeway)
+    # And the examples of the README: a version goes from one to the other.
+    for example in minimal_send minimal_receive; do
+      # shellcheck disable=SC2046
+      ${CXX:-g++} -std=c++20 -Wall -Wextra -Werror "$here/../../samples/$example.cpp" -o "$example" $(pkg-config --cflags --libs ropeway)
+    done
+    ./minimal_send "$room/socket" >/dev/null &
+    ./minimal_receive "$room/socket" | grep -q '^holds version 3, weight\[0\] = 3$' || { echo 'the examples did not meet'; exit 1; }
+    wait $! ;;
   static)
     # shellcheck disable=SC2046 -- words on purpose
     ${CXX:-g++} -std=c++20 -Wall -Wextra -Werror main.cpp -o consumer $(pkg-config --static --cflags --libs ropeway)

@@ -48,7 +48,7 @@ mount -t proc proc "$room/proc"
 mkdir "$room/packages" "$room/consumer"
 cp build-deb/*.deb "$room/packages/"
 rm -f "$room"/packages/*-dbgsym_*.deb
-cp tests/consumer/main.cpp "$room/consumer/"
+cp tests/consumer/main.cpp samples/minimal_send.cpp samples/minimal_receive.cpp "$room/consumer/"
 inside apt-get -q -o APT::Update::Error-Mode=any update >/dev/null
 
 # The library and the program alone first: what they need must come with them, and no compiler.
@@ -65,6 +65,13 @@ check 'a compiler installs' inside apt-get -q -y --no-install-recommends install
 check 'the consumer compiles' inside sh -c \
   'cd /consumer && g++ -std=c++20 -Wall -Wextra -Werror main.cpp -o consumer $(pkg-config --cflags --libs ropeway)'
 check 'the consumer runs, and catches what the library throws' says '^equal$' /consumer/consumer
+
+for example in minimal_send minimal_receive; do
+  check "$example compiles" inside sh -c \
+    "cd /consumer && g++ -std=c++20 -Wall -Wextra -Werror $example.cpp -o $example \$(pkg-config --cflags --libs ropeway)"
+done
+check 'a version goes from one to the other' says '^holds version 3, weight\[0\] = 3$' sh -c \
+  'mkdir -m 700 /sockets && cd /consumer && { ./minimal_send /sockets/s & ./minimal_receive /sockets/s; wait; }'
 
 check 'they can be removed' inside apt-get -q -y purge libropeway-dev libropeway0 ropeway
 check 'and leave nothing' none_left
