@@ -177,9 +177,9 @@ class writer {
  private:
   template <std::unsigned_integral U>
   void put_integer(U v) {
-    std::array<std::byte, sizeof(U)> bytes;
-    for (std::size_t i = 0; i < sizeof(U); ++i) bytes[i] = static_cast<std::byte>((v >> (8 * i)) & 0xff);
-    out_.insert(out_.end(), bytes.begin(), bytes.end());
+    auto const at = out_.size(); // not insert(): g++ 12 sees it write beyond the end, with -O3
+    out_.resize(at + sizeof(U));
+    for (std::size_t i = 0; i < sizeof(U); ++i) out_[at + i] = static_cast<std::byte>((v >> (8 * i)) & 0xff);
   }
   void put_count(std::size_t n) {
     if (n > UINT32_MAX)

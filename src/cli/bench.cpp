@@ -12,6 +12,7 @@
 #include "cli/report_json.hpp"
 #include "cli/table.hpp"
 #include "cli/trial.hpp"
+#include "memory/host/available.hpp"
 #include "memory/memory.hpp"
 
 namespace ropeway::cli {
@@ -93,12 +94,26 @@ boost::json::object to_json(bench_arguments const& arguments, std::vector<measur
   return out;
 }
 
+/// Weights on both sides, and the ring; memory that is touched without being there is somebody's process.
+void check_memory(bench_arguments const& arguments) {
+  auto const available = memory::host::available_memory();
+  if (arguments.bytes <= available / 2 &&
+      arguments.bucket_bytes <= (available - 2 * arguments.bytes) / arguments.slots)
+    return;
+  throw transfer_error(errc::out_of_memory, "twice " + size_text(arguments.bytes) + " and a ring of " +
+                                                std::to_string(arguments.slots) + " x " +
+                                                size_text(arguments.bucket_bytes) +
+                                                " of host memory: " + size_text(available) +
+                                                " are available; use a smaller --size");
+}
+
 } // namespace
 
 int bench(bench_arguments const& arguments) {
   std::vector<measured> all;
   nanoseconds copy{};
   auto const run = [&] {
+    check_memory(arguments);
     auto const where = places(memory::system_backends()->cuda_devices());
     for (auto const from : where)
       for (auto const to : where) {

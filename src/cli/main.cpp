@@ -242,7 +242,9 @@ int main(int argc, char** argv) {
     app.parse(argc, argv);
   } catch (CLI::ParseError const& error) {
     if (error.get_exit_code() == 0) return app.exit(error);
-    std::cerr << "ropeway: " << printable(error.what()) << " (ropeway --help says more)" << std::endl;
+    bool const no_command = argc > 1 && argv[1][0] != '-' && app.get_subcommands().empty();
+    std::string const what = no_command ? "there is no command " + std::string(argv[1]) : error.what();
+    std::cerr << "ropeway: " << printable(what) << " (ropeway --help says more)" << std::endl;
     return static_cast<int>(exit_code::usage);
   }
   return run(app, said);

@@ -521,6 +521,7 @@ TEST_CASE("a command line that makes no sense is a usage error in one line") {
     check_complaint(result, 2, {});
     CHECK(result.out == "");
   }
+  check_complaint(testing::run({"fly"}), 2, {"there is no command fly"});
   for (auto const& words : std::vector<strings>{{"--help"}, {"send", "--help"}, {"--version"}})
     CHECK(testing::run(words).status == 0);
 }
@@ -586,4 +587,6 @@ TEST_CASE("doctor finds nothing bad here, and a transfer that works; bench times
   CHECK(first.at("from").as_string() == "host");
   CHECK(first.at("route").as_string() == "host");
   CHECK(first.at("median_seconds").as_double() > 0);
+  // It would touch it all.
+  check_complaint(testing::run({"bench", "--size", "4000G"}), 5, {"are available", "--size"});
 }
