@@ -9,7 +9,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 for tool in dpkg-buildpackage dh; do
-  command -v "$tool" >/dev/null || { echo "packaging/deb.sh: no $tool here (packages dpkg-dev and debhelper)" >&2; exit 1; }
+  command -v "$tool" >/dev/null || { echo "packaging/deb.sh: no $tool here (packages build-essential and debhelper)" >&2; exit 1; }
 done
 version=$(sed -n "s/^  version: '\(.*\)',$/\1/p" meson.build)
 packaged=$(dpkg-parsechangelog -l packaging/debian/changelog -S Version)
