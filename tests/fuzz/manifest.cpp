@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "../plan/support.hpp"
+#include "base/utf8.hpp"
 #include "choices.hpp"
 #include "plan/copies.hpp"
 #include "plan/manifest.hpp"
@@ -232,6 +233,24 @@ void check_copies(plan::manifest const& m) {
     for (auto const& op : ops) test::perform(op);
   }
   for (std::uint32_t t = 0; t < tensors.size(); ++t) check_arrived(tensors[t], all[t]);
+
+  // Straight from where a tensor lies, as who maps it reads it.
+  for (std::uint32_t t = 0; t < tensors.size(); ++t) {
+    std::ranges::fill(all[t].target, std::byte{0});
+    ops.clear();
+    scatter.ops_for_source(t, all[t].from, ops);
+    promise(ops.size() <= 1, "one array into another is one copy");
+    for (auto const& op : ops) test::perform(op);
+    check_arrived(tensors[t], all[t]);
+  }
+}
+
+/// A text is made readable, and one that is readable stays as it is.
+void check_text(std::span<std::byte const> bytes) {
+  std::string_view const text(reinterpret_cast<char const*>(bytes.data()), bytes.size());
+  auto const readable = as_utf8(text);
+  promise(is_utf8(readable), "what was made readable is UTF-8");
+  promise(is_utf8(text) == (readable == text), "and is the same if it was before");
 }
 
 /// Destinations and sources that do not fit are all found, and take nothing.
@@ -562,6 +581,7 @@ void manifest(input in) {
     return;
   }
   auto const bytes = std::as_bytes(from.rest());
+  if (bytes.size() < 64) check_text(bytes); // nothing depends on how long it is
   std::optional<plan::manifest> m;
   try {
     m = plan::manifest::decode(bytes);

@@ -3,38 +3,55 @@
 # UndefinedBehaviorSanitizer in build-fuzz, and runs each from the corpus in tests/fuzz/corpus. Prints a line a target:
 # executions, the coverage of the lines under test, findings. The last line is `N passed, N failed`.
 #
-#   tests/fuzz/run.sh [--seconds N | --runs N] [--seed N] [--jobs N] [--no-coverage] [TARGET...]
+#   tests/fuzz/run.sh [--seconds N | --runs N] [--within N] [--seed N] [--jobs N] [--parts N] [--no-coverage] [TARGET...]
 #
 #   --seconds N     each target for so long (default 60); --runs N: for so many executions
-#   --seed N        the same inputs each time, with --runs (default: others each time)
+#   --within N      all of it ends within N seconds: whoever is not done by then says how far it came, and failed
+#   --seed N        the same inputs each time, with --runs and one part (default: others each time)
 #   --jobs N        processes at once (default: one a core)
-#   TARGET          message manifest placement header index datagram sender receiver (default: all)
+#   --parts N       a target's executions in so many processes, whose counts add up (default 1; with --packed: --jobs)
+#   TARGET          message placement header index receiver manifest datagram sender (default: all, in this order)
 #
 # What is found lies in build-fuzz/TARGET.found/, new inputs in build-fuzz/TARGET.corpus/.
 # tests/fuzz/run.sh --merge puts what adds coverage into tests/fuzz/corpus, as small as it can.
+# tests/fuzz/run.sh --lines only prints the lines that these inputs reach.
+#
+# For a machine without a compiler: --pack builds, and puts the programs and what they need besides the C and C++
+# libraries into build-fuzz-carry/. Bring that and the sources along, and there `tests/fuzz/run.sh --packed ...` runs them; all that it
+# writes lies in build-fuzz-carry/ as well. Lines are counted where the compiler is: put its TARGET.corpus folders into
+# build-fuzz/, and run --lines.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 
-all_targets=(message manifest placement header index datagram sender receiver)
-limit=(-max_total_time=60)
+# The quick ones first: with --within, what is left is for those that take long.
+all_targets=(message placement header index receiver manifest datagram sender)
+seconds=60 runs='' within='' seed=''
 jobs=$(nproc)
+parts=''
 coverage=true
-merge=false
+mode=fuzz
+packed=false
 targets=()
 while [ $# -gt 0 ]; do
   case "$1" in
-    --seconds) limit[0]=-max_total_time=$2; shift ;;
-    --runs) limit[0]=-runs=$2; shift ;;
-    --seed) limit+=(-seed="$2"); shift ;;
+    --seconds) seconds=$2; shift ;;
+    --runs) runs=$2; shift ;;
+    --within) within=$2; shift ;;
+    --seed) seed=$2; shift ;;
     --jobs) jobs=$2; shift ;;
+    --parts) parts=$2; shift ;;
     --no-coverage) coverage=false ;;
-    --merge) merge=true ;;
-    -*) sed -n '2,14s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+    --merge | --lines | --pack) mode=${1#--} ;;
+    --packed) packed=true ;;
+    -*) sed -n '2,22s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
     *) targets+=("$1") ;;
   esac
   shift
 done
 [ "${#targets[@]}" -gt 0 ] || targets=("${all_targets[@]}")
+for target in "${targets[@]}"; do
+  [[ " ${all_targets[*]} " == *" $target "* ]] || { echo "tests/fuzz/run.sh: no target $target" >&2; exit 2; }
+done
 
 # The longest input: what is interesting is short.
 declare -A longest=([message]=600 [manifest]=400 [placement]=400 [header]=500 [index]=400 [datagram]=160 [sender]=160 [receiver]=160)
@@ -60,25 +77,74 @@ declare -A excluded=(
   [manifest]='boost_[a-z_]*descriptor_fn'
   [placement]='boost_[a-z_]*descriptor_fn')
 
-command -v clang++-19 >/dev/null || { echo 'tests/fuzz/run.sh: clang 19 is missing (clang-19)' >&2; exit 2; }
+carry=build-fuzz-carry
+place=build-fuzz # where what a run writes lies
+programs=build-fuzz/tests/fuzz
 . scripts/common.sh
-common=(-Dfuzzing=true -Dcuda=disabled -Dsamples=false -Doptimization=2 -Ddebug=true -Db_lundef=false)
-configure build-fuzz clang++-19 "${common[@]}" -Db_sanitize=address,undefined \
-  "-Dcpp_args=-g1 -D_GLIBCXX_ASSERTIONS -fsanitize=fuzzer-no-link -fno-sanitize-recover=all" || exit 1
-programs() { printf 'tests/fuzz/fuzz-%s\n' "${targets[@]}"; }
-built=$(ninja -C build-fuzz -j "$jobs" $(programs) 2>&1) || { printf '%s\n' "$built" | tail -n 40; exit 1; }
+if $packed; then
+  [ "$mode" = fuzz ] || { echo "tests/fuzz/run.sh: --$mode needs the compiler" >&2; exit 2; }
+  [ -d "$carry/bin" ] || { echo "tests/fuzz/run.sh: there is no $carry/; make it with --pack" >&2; exit 2; }
+  place=$carry programs=$carry/bin coverage=false
+  parts=${parts:-$jobs}
+  export LD_LIBRARY_PATH=$PWD/$carry/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+  echo "running what was built elsewhere: $(cat "$carry/commit" 2>/dev/null || echo 'an unknown commit')"
+else
+  command -v clang++-19 >/dev/null || { echo 'tests/fuzz/run.sh: clang 19 is missing (clang-19)' >&2; exit 2; }
+  common=(-Dfuzzing=true -Dcuda=disabled -Dsamples=false -Doptimization=2 -Ddebug=true -Db_lundef=false)
+  made() { printf 'tests/fuzz/fuzz-%s\n' "${targets[@]}"; }
+fi
+if ! $packed && [ "$mode" != lines ]; then
+  # Libraries go into the programs, so that these can travel.
+  configure build-fuzz clang++-19 "${common[@]}" -Db_sanitize=address,undefined -Dprefer_static=true \
+    "-Dcpp_args=-g1 -D_GLIBCXX_ASSERTIONS -fsanitize=fuzzer-no-link -fno-sanitize-recover=all" || exit 1
+  built=$(ninja -C build-fuzz -j "$jobs" $(made) 2>&1) || { printf '%s\n' "$built" | tail -n 40; exit 1; }
+fi
+parts=${parts:-1}
 
-# -max_total_time and -runs both end a run without an error; what libFuzzer prints at the end has the counts.
+if [ "$mode" = pack ]; then
+  rm -rf "$carry"
+  mkdir -p "$carry"/{bin,lib}
+  # Libraries that every system has; a program built on an older system runs with newer ones.
+  of_the_system='^(linux-vdso|ld-linux.*|libc|libm|libdl|librt|libpthread|libresolv|libstdc\+\+|libgcc_s)\.so'
+  for target in "${targets[@]}"; do
+    strip --strip-debug -o "$carry/bin/fuzz-$target" "build-fuzz/tests/fuzz/fuzz-$target"
+    while read -r library; do
+      cp -Lu "$library" "$carry/lib/"
+    done < <(ldd "$carry/bin/fuzz-$target" | awk '$3 ~ /^\// { print $1, $3 }' | grep -vE "$of_the_system" | cut -d' ' -f2)
+  done
+  git describe --always --dirty >"$carry/commit" 2>/dev/null || true
+  echo "packed ${#targets[@]} programs, $(du -sh "$carry" | cut -f1), in $carry/"
+  exit 0
+fi
+
+# Short memories: what a finding allocated long ago, and from where, its replay says. The fuzzer's own look for leaks,
+# after inputs, counts every allocation; the sanitizer's, at the end of the process, sees the same ones.
+quick=detect_stack_use_after_return=0:malloc_context_size=0:quarantine_size_mb=16:max_allocation_size_mb=3000
+export ASAN_OPTIONS=$ASAN_OPTIONS:$quick
+ended_by() { [ -z "$within" ] || echo $((within - SECONDS)); }
+
+# fuzz TARGET PART: what libFuzzer prints at its end has the counts. Neither -max_total_time nor -runs is an error.
 fuzz() {
-  local target=$1 work=build-fuzz/$1.corpus dictionary=()
-  mkdir -p "$work" "build-fuzz/$target.found"
-  [ ! -e "tests/fuzz/$target.dict" ] || dictionary=(-dict="tests/fuzz/$target.dict")
-  # Short memories: what a finding allocated long ago, and from where, its replay says.
-  local fast=detect_stack_use_after_return=0:malloc_context_size=3:quarantine_size_mb=16
-  ASAN_OPTIONS=$ASAN_OPTIONS:$fast "build-fuzz/tests/fuzz/fuzz-$target" "${limit[@]}" \
-    -max_len="${longest[$target]}" -entropic=0 -timeout=20 -rss_limit_mb=3000 -print_final_stats=1 "${dictionary[@]}" \
-    -artifact_prefix="build-fuzz/$target.found/" "$work" "tests/fuzz/corpus/$target" >"build-fuzz/$target.log" 2>&1
-  echo $? >"build-fuzz/$target.status"
+  local target=$1 part=$2 log=$place/$1.$2.log limits=() left
+  [ ! -e "tests/fuzz/$target.dict" ] || limits+=(-dict="tests/fuzz/$target.dict")
+  left=$(ended_by)
+  if [ -n "$runs" ]; then
+    # The first ones do what can't be split.
+    limits+=(-runs=$((runs / parts + (part <= runs % parts))))
+    [ -z "$left" ] || limits+=(-max_total_time="$left")
+  else
+    [ -n "$left" ] && [ "$left" -lt "$seconds" ] || left=$seconds
+    limits+=(-max_total_time="$left")
+  fi
+  if [ -n "$left" ] && [ "$left" -le 0 ]; then echo 0 >"$place/$target.$part.status"; return; fi
+  # With a seed all is as it was the last time, so nobody looks at what others find meanwhile.
+  if [ -n "$seed" ]; then limits+=(-seed=$((seed + part - 1)) -reload=0); fi
+  local began=${EPOCHREALTIME/[.,]/}
+  ${left:+timeout -k 5 $((left + 15))} "$programs/fuzz-$target" "${limits[@]}" \
+    -max_len="${longest[$target]}" -entropic=0 -timeout=20 -rss_limit_mb=3000 -detect_leaks=0 -print_final_stats=1 \
+    -artifact_prefix="$place/$target.found/" "$place/$target.corpus" "tests/fuzz/corpus/$target" >"$log" 2>&1
+  echo $? >"$place/$target.$part.status"
+  echo $((${EPOCHREALTIME/[.,]/} - began)) >"$place/$target.$part.took"
 }
 
 # The fewest inputs that reach all that is reached, each line as often (in libFuzzer's steps: 1, 2, 3, 4 to 7, ...) or,
@@ -100,17 +166,29 @@ merge_corpus() {
   rm -rf "$kept"
   echo "$target: $(ls "$corpus" | wc -l) inputs, $(cat "$corpus"/* | wc -c) bytes"
 }
-if $merge; then
+if [ "$mode" = merge ]; then
   for target in "${targets[@]}"; do merge_corpus "$target" || exit 1; done
   exit 0
 fi
 
-export -f fuzz
-for target in "${targets[@]}"; do
-  while [ "$(jobs -rp | wc -l)" -ge "$jobs" ]; do wait -n; done
-  fuzz "$target" &
-done
-wait
+# Where the sanitizer may not look at its own process, it fails each run for that.
+if [ "$mode" = fuzz ] && "$programs/fuzz-${targets[0]}" -runs=1 2>&1 | grep -q 'LeakSanitizer has encountered a fatal error'; then
+  echo 'leaks: not looked for, LeakSanitizer does not run here'
+  export ASAN_OPTIONS=$ASAN_OPTIONS:detect_leaks=0
+fi
+
+if [ "$mode" = fuzz ]; then
+  touch "$place/began" # what was found earlier is older
+  for target in "${targets[@]}"; do
+    mkdir -p "$place/$target.corpus" "$place/$target.found"
+    rm -f "$place/$target".*.{log,status,took}
+    for ((part = 1; part <= parts; ++part)); do
+      while [ "$(jobs -rp | wc -l)" -ge "$jobs" ]; do wait -n; done
+      fuzz "$target" "$part" &
+    done
+  done
+  wait
+fi
 
 # The lines that the corpora reach, old and new inputs together.
 can_cover=$coverage
@@ -122,10 +200,11 @@ if $can_cover; then
   export LLVM_PROFILE_FILE=/dev/null # what programs leave behind that run while this is set up and built
   configure build-fuzz-coverage clang++-19 "${common[@]}" -Doptimization=1 \
     '-Dcpp_args=-fprofile-instr-generate -fcoverage-mapping' -Dcpp_link_args=-fprofile-instr-generate || exit 1
-  built=$(ninja -C build-fuzz-coverage -j "$jobs" $(programs) 2>&1) || { printf '%s\n' "$built" | tail -n 40; exit 1; }
+  built=$(ninja -C build-fuzz-coverage -j "$jobs" $(made) 2>&1) || { printf '%s\n' "$built" | tail -n 40; exit 1; }
 fi
 lines_reached() {
   local target=$1 program=build-fuzz-coverage/tests/fuzz/fuzz-$1 profile=build-fuzz-coverage/$1.prof
+  mkdir -p "build-fuzz/$target.corpus"
   LLVM_PROFILE_FILE=$profile.raw "$program" -runs=0 "tests/fuzz/corpus/$target" "build-fuzz/$target.corpus" \
     >/dev/null 2>&1 || return 1
   llvm-profdata-19 merge -o "$profile" "$profile.raw" &&
@@ -133,20 +212,46 @@ lines_reached() {
     python3 tests/fuzz/lines.py "${functions[$target]:-}" "${excluded[$target]:-}"
 }
 
+# What all parts of a target say together: `EXECUTIONS A_SECOND`. One that was killed says how far it was at last.
+counts() {
+  local log sum=0 rate=0 number
+  for log in "$place/$1".*.log; do
+    [ -e "$log" ] || continue
+    number=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log")
+    [ -n "$number" ] || number=$(sed -nE 's/^#([0-9]+)[^0-9].*/\1/p' "$log" | tail -n 1)
+    sum=$((sum + ${number:-0}))
+    rate=$((rate + ${number:-0} * 1000000 / $(cat "${log%.log}.took")))
+  done
+  echo "$sum $rate"
+}
+
 passed=0 failed=0
 for target in "${targets[@]}"; do
-  log=build-fuzz/$target.log
-  runs=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log")
-  speed=$(sed -n 's/^stat::average_exec_per_sec: *//p' "$log")
-  found=$(find "build-fuzz/$target.found" -type f | wc -l)
   reached=''
   if $can_cover; then reached=", lines $(lines_reached "$target" || echo unknown)"; fi
-  echo "$target: ${runs:-?} executions, ${speed:-?} a second$reached, $found findings"
-  if [ "$(cat "build-fuzz/$target.status")" -eq 0 ] && [ "$found" -eq 0 ]; then
+  if [ "$mode" = lines ]; then
+    echo "$target$reached"
+    passed=$((passed + 1))
+    continue
+  fi
+  read -r executions speed <<<"$(counts "$target")"
+  found=$(find "$place/$target.found" -type f -newer "$place/began" | wc -l)
+  older=$(find "$place/$target.found" -type f ! -newer "$place/began" | wc -l)
+  status=$(cat "$place/$target".*.status | sort -n | tail -n 1)
+  echo "$target: $executions executions, $speed a second$([ "$parts" -eq 1 ] || echo " in $parts processes")$reached," \
+    "$found findings$([ "$older" -eq 0 ] || echo " ($older of earlier runs in $place/$target.found)")"
+  if [ "$status" -eq 0 ] && [ "$found" -eq 0 ] && [ "$executions" -ge "${runs:-1}" ]; then
     passed=$((passed + 1))
   else
     failed=$((failed + 1))
-    tail -n 60 "$log"
+    if [ "$status" -eq 0 ] && [ "$found" -eq 0 ]; then
+      echo "$target: the time was up"
+    else
+      for log in "$place/$target".*.log; do
+        # Those that ended well have nothing to tell.
+        [ "$(cat "${log%.log}.status")" -eq 0 ] || { echo "-- $log"; tail -n 60 "$log"; }
+      done
+    fi
   fi
 done
 echo "$passed passed, $failed failed"
