@@ -5,9 +5,10 @@
 
 The lines of all files together are one table: shards of one run, say. It replaces what stands in the page between the
 markers, or is printed without --page. Machine and date are of here and now, so call it where and when the run was.
-The exit status is 1 if a cell failed, or if the files are not of one commit and one route.
+The exit status is 1 if a cell failed, or if the files are not of one commit.
 """
 import argparse
+import collections
 import datetime
 import json
 import os
@@ -35,6 +36,14 @@ def the_one(cells, key):
     if len(values) != 1:
         sys.exit(f"reliability_table.py: the lines differ in {key}: {', '.join(values) or 'there are none'}")
     return values[0]
+
+
+def routes(cells):
+    """How many cells took which."""
+    taken = collections.Counter(cell["route"] for cell in cells)
+    if len(taken) == 1:
+        return f"route {next(iter(taken))}"
+    return "routes " + ", ".join(f"{route} ({count})" for route, count in taken.most_common())
 
 
 def order(transition):
@@ -68,7 +77,7 @@ def table(cells):
 def text(cells, command):
     failed = sum(cell["result"] != "ok" for cell in cells)
     head = (f"Commit {the_one(cells, 'commit')}, {datetime.date.today().isoformat()}, {os.cpu_count()} cores, Linux "
-            f"{platform.release()}, route {the_one(cells, 'route')}, `{command}`: {len(cells)} cells, {failed} failed.")
+            f"{platform.release()}, {routes(cells)}, `{command}`: {len(cells)} cells, {failed} failed.")
     return "\n".join([BEGIN, head, "", *table(cells), END])
 
 

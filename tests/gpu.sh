@@ -5,7 +5,7 @@
 #   tests/gpu.sh                       builds what is to be run, and runs it
 #   tests/gpu.sh --only NAME...        only these tests (memory, session, ...)
 #   tests/gpu.sh --sanitize [TOOL]     the tests of CUDA under compute-sanitizer: memcheck (or racecheck, initcheck, synccheck)
-#   tests/gpu.sh --run PROGRAM ARG...  one of the programs (ropeway, a benchmark, a sample) instead of the tests
+#   tests/gpu.sh --run PROGRAM ARG...  one of the programs (ropeway, a benchmark, test-matrix) instead of the tests
 #   tests/gpu.sh --pack                only builds, into build-carry/
 #
 # A machine with a GPU may lack what ropeway is built with. Then build elsewhere with --pack, on a system that is not
@@ -76,12 +76,18 @@ else
 fi
 export LD_LIBRARY_PATH=$PWD/$carry/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 export ROPEWAY_PROGRAM=$PWD/$carry/bin/ropeway # for the tests of the program
+ROPEWAY_COMMIT=$(cat "$carry/commit" 2>/dev/null || echo unknown) # for test-matrix, whose lines name it
+export ROPEWAY_COMMIT
 export ROPEWAY_REFERENCE=$PWD/tests/inference_server ROPEWAY_FUZZ_CORPUS=$PWD/tests/fuzz/corpus
 if [ "$mode" = run ]; then
   shift
   program=$1
   shift
-  exec "$carry/bin/$program" "$@"
+  for folder in bin tests; do
+    [ ! -x "$carry/$folder/$program" ] || exec "$carry/$folder/$program" "$@"
+  done
+  echo "tests/gpu.sh: there is no $program in $carry/" >&2
+  exit 1
 fi
 
 devices=$(nvidia-smi --query-gpu=name --format=csv,noheader 2>/dev/null | sort | uniq -c |

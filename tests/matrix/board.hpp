@@ -38,6 +38,8 @@ class board {
   void enlist(std::uint32_t process, pid_t pid) { pids_[process] = pid; }
   /// The calling process is `process` from now on.
   void enter(std::uint32_t process);
+  /// It plays nobody any more: what it passes from now on is nobody's.
+  static void leave() { mine = nullptr; }
   /// A failpoint is passed.
   void pass(std::size_t which);
 

@@ -3,19 +3,23 @@
 #include <algorithm>
 #include <asio/io_context.hpp>
 #include <asio/steady_timer.hpp>
-#include <deque>
+#include <asio/strand.hpp>
+#include <cstdlib>
 #include <filesystem>
 #include <iterator>
 #include <optional>
 #include <sstream>
+#include <thread>
 #include <utility>
 
 #include "api/with_backends.hpp"
 #include "ropeway/source.hpp"
+#include "support/allocations.hpp"
 #include "support/attempt.hpp"
 #include "support/leak_check.hpp"
 #include "support/patient.hpp"
 #include "support/peer_process.hpp"
+#include "support/scratch.hpp"
 #include "support/scripted_backend.hpp"
 #include "support/thread_sanitizer.hpp"
 #include "support/weights.hpp"
@@ -64,6 +68,10 @@ std::string word(std::error_code const& error) {
 
 // ---- what a process has open ----
 
+/// Of operator new, that a process may have more of after a part than before its first one: what the loop
+/// keeps for the next time. A block that every part leaves behind is more than that soon.
+constexpr std::size_t blocks_of_caches = 8;
+
 /// Threads count as well: each belongs to a queue or to slow jobs.
 struct belongings {
   std::vector<std::string> fds = leak_check::open_fds(), mappings = leak_check::shared_mappings();
@@ -96,6 +104,19 @@ awaitable<std::string> what_is_left(belongings const& before) {
     if (left.empty() || std::chrono::steady_clock::now() > until) co_return left;
     pause.expires_after(std::chrono::milliseconds(1));
     co_await pause.async_wait(use_awaitable);
+  }
+}
+
+/// Until what a process has been at is over: it has for a while what it has now.
+awaitable<void> calm_down() {
+  asio::steady_timer pause(co_await asio::this_coro::executor);
+  belongings last;
+  for (int same = 0; same < 5;) {
+    pause.expires_after(std::chrono::milliseconds(2));
+    co_await pause.async_wait(use_awaitable);
+    belongings now;
+    same = now.more_than(last).empty() ? same + 1 : 0;
+    last = std::move(now);
   }
 }
 
@@ -136,14 +157,11 @@ struct means {
   std::shared_ptr<memory_kind> memory;
 };
 
-means means_of(part const& which) {
+/// `home`: what the process keeps. Of a device that is all that a part needs; host memory is made for each.
+means means_of(part const& which, means const& home) {
   using trouble = scenario::trouble;
+  if (which.at().is_cuda()) return home;
   means result{memory::system_backends(), host_memory()};
-  device const where = which.is_sender() ? which.where.sender : which.where.receivers;
-  if (where.is_cuda()) {
-    result.memory = device_memory(result.devices->get(where));
-    return result;
-  }
   auto const scripted = [&](int cuda_count) {
     auto all = std::make_shared<scripted_devices>(std::make_shared<script>(), cuda_count);
     result.devices = all;
@@ -246,10 +264,10 @@ sender_options options_of_sender(part const& which) {
   return options;
 }
 
-awaitable<void> play_sender(std::shared_ptr<words> line, part which) {
+/// What is left of it in the end.
+awaitable<std::string> play_sender(std::shared_ptr<words> line, part which, means home) {
   auto const executor = co_await asio::this_coro::executor;
-  co_await line->hear(); // that it shall be made; what hearing needs is open from now on
-  means const has = means_of(which);
+  means const has = means_of(which, home);
   model whole(has.memory, specs(), 1);
   belongings const before;
   line->say("made");
@@ -291,8 +309,8 @@ awaitable<void> play_sender(std::shared_ptr<words> line, part which) {
   if (to) co_await to->close();
   to.reset();
   co_await settle(20);
-  auto const left = co_await what_is_left(before);
-  line->say(left.empty() ? "clean" : "left" + left);
+  std::string left = co_await what_is_left(before);
+  co_return left;
 }
 
 // ---- a receiver ----
@@ -416,10 +434,10 @@ receiver_options options_of_receiver(part const& which) {
   return options;
 }
 
-awaitable<void> play_receiver(std::shared_ptr<words> line, part which) {
+/// The same.
+awaitable<std::string> play_receiver(std::shared_ptr<words> line, part which, means home) {
   auto const executor = co_await asio::this_coro::executor;
-  co_await line->hear();
-  means const has = means_of(which);
+  means const has = means_of(which, home);
   model held(has.memory, specs(), 0);
   auto into = held.into();
   belongings const before;
@@ -450,22 +468,123 @@ awaitable<void> play_receiver(std::shared_ptr<words> line, part which) {
   co_await from->close();
   from.reset();
   co_await settle(20);
-  auto const left = co_await what_is_left(before);
-  line->say(left.empty() ? "clean" : "left" + left);
+  std::string left = co_await what_is_left(before);
+  co_return left;
+}
+
+// ---- a process ----
+
+awaitable<void> take_one(receiver& from, destinations& into) {
+  auto next = co_await from.next_update();
+  if (!next) throw std::runtime_error("no update came");
+  co_await next->load_into(into);
+}
+
+/// Two updates within the process, by both routes if it has a device: what is made once, or loaded when it is
+/// used first, is there before limits run, and before anybody looks at what the process has.
+awaitable<void> rehearse_alone(means home, places where) {
+  auto const executor = co_await asio::this_coro::executor;
+  scratch const directory;
+  part both;
+  both.name = "r0";
+  both.path = directory.file("alone.sock");
+  both.where = where;
+  both.silence = both.longer = std::chrono::seconds(20);
+  for (auto const& how : scenarios()) {
+    if (how.name != "digests" && how.name != "mapped") continue;
+    both.what = &how;
+    both.number = the_sender;
+    means const has = means_of(both, home);
+    model const whole(has.memory, specs(), 1);
+    sender to = detail::make_sender(executor, both.path, options_of_sender(both), has.devices);
+    for (auto const& block : has.memory->shared()) to.share(block);
+    both.number = first_receiver;
+    model held(has.memory, specs(), 0);
+    auto into = held.into();
+    receiver from = detail::make_receiver(executor, options_of_receiver(both), has.devices);
+    co_await from.connect(both.path);
+    auto taking = beside(executor, take_one(from, into));
+    auto const views = whole.views();
+    auto const sent = co_await try_to(to.send_weights(1, views));
+    auto const taken = co_await taking.join();
+    if (!sent.ok() || !taken.ok())
+      throw std::runtime_error("an update within the process: " + sent.said() + "; " + taken.said());
+    co_await from.close();
+    co_await to.close();
+  }
+}
+
+/// What a machine without a device has instead of the time that a context takes, to see what that costs.
+void take_as_long_as_a_device() {
+  char const* const text = std::getenv("ROPEWAY_MATRIX_START_MS");
+  if (text != nullptr) std::this_thread::sleep_for(std::chrono::milliseconds(std::stoi(text)));
+}
+
+part part_from(std::string const& word, places const& where) {
+  std::istringstream in(word);
+  std::string play;
+  part which;
+  std::size_t what = 0;
+  long long silence = 0, longer = 0;
+  in >> play >> which.number >> what >> which.group >> silence >> longer >> which.name >> which.path;
+  if (!in || play != "play" || what >= scenarios().size())
+    throw std::runtime_error("what is '" + word + "'?");
+  which.what = &scenarios()[what];
+  which.silence = std::chrono::milliseconds(silence);
+  which.longer = std::chrono::milliseconds(longer);
+  which.where = where;
+  return which;
+}
+
+awaitable<void> play_parts(std::shared_ptr<words> line, device at, places where, board& shared) {
+  means home;
+  take_as_long_as_a_device();
+  if (at.is_cuda()) {
+    home.devices = memory::system_backends();
+    home.memory = device_memory(home.devices->get(at));
+  }
+  // A loop has locks that its strands share, each made for the first strand that draws it.
+  auto const executor = co_await asio::this_coro::executor;
+  for (int i = 0; i < 4000; ++i) (void)asio::make_strand(executor);
+  places const both{at, at};
+  co_await rehearse_alone(home, both);
+  co_await settle(20);
+  co_await calm_down();
+  line->say("ready");
+  std::string heard = co_await line->hear();
+  auto const blocks = blocks_in_use(); // before its first part
+  for (; heard != "leave"; heard = co_await line->hear()) {
+    std::string left;
+    {
+      part const which = part_from(heard, where);
+      shared.enter(which.number);
+      if (which.is_sender())
+        left = co_await play_sender(line, which, home);
+      else
+        left = co_await play_receiver(line, which, home);
+      board::leave();
+    }
+    auto const now = blocks_in_use();
+    if (now > blocks + blocks_of_caches) left += " {" + std::to_string(now - blocks) + " blocks of the heap}";
+    line->say(left.empty() ? "clean" : "left" + left);
+  }
 }
 
 } // namespace
 
-int play(part const& which, board& shared, unique_fd socket) {
+std::string to_word(part const& which) {
+  std::ostringstream out;
+  out << "play " << which.number << ' ' << which.what - scenarios().data() << ' ' << which.group << ' '
+      << which.silence.count() << ' ' << which.longer.count() << ' ' << which.name << ' ' << which.path;
+  return out.str();
+}
+
+int stay(device at, places const& where, board& shared, unique_fd socket) {
   auto const line = std::make_shared<words>(std::move(socket));
-  shared.enter(which.number);
   asio::io_context io(1);
   std::exception_ptr thrown;
   auto ended = [&](std::exception_ptr e) { thrown = e; };
-  if (which.is_sender())
-    asio::co_spawn(io, play_sender(line, which), ended);
-  else
-    asio::co_spawn(io, play_receiver(line, which), ended);
+  asio::co_spawn(io, play_parts(line, at, where, shared), ended);
   io.run();
   try {
     if (thrown) std::rethrow_exception(thrown);

@@ -1,7 +1,10 @@
-// The processes of a cell: a sender or a receiver that does what it is told, word by word, and says how it
+// The processes of the cells: a sender or a receiver that does what it is told, word by word, and says how it
 // went. Part of ropeway; Apache-2.0.
 //
-// A sender hears         and answers
+// A process says "ready" when it has all that is slow to come by, a device's memory above all. Then it plays
+// one part after the other, as long as nobody kills it: it hears "play" and the part, and answers made. A
+// sender hears
+//                        and answers
 //   open                   listening
 //   peers                  peers NAME...
 //   send VERSION           sent ERROR NAME=OUTCOME/ERROR...
@@ -11,7 +14,8 @@
 //   take                   taking, at once; and then committed VERSION, refused, put off, ended, stopped
 //   waiting, wrong WORDS, or error ERROR torn|whole unmapped               unmapped once no memory of a
 //   sender's is mapped any more, or mapped LINES close                  closed
-// Both hear "end", close, and answer clean, or left WORDS.
+// Both hear "end", close, and answer clean, or left WORDS: what they have now and had not before the part. In
+// the end a process hears "leave".
 #pragma once
 #include <chrono>
 #include <cstdint>
@@ -35,10 +39,13 @@ struct part {
   bool is_odd() const { return number == odd_one; }
   bool first_life() const { return number < reborn; }
   std::uint32_t receivers() const { return group ? 4 : 3; }
+  device at() const { return is_sender() ? where.sender : where.receivers; }
 };
+/// As a word for a process, without `where`, which it knows.
+std::string to_word(part const& which);
 
-/// Runs in a process of its own until it hears "end"; the exit status.
-int play(part const& which, board& shared, unique_fd line);
+/// Runs in a process of its own, which keeps memory of that device, until it hears "leave"; the exit status.
+int stay(device at, places const& where, board& shared, unique_fd line);
 
 /// How many of this device there are; asks the driver, so only in a process of its own.
 bool exists(device where);

@@ -5,6 +5,8 @@
 #include <cerrno>
 #include <chrono>
 #include <csignal>
+#include <deque>
+#include <fcntl.h>
 #include <map>
 #include <memory>
 #include <poll.h>
@@ -13,6 +15,7 @@
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -44,27 +47,32 @@ std::vector<std::string> words_of(std::string const& text) {
   return all;
 }
 
-/// A process of the cell, as its director sees it.
+/// A process of the cells, as its director sees it.
 class player {
  public:
   enum class state { plays, stopped, dead };
 
-  player(part which, board& shared) : which_(std::move(which)) {
+  player(device at, places const& where, board& shared) : at_(at) {
     int ends[2] = {-1, -1};
     if (::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) != 0)
       throw std::runtime_error("socketpair");
     unique_fd mine(ends[0]), its(ends[1]);
-    process_.emplace([&] {
-      mine.reset();
-      return play_(shared, std::move(its));
-    });
+    process_.emplace([&] { return stay(at, where, shared, alone_with(std::move(its))); });
     line_ = std::move(mine);
   }
 
+  device at() const { return at_; }
   part const& which() const { return which_; }
+  /// The next part. It answers "made", once it is ready.
+  void cast(part which) {
+    which_ = std::move(which);
+    answered_question_.clear();
+    ask("make", to_word(which_));
+  }
   state now() const { return state_; }
   pid_t pid() const { return process_->pid(); }
   bool plays() const { return state_ == state::plays; }
+  bool ready() const { return ready_; }
   bool asked() const { return !asked_.empty(); }
   std::string const& question() const { return asked_; }
   std::string const& answered_question() const { return answered_question_; }
@@ -74,12 +82,13 @@ class player {
   int line() const { return line_.get(); }
   bool takes() const { return takes_ || !plays() || !asked(); }
 
-  void ask(std::string const& what) {
+  void ask(std::string const& what) { ask(what, what); }
+  void ask(std::string const& what, std::string const& words) {
     asked_ = what;
     answer_.clear();
     takes_ = false;
     asked_at_ = clock_type::now();
-    (void)::send(line_.get(), what.data(), what.size(), MSG_NOSIGNAL);
+    (void)::send(line_.get(), words.data(), words.size(), MSG_NOSIGNAL);
   }
   void signal(int number) const { process_->signal(number); }
   /// Whether it lives, and what it has answered. True for an answer.
@@ -99,6 +108,10 @@ class player {
         takes_ = true;
         continue;
       }
+      if (word == "ready") {
+        ready_ = true;
+        continue;
+      }
       answer_ = word;
       answered_ = clock_type::now();
       answered_question_ = std::exchange(asked_, {});
@@ -113,9 +126,23 @@ class player {
   int status() { return process_->wait(); }
 
  private:
-  int play_(board& shared, unique_fd its) const { return matrix::play(which_, shared, std::move(its)); }
+  /// In the new process: nothing but its line is open of what its director has, the lines of others above
+  /// all.
+  static unique_fd alone_with(unique_fd its) {
+    constexpr int place = STDERR_FILENO + 1;
+    if (its.get() == place)
+      (void)its.release();
+    else
+      (void)::dup3(its.get(), place, O_CLOEXEC);
+    (void)::syscall(SYS_close_range, place + 1, ~0u,
+                    0); // where there is none it stays open, and harms nobody
+    (void)its.release();
+    return unique_fd(place);
+  }
 
+  device at_;
   part which_;
+  bool ready_ = false;
   std::optional<fork_child> process_;
   unique_fd line_;
   state state_ = state::plays;
@@ -135,14 +162,46 @@ unique_fd watch_children() {
 } // namespace
 
 struct director::impl {
-  explicit impl(places at) : where(at), shared(board::make()), children(watch_children()) {
+  explicit impl(casting const& how)
+      : with(how), where(how.where), shared(board::make()), children(watch_children()) {
     // A child that a victim left behind is ours to bury.
     ::prctl(PR_SET_CHILD_SUBREAPER, 1);
   }
 
+  casting with;
   places where;
   board* shared;
   unique_fd children;
+  std::size_t started = 0;
+  std::deque<std::unique_ptr<player>> resting; ///< who has no part, longest first
+
+  std::unique_ptr<player> start(device at) {
+    ++started;
+    return std::make_unique<player>(at, where, *shared);
+  }
+  /// One that has no part; rather one that is ready.
+  std::unique_ptr<player> hire(device at) {
+    for (auto& one : resting) (void)one->look();
+    std::erase_if(resting, [](auto const& one) { return !one->plays(); });
+    auto const suits = [&](auto const& one) { return one->at() == at; };
+    auto found = std::ranges::find_if(resting, [&](auto const& one) { return suits(one) && one->ready(); });
+    if (found == resting.end()) found = std::ranges::find_if(resting, suits);
+    if (found == resting.end()) return start(at);
+    auto hired = std::move(*found);
+    resting.erase(found);
+    return hired;
+  }
+  /// They get ready while others play.
+  void start_spares() {
+    auto const there = [&](device at) {
+      return static_cast<std::size_t>(
+          std::ranges::count_if(resting, [&](auto const& one) { return one->at() == at; }));
+    };
+    // A sender is one of those that are killed at most.
+    std::size_t const senders = where.sender == where.receivers ? 0 : std::min<std::size_t>(with.spares, 1);
+    while (there(where.receivers) < with.spares - senders) resting.push_back(start(where.receivers));
+    while (there(where.sender) < senders) resting.push_back(start(where.sender));
+  }
 
   // ---- of one play ----
   cell what;
@@ -165,9 +224,9 @@ struct director::impl {
     which.where = where;
     which.silence = silence;
     which.longer = longer;
-    auto made = std::make_unique<player>(which, *shared);
+    auto made = hire(which.at());
     shared->enlist(number, made->pid());
-    made->ask("make");
+    made->cast(std::move(which));
     return *players.insert_or_assign(number, std::move(made)).first->second;
   }
   /// The one that plays this role now.
@@ -284,13 +343,19 @@ struct director::impl {
 
   /// Whether those that were added have their memory. A device takes its time for each new process.
   bool all_are_made() {
-    auto const limit = where.has_devices() ? milliseconds(60000) : patience();
+    auto const limit = where.has_devices() ? milliseconds(180000) : patience() + patient(slack);
     auto const waits = [](auto const& p) { return p.second->plays() && p.second->question() == "make"; };
-    if (wait(limit, [&] { return std::ranges::none_of(players, waits); })) return true;
-    for (auto const& each : players)
-      if (waits(each))
-        wrong(each.second->which().name + " had no memory within " + std::to_string(limit.count()) + " ms");
-    return false;
+    wait(limit, [&] { return std::ranges::none_of(players, waits); });
+    bool all = true;
+    for (auto const& each : players) {
+      auto const& one = *each.second;
+      bool const has_said_why = !one.asked() && one.answered_question() == "make" && one.answer() != "made";
+      if (one.question() != "make" && !has_said_why) continue;
+      all = false;
+      wrong(one.which().name + " had no memory within " + std::to_string(limit.count()) +
+            " ms: " + one.answer());
+    }
+    return all;
   }
 
   // ---- the acts ----
@@ -302,6 +367,7 @@ struct director::impl {
     if (what.what->more != extra::none) add(filler);
     for (auto& [number, one] : players) bill.fates[number].exists = true;
     if (!all_are_made()) return;
+    start_spares();
 
     if (ask(from, "open", patience()) != "listening")
       return wrong("the sender did not open: " + from.answer());
@@ -480,6 +546,7 @@ struct director::impl {
   }
 
   void the_end() {
+    std::vector<std::unique_ptr<player>> through;
     for (auto& [number, one] : players)
       if (one->plays() && !one->asked()) one->ask("end");
     wait(patience() + patient(slack), [&] { return all_settled(); });
@@ -487,7 +554,10 @@ struct director::impl {
       bool const was_killed = (is_victim(number) && !what.stops()) ||
                               (number == filler && what.what->more == scenario::extra::is_lost) ||
                               (number == the_sender && what.what->then == scenario::ending::sender_is_lost);
-      if (!was_killed && (one->answer() != "clean" || one->status() != 0))
+      if (was_killed) continue;
+      if (one->plays() && one->answer() == "clean")
+        through.push_back(std::move(one));
+      else
         wrong(one->which().name + " at its end: " + one->answer());
     }
     if (shared->fired() && what.trigger.leaves_child && shared->child() == 0)
@@ -498,7 +568,23 @@ struct director::impl {
       ::waitpid(child, nullptr, 0);
     }
     players.clear();
+    for (auto& one : through) resting.push_back(std::move(one));
     for (auto const& left : directory->entries()) wrong("left in the socket's directory: " + left);
+  }
+
+  std::vector<std::string> close() {
+    bill = {};
+    for (auto& one : resting) one->ask("leave");
+    auto const gone = [](auto const& one) { return one->now() == player::state::dead; };
+    auto const until = clock_type::now() + milliseconds(where.has_devices() ? 30000 : 0) + patient(slack);
+    while (clock_type::now() < until && !std::ranges::all_of(resting, gone)) {
+      for (auto& one : resting) (void)one->look();
+      wait(milliseconds(2), [] { return false; });
+    }
+    for (auto& one : resting)
+      if (!gone(one) || one->status() != 0) wrong("a process did not leave as it should: " + one->answer());
+    resting.clear();
+    return std::move(bill.wrong);
   }
 
   play_bill play(cell const& which) {
@@ -510,7 +596,7 @@ struct director::impl {
         patient(what.stops() || what.what->sends == scenario::sending::source_is_slow ? silence_when_stopped
                                                                                       : silence_when_killed);
     longer = std::min(silence + patient(longer_than_silence), patient(milliseconds(500)));
-    if (where.has_devices()) silence *= 4, longer *= 4;
+    silence *= with.limits, longer *= with.limits;
     directory.emplace();
     shared->reset(what.trigger);
     try {
@@ -533,8 +619,11 @@ std::vector<std::string> fate::answers(std::string_view question) const {
   return all;
 }
 
-director::director(places where) : impl_(std::make_unique<impl>(where)) {}
+director::director(casting const& how) : impl_(std::make_unique<impl>(how)) {}
 director::~director() = default;
 play_bill director::play(cell const& what) { return impl_->play(what); }
+void director::start_afresh() { impl_->resting.clear(); }
+std::vector<std::string> director::close() { return impl_->close(); }
+std::size_t director::started() const { return impl_->started; }
 
 } // namespace ropeway::matrix

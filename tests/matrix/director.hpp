@@ -42,12 +42,26 @@ struct play_bill {
   std::vector<std::string> wrong;
 };
 
-/// Made once in a process without threads, for one cell after the other.
+/// How a director comes by its processes.
+struct casting {
+  places where;
+  std::size_t spares = 0; ///< so many are started ahead, to take the place of those that are killed
+  int limits = 1;         ///< all limits are so many times as long
+};
+
+/// Made once in a process without threads, for one cell after the other. Processes that have come through a
+/// cell play in the next.
 class director {
  public:
-  explicit director(places where);
+  explicit director(casting const& how);
   ~director();
   play_bill play(cell const& what);
+  /// After a cell that failed: its processes play no other.
+  void start_afresh();
+  /// Those that are left leave; what is wrong with that.
+  std::vector<std::string> close();
+  /// Processes that were started so far.
+  std::size_t started() const;
 
  private:
   struct impl;

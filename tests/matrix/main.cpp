@@ -2,10 +2,12 @@
 #include <cerrno>
 #include <chrono>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <fstream>
 #include <iostream>
 #include <memory>
+#include <optional>
 #include <poll.h>
 #include <sstream>
 #include <stdexcept>
@@ -32,18 +34,34 @@ constexpr char usage[] =
     "  --shard I/N        the I-th of N parts, of equal size give or take (1/1)\n"
     "  --only TEXT        cells whose name, as --list shows it, has this text\n"
     "  --json FILE        one line a cell\n"
-    "  --commit NAME      what the lines say of the code that was tested\n"
-    "  --route ROUTE      only if the bytes take this route: host or staged\n"
+    "  --commit NAME      what the lines say of the code that was tested (what ROPEWAY_COMMIT says)\n"
+    "  --route ROUTE      cells in which the bytes take this route: host, staged or mapped\n"
     "  --device D         where the weights lie on both sides: host or cuda:N (host)\n"
     "  --sender-device D, --receiver-device D\n"
     "  --jobs N           cells at a time (3)\n"
+    "  --spares N         processes started ahead for each of them (4 if there are devices, else 0)\n"
+    "  --limits N         limits are so many times as long (4 if there are devices, else 1)\n"
+    "  --within N         no cell is begun after so many seconds; those that were not count as failed\n"
     "The last line is `N passed, N failed`. The exit status is 77 where there is no such device.\n";
 
 struct arguments {
   bool list = false;
-  unsigned long shard = 1, shards = 1, jobs = 3;
+  unsigned long shard = 1, shards = 1, jobs = 3, within = 0;
   std::string only, json, commit = "unknown", route;
+  std::optional<unsigned long> spares, limits;
   places where;
+
+  std::chrono::steady_clock::time_point began = std::chrono::steady_clock::now();
+  bool time_is_up() const {
+    return within != 0 && std::chrono::steady_clock::now() - began > std::chrono::seconds(within);
+  }
+  casting cast() const {
+    casting how;
+    how.where = where;
+    how.spares = spares.value_or(where.has_devices() ? 4 : 0);
+    how.limits = static_cast<int>(limits.value_or(where.has_devices() ? 4 : 1));
+    return how;
+  }
 };
 
 struct bad_usage : std::runtime_error {
@@ -58,6 +76,7 @@ device device_from(std::string const& text) {
 
 arguments read(int count, char** words) {
   arguments result;
+  if (char const* const commit = std::getenv("ROPEWAY_COMMIT")) result.commit = commit;
   for (int i = 1; i < count; ++i) {
     std::string const option = words[i];
     auto const value = [&]() -> std::string {
@@ -82,6 +101,12 @@ arguments read(int count, char** words) {
       result.route = value();
     } else if (option == "--jobs") {
       result.jobs = std::max(1ul, std::stoul(value()));
+    } else if (option == "--spares") {
+      result.spares = std::stoul(value());
+    } else if (option == "--limits") {
+      result.limits = std::max(1ul, std::stoul(value()));
+    } else if (option == "--within") {
+      result.within = std::stoul(value());
     } else if (option == "--device") {
       result.where.sender = result.where.receivers = device_from(value());
     } else if (option == "--sender-device") {
@@ -98,6 +123,7 @@ arguments read(int count, char** words) {
 /// What came of a cell, as it goes from the process that played it to the one that counts.
 struct result {
   std::uint32_t index = 0, count_of_wrong = 0, replays = 0;
+  std::uint32_t started = 0; ///< processes that were started since the cell before
   double slowest = -1, took = 0;
   char survivors[256] = {};
   char wrong[3000] = {};
@@ -117,13 +143,17 @@ result play(director& with, cell const& what, std::uint32_t index) {
   result out;
   out.index = index;
   auto const started = std::chrono::steady_clock::now();
+  auto const before = with.started();
   auto how = with.play(what);
   auto wrong = judge(what, how);
   // With limits of half a second, a machine that stood still for a tenth proves nothing.
   for (; !wrong.empty() && how.stood_still > too_still && out.replays < most_replays; ++out.replays) {
+    with.start_afresh();
     how = with.play(what);
     wrong = judge(what, how);
   }
+  if (!wrong.empty()) with.start_afresh();
+  out.started = static_cast<std::uint32_t>(with.started() - before);
   out.took = std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - started).count();
   out.count_of_wrong = static_cast<std::uint32_t>(wrong.size());
   std::string words;
@@ -145,9 +175,14 @@ result play(director& with, cell const& what, std::uint32_t index) {
   return out;
 }
 
+struct season {
+  std::size_t played = 0; ///< all, unless the time was up
+  bool ended_well = true; ///< no process that played, or had others play, ended otherwise than it should
+};
+
 /// Plays cells in several processes, each of which takes the next one that nobody has taken.
 template <class Tell>
-void play_all(std::vector<cell> const& cells, arguments const& how, Tell const& tell) {
+season play_all(std::vector<cell> const& cells, arguments const& how, Tell const& tell) {
   void* const shared = ::mmap(nullptr, sizeof(std::atomic<std::uint32_t>), PROT_READ | PROT_WRITE,
                               MAP_SHARED | MAP_ANONYMOUS, -1, 0);
   if (shared == MAP_FAILED) throw std::system_error(errno, std::generic_category(), "mmap");
@@ -160,12 +195,14 @@ void play_all(std::vector<cell> const& cells, arguments const& how, Tell const& 
   for (unsigned long i = 0; i < std::min<unsigned long>(how.jobs, cells.size()); ++i)
     workers.emplace_back([&] {
       mine.reset();
-      director with(how.where);
-      for (auto index = next++; index < cells.size(); index = next++) {
+      director with(how.cast());
+      for (auto index = next++; index < cells.size() && !how.time_is_up(); index = next++) {
         auto const done = play(with, cells[index], index);
         if (::send(theirs.get(), &done, sizeof done, MSG_NOSIGNAL) != sizeof done) return 1;
       }
-      return 0;
+      auto const wrong = with.close();
+      for (auto const& one : wrong) std::fprintf(stderr, "at the end: %s\n", one.c_str());
+      return wrong.empty() ? 0 : 1;
     });
   theirs.reset();
   std::size_t heard = 0;
@@ -176,10 +213,10 @@ void play_all(std::vector<cell> const& cells, arguments const& how, Tell const& 
     if (got != sizeof *one) break; // all have ended
     tell(*one);
   }
-  bool all_well = heard == cells.size();
-  for (auto& one : workers) all_well = one.wait() == 0 && all_well;
+  season result{heard, heard == cells.size() || how.time_is_up()};
+  for (auto& one : workers) result.ended_well = one.wait() == 0 && result.ended_well;
   ::munmap(shared, sizeof next);
-  if (!all_well) throw std::runtime_error("a process that plays cells ended before its time");
+  return result;
 }
 
 /// The same for a name everywhere and always.
@@ -202,7 +239,7 @@ void write_line(std::ostream& out, cell const& what, result const& came, argumen
   std::ostringstream line;
   line << "{\"transition\": " << quoted(what.transition()) << ", \"passing\": " << what.trigger.passing
        << ", \"signal\": \"" << what.signal_name() << "\", \"victim\": \"" << name(what.who)
-       << "\", \"scenario\": \"" << what.what->name << "\", \"route\": \"" << how.where.route()
+       << "\", \"scenario\": \"" << what.what->name << "\", \"route\": \"" << how.where.route(*what.what)
        << "\", \"result\": \"" << (came.count_of_wrong == 0 ? "ok" : "FAIL") << "\", \"ms\": {"
        << came.survivors << "}, \"replays\": " << came.replays << ", \"took\": ";
   line.precision(1);
@@ -217,17 +254,11 @@ bool devices_are_here(places const& where) {
 }
 
 int run(arguments const& how) {
-  if (!how.route.empty() && how.route != how.where.route()) {
-    std::cout << "SKIPPED: route " << how.route << ": the bytes would go by " << how.where.route()
-              << "; say where the weights lie with --device\n";
-    return 77;
-  }
   if (how.where.has_devices() && !devices_are_here(how.where)) {
     std::cout << "SKIPPED: the matrix on device memory: there is no such device here\n";
     return 77;
   }
-  auto const started = std::chrono::steady_clock::now();
-  unsigned passed = 0, failed = 0, replays = 0;
+  unsigned passed = 0, failed = 0, replays = 0, started = 0;
 
   // Every scenario once without a victim: that must go well, and shows which failpoints there are to arm.
   std::vector<cell> rehearsals;
@@ -243,7 +274,10 @@ int run(arguments const& how) {
       walks.push_back({&one, group, {}, {}});
     }
   }
-  play_all(rehearsals, how, [&](result const& came) {
+  arguments rehearsing = how;
+  rehearsing.spares = 0; // hardly anybody is killed
+  auto const rehearsed = play_all(rehearsals, rehearsing, [&](result const& came) {
+    started += came.started;
     walks[came.index].by_sender = came.by_sender;
     walks[came.index].by_odd_one = came.by_odd_one;
     // A rehearsal in a group has a victim in name only.
@@ -253,7 +287,8 @@ int run(arguments const& how) {
     std::cout << "FAILED: nothing | " << rehearsals[came.index].what->name
               << (walks[came.index].group ? " in a group" : "") << ": " << wrong << std::endl;
   });
-  passed += static_cast<unsigned>(rehearsals.size()) - failed;
+  passed += static_cast<unsigned>(rehearsed.played) - failed;
+  failed += static_cast<unsigned>(rehearsals.size() - rehearsed.played);
   // On devices some scenarios are left out.
   if (!how.where.has_devices())
     for (auto const& wrong : gaps(walks)) {
@@ -264,11 +299,17 @@ int run(arguments const& how) {
   std::vector<cell> cells;
   for (auto const& one : cells_of(walks)) {
     auto const name = one.full_name();
+    if (!how.route.empty() && how.route != how.where.route(*one.what)) continue;
     if (hash(name) % how.shards == how.shard - 1 && name.find(how.only) != name.npos) cells.push_back(one);
   }
   if (how.list) {
     for (auto const& one : cells) std::cout << one.full_name() << '\n';
     return failed == 0 ? 0 : 1;
+  }
+  if (cells.empty() && !how.route.empty()) {
+    std::cout << "SKIPPED: route " << how.route
+              << ": no cell takes it; say where the weights lie with --device\n";
+    return 77;
   }
   std::ofstream json;
   if (!how.json.empty()) {
@@ -277,9 +318,10 @@ int run(arguments const& how) {
   }
   double sum[2] = {0, 0};
   unsigned count[2] = {0, 0};
-  play_all(cells, how, [&](result const& came) {
+  auto const played = play_all(cells, how, [&](result const& came) {
     auto const& what = cells[came.index];
     replays += came.replays;
+    started += came.started;
     sum[what.stops()] += came.took;
     ++count[what.stops()];
     ++(came.count_of_wrong == 0 ? passed : failed);
@@ -287,11 +329,19 @@ int run(arguments const& how) {
       std::cout << "FAILED: " << what.full_name() << ": " << came.wrong << std::endl;
     if (json.is_open()) write_line(json, what, came, how);
   });
-  std::cout
-      << points().size() << " failpoints, " << rehearsals.size() << " rehearsals, " << cells.size()
-      << " cells by the " << how.where.route() << " route in "
-      << std::chrono::duration_cast<std::chrono::seconds>(std::chrono::steady_clock::now() - started).count()
-      << " s; on average ";
+  if (auto const left = cells.size() - played.played; left != 0) {
+    failed += static_cast<unsigned>(left);
+    std::cout << "FAILED: " << left << " cells were not played"
+              << (how.time_is_up() ? ": the time was up\n" : "\n");
+  }
+  if (!rehearsed.ended_well || !played.ended_well) {
+    ++failed;
+    std::cout << "FAILED: a process ended before its time, or not well\n";
+  }
+  auto const seconds =
+      std::chrono::duration_cast<std::chrono::seconds>(std::chrono::steady_clock::now() - how.began);
+  std::cout << points().size() << " failpoints, " << rehearsed.played << " rehearsals, " << played.played
+            << " cells in " << seconds.count() << " s with " << started << " processes; on average ";
   for (bool const stops : {false, true})
     if (count[stops] != 0)
       std::cout << static_cast<int>(sum[stops] / count[stops]) << " ms a cell with "

@@ -69,7 +69,11 @@ struct cell {
 struct places {
   device sender = device::host(), receivers = device::host();
   bool has_devices() const { return sender.is_cuda() || receivers.is_cuda(); }
-  std::string_view route() const { return sender.is_cuda() && receivers.is_cuda() ? "staged" : "host"; }
+  /// The one that bytes take in this scenario: all of them, or all that can.
+  std::string_view route(scenario const& how) const {
+    if (how.lies != scenario::memory::own && sender.is_cuda() == receivers.is_cuda()) return "mapped";
+    return sender.is_cuda() && receivers.is_cuda() ? "staged" : "host";
+  }
 };
 
 /// What one walk through a scenario came to, by the process that did.

@@ -8,5 +8,7 @@ namespace ropeway::testing {
 /// own.
 std::size_t allocations() noexcept;
 std::size_t allocations_of_this_thread() noexcept;
+/// Blocks of operator new that nobody has deleted yet.
+std::size_t blocks_in_use() noexcept;
 
 } // namespace ropeway::testing
