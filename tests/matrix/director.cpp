@@ -574,6 +574,9 @@ struct director::impl {
 
   std::vector<std::string> close() {
     bill = {};
+    for (auto& one : resting) (void)one->look();
+    // Spares that nobody has waited for are killed.
+    std::erase_if(resting, [](auto const& one) { return !one->ready(); });
     for (auto& one : resting) one->ask("leave");
     auto const gone = [](auto const& one) { return one->now() == player::state::dead; };
     auto const until = clock_type::now() + milliseconds(where.has_devices() ? 30000 : 0) + patient(slack);
