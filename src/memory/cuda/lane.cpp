@@ -27,7 +27,7 @@ void lane::launch(std::span<engine_copy const> copies) {
   for (std::size_t i = 0; i < copies.size();) {
     // Long ones were cut so that a pace can take them in parts; without a pause between them they are one.
     engine_copy whole = copies[i++];
-    for (; i < copies.size() && whole.continued_by(copies[i]); ++i) whole.bytes += copies[i].bytes;
+    for (; i < copies.size() && copies[i - 1].goes_on; ++i) whole.bytes += copies[i].bytes;
     unfinished_ = true;
     d.check(d.cuMemcpyAsync(whole.to, whole.from, whole.bytes, work_.get()), "a copy can't be started");
   }

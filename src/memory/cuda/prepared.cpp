@@ -2,6 +2,7 @@
 #include "memory/cuda/prepared.hpp"
 
 #include <algorithm>
+#include <utility>
 
 #include "memory/cuda/handles.hpp"
 #include "ropeway/error.hpp"
@@ -29,7 +30,7 @@ prepared::prepared(std::shared_ptr<gpu> owner, std::span<copy_op const> ops, lis
   (void)sorted.sort(ops);
   for (copy_op const& op : ops) bytes_ += bytes_of(op);
   engine_ = std::move(sorted.engine());
-  even_out(engine_, longest_engine_copy);
+  cut(engine_, longest_engine_copy);
   staged_ = std::move(sorted.staged());
   chunk_table const table = sorted.lists().cut(shape.chunk_bytes);
   kernel_ = table.boxes.empty() ? copy_lists::kernel::prepared_pieces : copy_lists::kernel::prepared_boxes;
@@ -108,19 +109,17 @@ prepared::part prepared::of(portion what) const noexcept {
   return some;
 }
 
-void even_out(std::vector<engine_copy>& copies, std::uint64_t most) {
-  join(copies);
-  std::vector<engine_copy> even;
+void cut(std::vector<engine_copy>& copies, std::uint64_t most) {
+  std::vector<engine_copy> parts;
   for (engine_copy whole : copies) {
-    while (whole.bytes > most) {
-      even.push_back({whole.from, whole.to, most});
+    for (; whole.bytes > most; whole.bytes -= most) {
+      parts.push_back({whole.from, whole.to, most, true});
       whole.from += most;
       whole.to += most;
-      whole.bytes -= most;
     }
-    even.push_back(whole);
+    parts.push_back(whole);
   }
-  copies = std::move(even);
+  copies = std::move(parts);
 }
 
 } // namespace ropeway::memory::cuda

@@ -51,8 +51,7 @@ class prepared final : public prepared_copies {
   std::vector<copy_op> staged_;
 };
 
-/// Copies that continue each other on both sides become one, and none is longer than `most` bytes: a list of
-/// the copy engine to be carried out bit by bit. Pure.
-void even_out(std::vector<engine_copy>& copies, std::uint64_t most);
+/// None is longer than `most` bytes afterwards: a list of the copy engine to be carried out bit by bit. Pure.
+void cut(std::vector<engine_copy>& copies, std::uint64_t most);
 
 } // namespace ropeway::memory::cuda

@@ -46,21 +46,43 @@ bool sorting::sort(std::span<copy_op const> ops, bool one_run_by_driver) {
 
 /// Small tensors that lie side by side on both sides are one copy, which may be large enough for the engine.
 void sorting::sort_runs(bool one_by_driver) {
+  auto const by_kernel = [&](engine_copy const& one) { lists_.add_piece(one.from, one.to, one.bytes); };
   join(link_runs_);
-  for (engine_copy const& one : link_runs_) {
-    if (one.bytes >= engine_bytes_link)
-      engine_.push_back(one);
-    else
-      lists_.add_piece(one.from, one.to, one.bytes);
+  for (engine_copy rest : link_runs_) {
+    while (rest.bytes >= engine_bytes_link) {
+      engine_copy part = rest;
+      part.bytes = std::min({rest.bytes, left_of_allocation(rest.from), left_of_allocation(rest.to)});
+      if (part.bytes == 0) break; // the driver does not know it
+      if (part.bytes >= engine_bytes_link)
+        engine_.push_back(part);
+      else
+        by_kernel(part);
+      rest.from += part.bytes;
+      rest.to += part.bytes;
+      rest.bytes -= part.bytes;
+    }
+    if (rest.bytes > 0) by_kernel(rest);
   }
   join(here_runs_);
-  bool const alone = here_runs_.size() == 1 && lists_.empty() && engine_.empty();
+  bool const alone = one_by_driver && here_runs_.size() == 1 && lists_.empty() && engine_.empty();
   for (engine_copy const& one : here_runs_) {
-    if (one_by_driver && alone && one.bytes >= engine_bytes)
+    if (alone && one.bytes >= engine_bytes && left_of_allocation(one.from) >= one.bytes &&
+        left_of_allocation(one.to) >= one.bytes)
       engine_.push_back(one);
     else
-      lists_.add_piece(one.from, one.to, one.bytes);
+      by_kernel(one);
   }
+}
+
+/// Allocations may lie side by side, and tensors in them. The kernel does not see where one ends, but the
+/// driver refuses copies across it.
+std::uint64_t sorting::left_of_allocation(std::uint64_t address) const noexcept {
+  CUdeviceptr begin = 0;
+  std::size_t bytes = 0;
+  if (owner_->call().cuMemGetAddressRange(&begin, &bytes, address) != CUDA_SUCCESS || address < begin ||
+      address - begin >= bytes)
+    return 0;
+  return bytes - (address - begin);
 }
 
 void sorting::sort_one(copy_op const& op) {

@@ -12,6 +12,7 @@ namespace ropeway::memory::cuda {
 /// One for the copy engine; addresses as the driver takes them.
 struct engine_copy {
   std::uint64_t from, to, bytes;
+  bool goes_on = false; ///< the next one is the rest of it
   /// Whether `next` goes on, on both sides, where this one ends.
   bool continued_by(engine_copy const& next) const noexcept {
     return next.from == from + bytes && next.to == to + bytes;
@@ -39,6 +40,7 @@ class sorting {
  private:
   void sort_one(copy_op const& op);
   void sort_runs(bool one_by_driver);
+  std::uint64_t left_of_allocation(std::uint64_t address) const noexcept;
   void add_rows(box area);
   std::shared_ptr<gpu> owner_;
   device here_;

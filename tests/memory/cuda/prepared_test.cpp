@@ -13,7 +13,6 @@ using namespace ropeway;
 using namespace ropeway::testing;
 using memory::copy_op;
 using memory::cuda::engine_copy;
-using memory::cuda::even_out;
 
 namespace {
 
@@ -77,26 +76,37 @@ errc error_of(auto const& what) {
 } // namespace
 
 TEST_SUITE("pure") {
-  TEST_CASE("engine copies that continue each other become one, and long ones are cut") {
+  TEST_CASE("copies that continue each other become one, and long ones are cut into what goes on") {
     std::vector<engine_copy> copies{
         {3000, 13000, 1000}, {1000, 11000, 1000}, {2000, 12000, 1000}, {9000, 500, 10}, {4000, 99000, 5}};
-    even_out(copies, 2500);
-    REQUIRE(copies.size() == 4);
-    auto is = [](engine_copy const& one, std::uint64_t from, std::uint64_t to, std::uint64_t bytes) {
-      return one.from == from && one.to == to && one.bytes == bytes;
+    auto is = [](engine_copy const& one, std::uint64_t from, std::uint64_t to, std::uint64_t bytes, bool on) {
+      return one.from == from && one.to == to && one.bytes == bytes && one.goes_on == on;
     };
-    CHECK(is(copies[0], 1000, 11000, 2500));
-    CHECK(is(copies[1], 3500, 13500, 500));
-    CHECK(is(copies[2], 4000, 99000, 5));
-    CHECK(is(copies[3], 9000, 500, 10));
+    memory::cuda::join(copies);
+    REQUIRE(copies.size() == 3);
+    CHECK(is(copies[0], 1000, 11000, 3000, false));
+    memory::cuda::cut(copies, 2500);
+    REQUIRE(copies.size() == 4);
+    CHECK(is(copies[0], 1000, 11000, 2500, true));
+    CHECK(is(copies[1], 3500, 13500, 500, false));
+    CHECK(is(copies[2], 4000, 99000, 5, false));
+    CHECK(is(copies[3], 9000, 500, 10, false));
     copies.clear();
-    even_out(copies, 1);
+    memory::cuda::join(copies);
+    memory::cuda::cut(copies, 1);
     CHECK(copies.empty());
   }
 
   TEST_CASE("over a link, the engine copies what is long when joined, and the kernel all that is short") {
-    auto const owner = std::make_shared<memory::cuda::gpu>(fake_gpu(), 0);
-    constexpr std::uint64_t far = 0x100000000, here = 0x200000000, mib = 1 << 20;
+    static constexpr std::uint64_t far = 0x100000000, here = 0x200000000, mib = 1 << 20;
+    static std::uint64_t border = 0; // between two allocations that lie side by side on this side
+    auto table = fake_gpu();
+    table->cuMemGetAddressRange = [](CUdeviceptr* begin, std::size_t* bytes, CUdeviceptr at) {
+      *begin = at < here ? far : at < border ? here : std::max(border, here);
+      *bytes = at >= here && at < border ? border - here : 512 * mib;
+      return CUDA_SUCCESS;
+    };
+    auto const owner = std::make_shared<memory::cuda::gpu>(table, 0);
     owner->add_peer_memory(far, 512 * mib);
     auto const op = [](std::uint64_t from, std::uint64_t to, std::uint64_t bytes) {
       return op_of(reinterpret_cast<std::byte*>(from), reinterpret_cast<std::byte*>(to), bytes);
@@ -129,6 +139,25 @@ TEST_SUITE("pure") {
     REQUIRE(sorted.engine().size() == 1);
     CHECK(sorted.engine()[0].bytes == 2 * mib);
     CHECK(sorted.lists().empty());
+    // But not across the end of an allocation, which the driver refuses to copy over.
+    border = here + 101 * mib;
+    CHECK_FALSE(sorted.sort(ops, true));
+    CHECK(sorted.engine().empty());
+    CHECK_FALSE(sorted.lists().empty());
+    border = here + 40 * mib;
+    ops = {op(far, here, 100 * mib)};
+    CHECK_FALSE(sorted.sort(ops));
+    REQUIRE(sorted.engine().size() == 2);
+    CHECK(sorted.engine()[0].bytes == 40 * mib);
+    CHECK(sorted.engine()[1].to == border);
+    CHECK(sorted.engine()[1].bytes == 60 * mib);
+    border = here + 80 * mib;
+    CHECK_FALSE(sorted.sort(ops));
+    REQUIRE(sorted.engine().size() == 1);
+    CHECK(sorted.engine()[0].bytes == 80 * mib);
+    CHECK_FALSE(sorted.lists().empty());
+    border = 0;
+    ops = {op(here + mib, here + 101 * mib, mib), op(here, here + 100 * mib, mib)};
     ops.push_back(op(here + 4 * mib, here + 200 * mib, mib));
     CHECK_FALSE(sorted.sort(ops, true));
     CHECK(sorted.engine().empty());
@@ -300,7 +329,7 @@ TEST_CASE("what goes by the copy engine comes after the kernel's units, in parts
   CHECK(engine_copies == 1);
   queue->repeat(*list, {2, 2});
   CHECK(launches == 1);
-  CHECK(engine_copies == 2); // what continues each other and comes at once is one copy again
+  CHECK(engine_copies == 2); // what was cut and comes at once is one copy again
   REQUIRE(reaches(*queue, queue->mark()));
   std::vector<std::byte> seen(bytes);
   g.read(seen, to.get());
