@@ -49,6 +49,13 @@ std::shared_ptr<prepared_copies const> backend::prepare(std::span<copy_op const>
   return std::make_shared<kept_copies>(ops);
 }
 
+bool backend::are_there(std::span<allocation const> known) const noexcept {
+  return std::ranges::all_of(known, [&](allocation const& one) {
+    auto const now = find_allocation(one.begin);
+    return now.identity == one.identity && now.kind == one.kind;
+  });
+}
+
 allocation backend::find_allocation(std::byte const*) const noexcept {
   allocation none;
   none.why_not = "ordinary host memory";

@@ -159,16 +159,18 @@ class backend {
   virtual std::unique_ptr<queue> make_queue() = 0;
 
   /// Looks at a list once. Throws as queue::copy, and `out_of_memory`. May wait for the device, so: off the
-  /// loop. Thread-safe, as are the next five.
+  /// loop. Thread-safe, as are the next six.
   virtual std::shared_ptr<prepared_copies const> prepare(std::span<copy_op const> ops);
   /// The same of digests into `sums` sums. Throws errc::unsupported where there are none,
   /// errc::invalid_argument and errc::overflow for what makes no sense.
   virtual std::shared_ptr<prepared_digests> prepare_digests(std::span<digest_op const> ops,
                                                             std::uint32_t sums);
 
-  /// Where an address lies; of another device's memory only that: `where` says whom to ask. Cheap, and it
-  /// allocates nothing: asked for every allocation in every update.
+  /// Where an address lies; of another device's memory only that: `where` says whom to ask.
   virtual allocation find_allocation(std::byte const* address) const noexcept;
+  /// Whether all of these, found here, are still there: none was freed, and none made anew at its address. It
+  /// allocates nothing and takes next to no time each: asked for every allocation in every update.
+  virtual bool are_there(std::span<allocation const> known) const noexcept;
   /// What lets a peer map it. Throws transfer_error(not_reachable) if that can't be. Slow (1 ms): off the
   /// loop.
   virtual part_handle export_allocation(allocation const& what);

@@ -56,15 +56,13 @@ exports::known exports::look_up(std::byte* address, device where) {
 }
 
 bool exports::still_there(known const& one) const noexcept {
-  if (one.block) return true; // we hold it
-  auto const now = one.backend->find_allocation(one.what.begin);
-  return now.identity == one.what.identity && now.kind == one.what.kind;
+  return one.block || one.backend->are_there({&one.what, 1}); // blocks are held
 }
 
 bool exports::same_as_last(std::shared_ptr<detail::tensor_set const> const& tensors) const noexcept {
   return last_ == tensors && !placements_.empty() &&
-         std::all_of(allocations_.begin(), allocations_.end(),
-                     [&](known const& one) { return still_there(one); });
+         std::all_of(watched_.begin(), watched_.end(),
+                     [](watched_memory const& some) { return some.of->are_there(some.what); });
 }
 
 exports::spot exports::find(tensor_view const& tensor, std::vector<known>& found, std::byte*& low) {
@@ -222,7 +220,14 @@ std::shared_ptr<exported_placement> exports::place(std::shared_ptr<detail::tenso
   }
   retire_unused(retired);
   last_ = set;
-  allocations_ = std::move(found);
+  watched_.clear();
+  for (known& one : found) {
+    if (one.block) continue; // held
+    auto device = std::find_if(watched_.begin(), watched_.end(),
+                               [&](watched_memory const& some) { return some.of == one.backend; });
+    if (device == watched_.end()) device = watched_.insert(device, {one.backend, {}});
+    device->what.push_back(one.what);
+  }
   // A layout that comes again after another one is made anew, if it was not prepared.
   auto const before = std::find_if(placements_.begin(), placements_.end(), [&](auto const& one) {
     return one->layout->manifest.layout() == manifest.layout() && one->what == made->what;
@@ -246,7 +251,7 @@ std::vector<std::uint64_t> exports::release() {
   segments_.clear();
   placements_.clear();
   last_.reset();
-  allocations_.clear();
+  watched_.clear();
   shared_.clear();
   return all;
 }

@@ -90,7 +90,11 @@ class exports {
   std::vector<exported_segment> segments_;
   std::vector<std::shared_ptr<exported_placement>> placements_; // the newest last; a handful
   std::shared_ptr<detail::tensor_set const> last_;              // that placements_.back() is of
-  std::vector<known> allocations_;                              // that they touch
+  struct watched_memory {
+    std::shared_ptr<memory::backend> of;
+    std::vector<memory::allocation> what;
+  };
+  std::vector<watched_memory> watched_; // that they touch, of each device
   std::uint64_t next_segment_ = 1, next_placement_ = 1, next_identity_ = 1, updates_ = 0;
 };
 

@@ -261,6 +261,9 @@ TEST_CASE("an allocation that is made anew has another identity, and who mapped 
   auto const after = gpu->find_allocation(memory->data() + 8192);
   CHECK(after.begin == before.begin);
   CHECK(after.identity != before.identity);
+  memory::allocation const both[] = {after, before};
+  CHECK(gpu->are_there({both, 1}));
+  CHECK_FALSE(gpu->are_there(both));
   CHECK_THROWS_AS(gpu->export_allocation(before), transfer_error);
   CHECK(memory->data()[8192] == std::byte{0});
   fill(*memory, 8192, pattern(4096, 4));

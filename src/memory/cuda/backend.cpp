@@ -38,6 +38,9 @@ class cuda_backend final : public backend {
         throw transfer_error(errc::invalid_argument, "digests of memory of another device");
     return std::make_shared<device_digests>(gpu_, ops, sums);
   }
+  bool are_there(std::span<allocation const> known) const noexcept override {
+    return cuda::are_there(*gpu_, known);
+  }
   allocation find_allocation(std::byte const* address) const noexcept override {
     return cuda::find_allocation(*gpu_, address);
   }

@@ -2,6 +2,7 @@
 // each. Part of ropeway; Apache-2.0.
 #include "memory/cuda/segments.hpp"
 
+#include <algorithm>
 #include <cstring>
 #include <utility>
 
@@ -311,6 +312,21 @@ allocation find_allocation(gpu const& owner, std::byte const* address) noexcept 
   found.bytes = seen.bytes;
   found.identity = seen.identity;
   return found;
+}
+
+bool are_there(gpu const& owner, std::span<allocation const> known) noexcept {
+  scope here(owner, std::nothrow);
+  if (!here.entered()) return false;
+  driver const& d = owner.call();
+  // Asking for all that find_allocation() wants to know takes 2 us each, and 13 us where there are thousands.
+  CUpointer_attribute which = CU_POINTER_ATTRIBUTE_BUFFER_ID;
+  return std::ranges::all_of(known, [&](allocation const& one) {
+    unsigned long long identity = 0;
+    void* into = &identity;
+    return d.cuPointerGetAttributes(1, &which, &into, reinterpret_cast<CUdeviceptr>(one.begin)) ==
+               CUDA_SUCCESS &&
+           identity == one.identity;
+  });
 }
 
 part_handle export_allocation(gpu const& owner, allocation const& what) {

@@ -204,7 +204,7 @@ TEST_CASE("the steady path makes nothing: no memory, no event, no stream, no reg
       while (queue->poll().completed < ticket) std::this_thread::yield();
     }
   };
-  for (int i = 0; i < 5; ++i) round();
+  for (int i = 0; i < 40; ++i) round(); // which of the worker's jobs holds what is a matter of chance
   int const made = costly;
   std::size_t const allocated = allocations_of_this_thread();
   CHECK(made > 0); // it does count

@@ -204,15 +204,18 @@ TEST_CASE("finding an allocation leaves the context alone and allocates nothing"
   kit& g = kit::device(0);
   auto const plain = g.allocate(mib);
   chunks const run(g, {2 * mib});
-  (void)gpu()->find_allocation(plain.get());
+  allocation const known[] = {gpu()->find_allocation(plain.get()), gpu()->find_allocation(run.data())};
   std::size_t const before = allocations_of_this_thread();
   CUcontext now = nullptr;
+  bool there = true;
   for (int i = 0; i < 100; ++i) {
     (void)gpu()->find_allocation(plain.get());
     (void)gpu()->find_allocation(run.data());
     (void)gpu()->find_allocation(nullptr);
+    there = there && gpu()->are_there(known);
   }
   CHECK(allocations_of_this_thread() == before);
+  CHECK(there);
   CHECK(g.more.cuCtxGetCurrent(&now) == CUDA_SUCCESS);
   CHECK(now == nullptr);
 }
@@ -259,6 +262,10 @@ TEST_CASE("a chunk that is freed and made anew has another identity, and only th
   CHECK(now.bytes == old.bytes);
   CHECK(now.identity != old.identity);
   CHECK(gpu()->find_allocation(run.data()).identity == other.identity);
+  CHECK(gpu()->are_there({&other, 1}));
+  CHECK_FALSE(gpu()->are_there({&old, 1}));
+  allocation const kept[] = {other, now};
+  CHECK(gpu()->are_there(kept));
   CHECK(error_of([&] { (void)gpu()->export_allocation(old); }) == errc::not_reachable);
   auto const anew = pattern(2 * mib, 14);
   g.write(run.data(2 * mib), anew);
@@ -297,6 +304,7 @@ TEST_CASE("another process maps what cudaMalloc made, and keeps it") {
   }
   CHECK(peer().look_again().hash == hash_of(content));
   CHECK(error_of([&] { (void)gpu()->export_allocation(old); }) == errc::not_reachable);
+  CHECK_FALSE(gpu()->are_there({&old, 1}));
   // At the same address, as a rule; the new bytes arrive while the old memory is still mapped, or the handle
   // is refused.
   auto const anew = g.allocate(content.size());
@@ -305,6 +313,8 @@ TEST_CASE("another process maps what cudaMalloc made, and keeps it") {
   allocation const now = gpu()->find_allocation(anew.get());
   MESSAGE("made anew at the same address: ", now.begin == old.begin);
   CHECK(now.identity != old.identity);
+  CHECK(gpu()->are_there({&now, 1}));
+  CHECK_FALSE(gpu()->are_there({&old, 1}));
   if (now.begin == old.begin)
     CHECK(error_of([&] { (void)gpu()->export_allocation(old); }) == errc::not_reachable);
   auto const parts = parts_of(*gpu(), anew.get(), content.size());
