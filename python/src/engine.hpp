@@ -9,6 +9,7 @@
 #include <asio/io_context.hpp>
 #include <asio/post.hpp>
 #include <memory>
+#include <optional>
 #include <thread>
 #include <type_traits>
 #include <utility>
@@ -68,8 +69,8 @@ class engine {
   /// Whether this is the thread that runs the loop.
   bool inside() const noexcept { return std::this_thread::get_id() == thread_.get_id(); }
 
-  /// Starts `operation` (an awaitable) as a task. The task keeps `owner` until it has ended and was let go
-  /// of.
+  /// Starts `operation` (an awaitable) as a task. The task keeps `owner` until it has ended and its result
+  /// was taken, or it was let go of.
   template <class T, class Owner>
   std::shared_ptr<task_of<T>> start(awaitable<T> operation, Owner owner);
 
@@ -100,12 +101,13 @@ namespace detail {
 template <class T, class Owner>
 class spawned final : public task_of<T> {
  public:
-  explicit spawned(Owner owner) : owner_(std::move(owner)) {}
+  explicit spawned(Owner owner) : owner_(std::in_place, std::move(owner)) {}
+  void release() override { owner_.reset(); }
   asio::cancellation_signal signal;
   bool over = false;
 
  private:
-  Owner owner_;
+  std::optional<Owner> owner_;
 };
 
 template <class T, class Owner>

@@ -50,6 +50,8 @@ class task {
   void check() const {
     if (error_) std::rethrow_exception(error_);
   }
+  /// Lets go of what the operation needed; with the GIL, only after it has ended.
+  virtual void release() {}
 
  protected:
   /// After the result was stored.

@@ -28,6 +28,12 @@ class operation {
   bool wait(double seconds, bool deaf);
   /// Once, after it has ended. Raises what it failed with.
   nb::object result() {
+    // The tensors are the caller's alone from here on. The library's thread, which ended the task, may hold
+    // it for a moment yet.
+    struct release_at_end {
+      task& what;
+      ~release_at_end() { what.release(); }
+    } const ends{*task_};
     task_->check();
     return result_();
   }
@@ -38,8 +44,8 @@ class operation {
   std::function<nb::object()> result_;
 };
 
-/// Starts an awaitable; `make` turns its result into a Python object. `owner` is kept until the operation is
-/// let go.
+/// Starts an awaitable; `make` turns its result into a Python object. `owner` is kept until its result was
+/// taken, or it is let go.
 template <class T, class Owner, class Make>
 operation begin(std::shared_ptr<engine> const& loop, awaitable<T> what, Owner owner, Make make) {
   auto const running = loop->start<T>(std::move(what), std::move(owner));

@@ -52,7 +52,7 @@ def forward_of(model):
         with torch.cuda.graph(graph):
             logits = model(prompt, use_cache=False).logits
 
-    def replay():
+    def replay(prompt=prompt):  # the graph reads it where it lies: it must live as long
         graph.replay()
         return logits
 
