@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 
+#include "ropeway/detail/visibility.hpp"
 #include "ropeway/tensor.hpp"
 
 // The driver's and the runtime's stream and event types are pointers to these.
@@ -55,5 +56,11 @@ constexpr ready_after after(CUevent_st* event, device where = device::cuda(0)) n
   when.where_ = where;
   return when;
 }
+
+/// Whether `when` has come already, so that an operation need not be told to wait for it. False as well where
+/// it can't be told: without the device, or while a capture goes on, which is left alone. Meant for a process
+/// that has a sender or receiver; without one the device is started for the question. Thread-safe; leaves the
+/// current device and context as they are.
+ROPEWAY_API bool is_past(ready_after const& when) noexcept;
 
 } // namespace ropeway

@@ -1,5 +1,6 @@
 // Takes versions of a model's weights from the sender on this host. Part of ropeway; Apache-2.0.
 #pragma once
+#include <array>
 #include <concepts>
 #include <cstdint>
 #include <memory>
@@ -104,6 +105,9 @@ class ROPEWAY_API update {
   std::uint32_t buckets() const noexcept;
   /// The tensors that will arrive, in order; valid as long as this update lives.
   std::span<tensor_info const> tensors() const noexcept;
+  /// A hash of them, in order, and of how they lie in buckets: what was worked out for an update of this
+  /// layout holds for every other of it.
+  std::array<std::uint8_t, 16> layout() const noexcept;
 
   /// Accepts, copies every tensor into its destination (bucket k loads while k+1 is packed), and commits.
   /// No byte of a destination is written before `when`. Completes when the sender has been told of the

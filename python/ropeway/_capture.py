@@ -236,6 +236,7 @@ class CapturedLoader:
         self._load_weights = load_weights
         self._model = list(_all_of(model))
         self._infos: Optional[List[TensorInfo]] = None
+        self._layout: Optional[bytes] = None  # of an update that had these
         self._places = Destinations()
         self._conversions: List[Tuple[Any, Any]] = []  # (into, from)
         self._beside: Dict[str, Any] = {}
@@ -257,6 +258,7 @@ class CapturedLoader:
         """Runs the loader on tensors that record, without any update: for servers that want to know before. Nothing is
         written to the model."""
         infos = list(tensors)
+        self._layout = None
         recorder, missed = self._record(infos)
         self._build(infos, recorder, missed)
         assert self._plan is not None
@@ -265,8 +267,10 @@ class CapturedLoader:
     def load(self, update: Update, *, after: Any = None) -> Operation[LoadReport]:
         """As `Update.load_into`; `LoadReport.by_tensor` names what the loader was given itself. Captures first if there is
         need, which the sender's ``decide_limit`` must allow for: a few tenths of a millisecond a tensor."""
-        if self._infos != update.tensors:
-            self.capture(update.tensors)
+        if self._layout != update.layout:
+            if self._infos != update.tensors:
+                self.capture(update.tensors)
+            self._layout = update.layout
         return Steps(self._load(update, after))
 
     def _load(self, update: Update, after: Any) -> "Generator[Operation[Any], Any, LoadReport]":

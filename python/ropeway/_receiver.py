@@ -35,6 +35,9 @@ class Update:
         """Of all tensors, counted once."""
         self.buckets: int = core.buckets
         """How many will come."""
+        self.layout: bytes = core.layout
+        """A hash of `tensors`, in order, and of how they lie in buckets: what was worked out for an update of this layout
+        holds for every other of it."""
         self._infos: Optional[List[TensorInfo]] = None
 
     @property

@@ -342,6 +342,8 @@ def ready_after(after: Any, devices: Iterable[int]) -> When:
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         return None
+    if all(_core.is_idle(torch.cuda.current_stream(one).cuda_stream, one) for one in found):
+        return None  # an event would have to wait until the GPU turns to this process
     first = torch.cuda.current_stream(found[0])
     for other in found[1:]:
         first.wait_stream(torch.cuda.current_stream(other))

@@ -243,6 +243,11 @@ void bind_receiving(nb::module_& module) {
       .def_prop_ro("total_bytes", [](update_handle& self) { return self.get().total_bytes(); })
       .def_prop_ro("buckets", [](update_handle& self) { return self.get().buckets(); })
       .def("tensors", &update_handle::tensors)
+      .def_prop_ro("layout",
+                   [](update_handle& self) {
+                     auto const hash = self.get().layout();
+                     return nb::bytes(hash.data(), hash.size());
+                   })
       .def(
           "load_into",
           [](nb::object const& self, nb::object const& into, nb::handle when) {

@@ -6,6 +6,7 @@
 #include <array>
 #include <optional>
 
+#include "ropeway/cuda.hpp"
 #include "words.hpp"
 
 namespace ropeway::python {
@@ -364,6 +365,13 @@ void bind_tensors(nb::module_& module) {
     dtypes.append(nb::make_tuple(text(name(dtype_from(number))), bits(dtype_from(number))));
   module.attr("dtypes") = nb::tuple(dtypes);
 
+  // Whether nothing is on a stream any more; false where that can't be told.
+  module.def(
+      "is_idle",
+      [](std::uintptr_t stream, int ordinal) {
+        return is_past(after(reinterpret_cast<CUstream_st*>(stream), device::cuda(ordinal)));
+      },
+      nb::arg("stream"), nb::arg("ordinal"));
   module.def("from_dlpack", &from_dlpack, nb::arg("capsule"));
   module.def("buffer_address", &buffer_address, nb::arg("view"));
   nb::class_<sources>(module, "Sources")

@@ -250,7 +250,7 @@ def test_memory_is_free_the_moment_a_send_has_ended(sender, server):
         assert all_are(server("content"), others, version)
         if CUDA:
             assert {one.data_ptr() for one in others.values()} & set(places.values())
-        tensors = others
+        tensors, others, tensor = others, {}, None  # or they would be kept by this frame
 
 
 def test_tensors_that_are_dropped_while_they_are_sent_are_kept(sender, server):

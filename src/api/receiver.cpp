@@ -42,6 +42,7 @@ std::uint64_t update::version() const noexcept { return operation_->what.version
 std::uint64_t update::total_bytes() const noexcept { return operation_->what.total_bytes; }
 std::uint32_t update::buckets() const noexcept { return operation_->what.buckets; }
 std::span<tensor_info const> update::tensors() const noexcept { return operation_->manifest->tensors(); }
+std::array<std::uint8_t, 16> update::layout() const noexcept { return operation_->manifest->layout(); }
 any_io_executor update::executor() const { return operation_->core->executor(); }
 
 void update::begin_load(operation_pointer const& operation, load_target into, ready_after when,

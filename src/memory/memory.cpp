@@ -49,6 +49,10 @@ std::shared_ptr<prepared_copies const> backend::prepare(std::span<copy_op const>
   return std::make_shared<kept_copies>(ops);
 }
 
+bool backend::is_past(ready_after const& when) const noexcept {
+  return when.type() == ready_after::kind::nothing;
+}
+
 bool backend::are_there(std::span<allocation const> known) const noexcept {
   return std::ranges::all_of(known, [&](allocation const& one) {
     auto const now = find_allocation(one.begin);

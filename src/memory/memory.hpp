@@ -158,6 +158,10 @@ class backend {
   virtual std::shared_ptr<void> register_host(std::shared_ptr<region> memory) = 0;
   virtual std::unique_ptr<queue> make_queue() = 0;
 
+  /// Whether `when`, of this device, has come already, so that there is nothing to wait for; false if that
+  /// can't be told without disturbing a capture. Cheap. Thread-safe.
+  virtual bool is_past(ready_after const& when) const noexcept;
+
   /// Looks at a list once. Throws as queue::copy, and `out_of_memory`. May wait for the device, so: off the
   /// loop. Thread-safe, as are the next six.
   virtual std::shared_ptr<prepared_copies const> prepare(std::span<copy_op const> ops);

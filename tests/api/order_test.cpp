@@ -177,6 +177,26 @@ awaitable<void> changes_arrive(setting const& how) {
   co_await over.close();
 }
 
+CO_TEST("updates of the same tensors have the same layout, and others another") {
+  model const source(host_memory(), some_layers(4), 1), elsewhere(host_memory(), some_layers(4), 2);
+  line over(co_await asio::this_coro::executor, host_setting(), quick_sender().min_receivers(0));
+  co_await over.connect();
+  auto renamed = source.views();
+  renamed[1].name("another name");
+  std::vector<std::array<std::uint8_t, 16>> layouts;
+  for (auto const& views : {source.views(), elsewhere.views(), renamed, source.views()}) {
+    auto sending = beside(over.executor(), over.sender().send_weights(1, views));
+    auto next = co_await announced(over.receiver());
+    layouts.push_back(next.layout());
+    next.refuse("it was only looked at");
+    CHECK((co_await sending.join()).ok());
+  }
+  CHECK(layouts[1] == layouts[0]);
+  CHECK(layouts[2] != layouts[0]);
+  CHECK(layouts[3] == layouts[0]);
+  co_await over.close();
+}
+
 CO_TEST("whatever a send changes against the last one arrives") { co_await changes_arrive(host_setting()); }
 
 TEST_CASE("a slot is overwritten only when the slowest receiver has let go of it") {

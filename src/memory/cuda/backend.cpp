@@ -2,6 +2,7 @@
 #include "memory/cuda/cuda.hpp"
 #include "memory/cuda/digests.hpp"
 #include "memory/cuda/driver.hpp"
+#include "memory/cuda/gates.hpp"
 #include "memory/cuda/gpu.hpp"
 #include "memory/cuda/prepared.hpp"
 #include "memory/cuda/queue.hpp"
@@ -38,6 +39,7 @@ class cuda_backend final : public backend {
         throw transfer_error(errc::invalid_argument, "digests of memory of another device");
     return std::make_shared<device_digests>(gpu_, ops, sums);
   }
+  bool is_past(ready_after const& when) const noexcept override { return cuda::is_past(*gpu_, when); }
   bool are_there(std::span<allocation const> known) const noexcept override {
     return cuda::are_there(*gpu_, known);
   }

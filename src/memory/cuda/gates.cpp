@@ -46,6 +46,28 @@ void refuse_capture(driver const& d, CUstream on) {
 
 } // namespace
 
+bool is_past(gpu const& owner, ready_after const& when) noexcept {
+  if (when.type() == ready_after::kind::nothing) return true;
+  if (!when.where().is_cuda()) return false;
+  driver const& d = owner.call();
+  try {
+    if (when.type() == ready_after::kind::event) {
+      scope const here(owner);
+      return d.cuEventQuery(when.event()) == CUDA_SUCCESS;
+    }
+    CUcontext context = owner.context();
+    if (!is_default(when.stream())) {
+      if (d.cuStreamGetCtx(when.stream(), &context) != CUDA_SUCCESS) return false;
+    } else if (when.where().ordinal() != owner.ordinal()) {
+      return false;
+    }
+    scope const there(d, context, d.id_of(context));
+    CUstreamCaptureStatus status = CU_STREAM_CAPTURE_STATUS_NONE;
+    return d.cuStreamIsCapturing(when.stream(), &status) == CUDA_SUCCESS &&
+           status == CU_STREAM_CAPTURE_STATUS_NONE && d.cuStreamQuery(when.stream()) == CUDA_SUCCESS;
+  } catch (transfer_error const&) { return false; } // a context that is gone
+}
+
 CUevent gates::behind(CUstream_st* on, device where) {
   driver const& d = owner_->call();
   if (!where.is_cuda())

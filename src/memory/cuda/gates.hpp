@@ -8,6 +8,10 @@
 
 namespace ropeway::memory::cuda {
 
+/// Whether the caller's stream or event has come so far already. False, too, where asking could end a
+/// capture.
+bool is_past(gpu const& owner, ready_after const& when) noexcept;
+
 /// Events are kept for each context and used again.
 class gates {
  public:

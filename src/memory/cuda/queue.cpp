@@ -97,7 +97,7 @@ class core : public std::enable_shared_from_this<core> {
 };
 
 void core::start_after(ready_after const& when) {
-  if (when.type() == ready_after::kind::nothing) return;
+  if (is_past(*owner_, when)) return;
   scope here(*owner_);
   if (idle() && when.type() == ready_after::kind::event) return lane_.wait(when.event());
   CUevent const gate = when.type() == ready_after::kind::stream ? gates_.behind(when.stream(), when.where())

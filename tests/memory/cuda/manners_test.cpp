@@ -44,6 +44,8 @@ void use_everything(CUstream caller, std::function<void(char const*)> const& aft
   auto queue = backend->make_queue();
   after_each("make_queue");
   std::vector<std::byte> pageable(bytes);
+  (void)backend->is_past(after(caller));
+  after_each("is_past");
   if (caller != nullptr) queue->start_after(after(caller));
   after_each("start_after");
   auto to_device = op_of(ring->data(), device::host(), made.memory->data(), device::cuda(0), bytes);

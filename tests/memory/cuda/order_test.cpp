@@ -81,6 +81,24 @@ TEST_CASE_FIXTURE(fixture, "a copy after an event waits for that record, whateve
   CHECK(value() == 7);
 }
 
+TEST_CASE_FIXTURE(fixture, "a stream or event that has come so far is told from one that has not") {
+  CUevent const event = make_event();
+  CHECK(backend->is_past({}));
+  CHECK(backend->is_past(after(producer)));
+  CHECK_FALSE(backend->is_past(after(producer, device::host())));
+  for (auto* const stream : {producer, static_cast<CUstream>(nullptr)}) {
+    current here(g);
+    produce(5, stream);
+    record(event, stream);
+    CHECK_FALSE(backend->is_past(after(stream)));
+    CHECK_FALSE(backend->is_past(after(event)));
+    queue->start_after(after(event));
+    CHECK(reaches(*queue, queue->mark()));
+    CHECK(backend->is_past(after(stream)));
+    CHECK(backend->is_past(after(event)));
+  }
+}
+
 TEST_CASE_FIXTURE(fixture, "waits keep their place behind pageable copies") {
   CUevent const event = make_event();
   produce(21, producer);
@@ -134,6 +152,8 @@ TEST_CASE_FIXTURE(fixture, "a stream that is being captured is refused, and its 
     current here(g);
     g.check(g.more.cuMemsetD8Async(reinterpret_cast<CUdeviceptr>(source.get()), 3, 16, producer), "memset");
   }
+  CHECK_FALSE(backend->is_past(after(producer)));
+  CHECK_FALSE(backend->is_past(after(static_cast<CUstream>(nullptr))));
   try {
     queue->start_after(after(producer));
     FAIL("a captured stream was accepted");
