@@ -121,6 +121,11 @@ class receiver_options {
   /// Which way updates may come. With `mapped`, an update that can't come so is refused; one that the
   /// embedder takes bucket by bucket never can.
   ROPEWAY_KNOB(route_choice, use_route, route_choice::automatic)
+  /// What is mapped of the sender's own memory is let go of when no update has used it for so long, and
+  /// mapped anew by the next one, which takes the time that the first one took (`update_stage::map` in its
+  /// report). Until then it stays in use, also if the trainer frees it without `sender::release_memory`.
+  /// `milliseconds::max()` keeps it until the session ends or the sender wants it back.
+  ROPEWAY_KNOB(milliseconds, idle_mapping_limit, std::chrono::minutes(10))
   /// Refuses updates that carry no digests (`errc::digest_missing`). Those that do are always compared.
   ROPEWAY_KNOB(bool, demand_digests, false)
   /// How fast mapped updates are copied.

@@ -152,6 +152,8 @@ class Receiver:
         connect_limit: how long `connect` waits for a sender to listen, in seconds (10).
         handshake_limit, silence_limit, lease_limit, close_limit: seconds; see ``receiver_options`` in options.hpp.
         route: which ways updates may come: ``automatic``, ``mapped``, ``staged`` or ``host``.
+        idle_mapping_limit: seconds for which what no update uses of the sender's memory stays mapped (600);
+            ``math.inf`` keeps it.
         most_blocks, bytes_per_second: how much of the device and its memory a mapped update may take; 0 for no limit.
         demand_digests: refuses updates that carry none (``digest_missing``); those that do are always compared.
         max_manifest_bytes: the largest list of tensors that is read.
@@ -166,7 +168,7 @@ class Receiver:
                  group_size: Optional[int] = None, connect_limit: Optional[float] = None,
                  handshake_limit: Optional[float] = None, silence_limit: Optional[float] = None,
                  lease_limit: Optional[float] = None, close_limit: Optional[float] = None, route: Optional[str] = None,
-                 most_blocks: Optional[int] = None, bytes_per_second: Optional[int] = None,
+                 idle_mapping_limit: Optional[float] = None, most_blocks: Optional[int] = None, bytes_per_second: Optional[int] = None,
                  demand_digests: Optional[bool] = None, max_manifest_bytes: Optional[int] = None,
                  allowed_users: Optional[Sequence[int]] = None,
                  allow_shared_directory: Optional[bool] = None) -> None:
@@ -174,7 +176,8 @@ class Receiver:
         knobs: Dict[str, Any] = {
             "name": name, "device": word, "group": group, "group_size": group_size, "connect_limit": connect_limit,
             "handshake_limit": handshake_limit, "silence_limit": silence_limit, "lease_limit": lease_limit,
-            "close_limit": close_limit, "route": route, "most_blocks": most_blocks, "bytes_per_second": bytes_per_second,
+            "close_limit": close_limit, "route": route, "idle_mapping_limit": idle_mapping_limit,
+            "most_blocks": most_blocks, "bytes_per_second": bytes_per_second,
             "demand_digests": demand_digests, "max_manifest_bytes": max_manifest_bytes, "allowed_users": allowed_users,
             "allow_shared_directory": allow_shared_directory,
         }

@@ -183,6 +183,9 @@ receiver_options receiver_options_from(nb::dict const& knobs) {
     if (knob == "handshake_limit") options.handshake_limit(limit_from(value));
     if (knob == "silence_limit") options.silence_limit(limit_from(value));
     if (knob == "lease_limit") options.lease_limit(limit_from(value));
+    if (knob == "idle_mapping_limit")
+      options.idle_mapping_limit(std::isinf(nb::cast<double>(value)) ? milliseconds::max()
+                                                                     : limit_from(value));
     if (knob == "close_limit") options.close_limit(limit_from(value));
     if (knob == "route") options.use_route(route_from(value));
     if (knob == "demand_digests") options.demand_digests(nb::cast<bool>(value));

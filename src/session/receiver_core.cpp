@@ -23,11 +23,12 @@ receiver_options checked(receiver_options options) {
     refuse("the receiver's name must have 1 to 255 bytes");
   if (options.group().size() > max_name) refuse("the group's name must have at most 255 bytes");
   if (options.group().empty() != (options.group_size() == 0)) refuse("a group needs both a name and a size");
-  for (auto const limit :
-       {options.connect_limit(), options.handshake_limit(), options.silence_limit(), options.close_limit()})
+  for (auto const limit : {options.connect_limit(), options.handshake_limit(), options.silence_limit(),
+                           options.close_limit(), options.idle_mapping_limit()})
     if (limit.count() <= 0) refuse("every limit must be positive");
   if (options.lease_limit().count() < 0) refuse("the lease limit must not be negative");
   options.lease_limit(countable(options.lease_limit()));
+  options.idle_mapping_limit(countable(options.idle_mapping_limit()));
   if (options.max_manifest_bytes() == 0) refuse("max_manifest_bytes must be positive");
   options.connect_limit(countable(options.connect_limit())).silence_limit(countable(options.silence_limit()));
   options.handshake_limit(countable(options.handshake_limit())).close_limit(countable(options.close_limit()));
@@ -77,6 +78,7 @@ receiver_core::receiver_core(asio::any_io_executor executor, receiver_options op
     , close_limit_(strand_)
     , deadline_(strand_)
     , pace_(strand_)
+    , idle_(strand_)
     , lease_limit_(strand_) {}
 
 receiver_core::~receiver_core() {
@@ -575,6 +577,7 @@ void receiver_core::drop_session() {
   unread_.reset();
   drop_mapping();
   pace_.cancel();
+  idle_.cancel();
   lookout_->rest();
   deadline_.cancel();
   armed_.reset();
@@ -582,11 +585,8 @@ void receiver_core::drop_session() {
   announced_stages_.close();
   for (auto& [number, ring] : rings_) offload_.dispose(std::move(ring)); // unmapping can take long
   rings_.clear();
-  // What was made for the mapped tensors goes with the mappings; copies that still run hold both.
-  std::vector<std::uint64_t> all;
-  for (auto const& [id, segment] : segments_) all.push_back(id);
-  for (auto& copies : take_copies_of(all)) offload_.dispose(std::move(copies));
-  for (auto& [id, segment] : std::exchange(segments_, {})) offload_.dispose(std::move(segment));
+  // Copies that still run hold what they read.
+  for (auto& one : take_segments(all_segments())) offload_.dispose(std::move(one));
   mapped_copies_.clear();
   offload_.dispose(std::move(table_.memory));
   table_ = {};
@@ -635,6 +635,7 @@ void receiver_core::give_bucket(load_operation& load) {
     auto held = std::move(load.arrived.front());
     load.arrived.pop_front();
     ++load.given;
+    held_sender_ = {}; // as in begin_writing: nobody knows where it goes
     ++load.in_hands;
     held->given_at = clock::now();
     held->shown.begin({side::receiver, update_stage::load}, held->number);
@@ -843,9 +844,11 @@ void receiver_core::end_load(std::shared_ptr<load_operation> const& load, failur
       if (!error) who.update_loaded(report);
       who.update_ended(load->what.version, !error);
     });
+  if (load->mapped) mappings_used_ = clock::now();
   load->mapped.reset(); // the embedder may keep the update
   load->digests.reset();
   if (load->copies_in_flight == 0) unmap_later();
+  watch_idle_mappings(mappings_used_ + options_.idle_mapping_limit());
   if (load->on_bucket) std::exchange(load->on_bucket, nullptr)->complete(load->error, {});
   if (load->on_loaded) std::exchange(load->on_loaded, nullptr)->complete(load->error, report);
 }
@@ -1351,6 +1354,7 @@ void receiver_core::act(receive_action::take_part& action) {
 void receiver_core::segment_mapped(std::shared_ptr<load_operation> const& load,
                                    std::shared_ptr<memory::region> region) {
   segments_[load->placement->segments[mapping_->segment].id] = std::move(region);
+  mappings_used_ = clock::now();
   mapping_->importer.reset();
   mapping_->next_part = 0;
   ++mapping_->segment;
@@ -1503,14 +1507,7 @@ void receiver_core::act(receive_action::unmap& action) {
 void receiver_core::unmap_later() {
   if (to_unmap_.empty() || !machine_ || mapping_jobs_ != 0 || (load_ && load_->mapped)) return;
   auto const ids = std::exchange(to_unmap_, {});
-  auto const gone = std::make_shared<std::vector<std::shared_ptr<void const>>>();
-  for (auto& copies : take_copies_of(ids)) gone->push_back(std::move(copies));
-  for (auto const id : ids) {
-    auto const at = segments_.find(id);
-    if (at == segments_.end()) continue;
-    gone->push_back(std::move(at->second));
-    segments_.erase(at);
-  }
+  auto const gone = std::make_shared<std::vector<std::shared_ptr<void const>>>(take_segments(ids));
   auto unmap = [gone] {
     gone->clear();
     return true;
@@ -1523,6 +1520,39 @@ void receiver_core::unmap_later() {
     self->pump();
   };
   offload_.run(strand_, std::move(unmap), std::move(then));
+}
+
+std::vector<std::uint64_t> receiver_core::all_segments() const {
+  std::vector<std::uint64_t> all;
+  for (auto const& [id, segment] : segments_) all.push_back(id);
+  return all;
+}
+
+std::vector<std::shared_ptr<void const>> receiver_core::take_segments(std::vector<std::uint64_t> const& ids) {
+  std::vector<std::shared_ptr<void const>> taken;
+  for (auto& copies : take_copies_of(ids)) taken.push_back(std::move(copies));
+  for (auto const id : ids) {
+    auto const at = segments_.find(id);
+    if (at == segments_.end()) continue;
+    taken.push_back(std::move(at->second));
+    segments_.erase(at);
+  }
+  return taken;
+}
+
+void receiver_core::watch_idle_mappings(clock::time_point until) {
+  if (segments_.empty() || options_.idle_mapping_limit() == countable(milliseconds::max())) return;
+  idle_.expires_at(until);
+  idle_.async_wait([weak = weak_from_this()](std::error_code error) {
+    if (auto const self = weak.lock(); self && !error) self->drop_idle_mappings();
+  });
+}
+
+/// The sender is not told: what it then wants back it still asks for, and is answered.
+void receiver_core::drop_idle_mappings() {
+  if (load_ || mapping_ || mapping_jobs_ != 0) // most likely an update that uses them
+    return watch_idle_mappings(clock::now() + options_.idle_mapping_limit());
+  for (auto& one : take_segments(all_segments())) offload_.dispose(std::move(one));
 }
 
 std::vector<std::shared_ptr<mapped_copies const>>
@@ -1550,10 +1580,9 @@ void receiver_core::begin_writing(load_operation& load) {
   stream().start_after(load.when);
   load.wrote = true;
   arriving_.version = load.what.version;
-  if (load.shadow)
-    load.shadow->writing(*load.part, arriving_, ops_);
-  else
-    load.into->writing(*load.part, arriving_);
+  if (load.shadow) return load.shadow->writing(*load.part, arriving_, ops_);
+  load.into->writing(*load.part, arriving_);
+  held_sender_ = {}; // should we come back before it is whole, we hold nothing
 }
 
 void receiver_core::act(receive_action::abort& action) {

@@ -175,6 +175,11 @@ class receiver_core : public std::enable_shared_from_this<receiver_core> {
   void accept_unmapped(std::shared_ptr<load_operation> const& load, failure why);
   void read_on(std::shared_ptr<load_operation> const& load);
   void unmap_later();
+  void watch_idle_mappings(clock::time_point until);
+  void drop_idle_mappings();
+  std::vector<std::uint64_t> all_segments() const;
+  /// Takes these segments, and what was made to read them, to be let go of off the loop.
+  std::vector<std::shared_ptr<void const>> take_segments(std::vector<std::uint64_t> const& ids);
 
   // Digests: in receiver_digests.cpp.
   /// Accepts a load, once what it will compare is prepared; or turns it down for want of digests.
@@ -310,7 +315,9 @@ class receiver_core : public std::enable_shared_from_this<receiver_core> {
   std::shared_ptr<connect_attempt> attempt_; // until it is connected or has failed
   wire::timer close_limit_;
   wire::timer deadline_;
-  wire::timer pace_;        // until the next part of a mapped update is copied
+  wire::timer pace_; // until the next part of a mapped update is copied
+  wire::timer idle_; // until what is mapped is let go of
+  clock::time_point mappings_used_{};
   wire::timer lease_limit_; // on readers that hold what a load must write
   std::optional<clock::time_point> armed_;
   std::unique_ptr<completion<nothing>> on_connected_;

@@ -1,5 +1,7 @@
 // Updates whose receivers read the sender's own tensors: which way is taken and why, memory that moves or is
 // wanted back, and who waits for whom. In host memory that the sender shares. Part of ropeway; Apache-2.0.
+#include <asio/io_context.hpp>
+#include <chrono>
 #include <condition_variable>
 #include <cstdlib>
 #include <fstream>
@@ -272,6 +274,76 @@ CO_TEST("release_memory: every receiver has unmapped the trainer's memory, and t
     CHECK(mappings_of(block_bytes) == 0);
   }
   co_await over.close();
+}
+
+namespace {
+
+/// One update into `held` from `memory`; what the receiver says of it.
+awaitable<load_report> mapped_update(line& over, std::uint64_t version, shared_memory const& memory,
+                                     std::vector<std::byte>& held, destinations& into) {
+  fill(memory, version);
+  auto loading = beside(over.executor(), load_next(over.receiver(), into));
+  std::vector<tensor_view> const views{bytes_at("w", memory, 0, held.size())};
+  auto const report = co_await over.sender().send_weights(version, views);
+  CHECK(of(report, "server").way == route::mapped);
+  auto const loaded = co_await loading.join();
+  REQUIRE_MESSAGE(loaded.ok(), loaded.said());
+  CHECK(same(held, memory.data()));
+  co_return *loaded.value;
+}
+
+} // namespace
+
+CO_TEST("what no update uses for a while is unmapped, and the next update maps it anew and says so") {
+  auto options = quick_receiver();
+  options.idle_mapping_limit(milliseconds(5));
+  line over(co_await asio::this_coro::executor, host_setting(), quick_sender(), options);
+  auto const memory = shared_memory::make(block_bytes);
+  over.sender().share(memory);
+  co_await over.connect();
+  std::vector<std::byte> held(3000);
+  destinations into;
+  into.add({"w", dtype::u8, {held.size()}, held.data()});
+  for (std::uint64_t version = 1; version <= 4; ++version) {
+    auto const report = co_await mapped_update(over, version, memory, held, into);
+    CHECK(report.stages[update_stage::map].count() > 0);
+    while (mappings_of(block_bytes) != 1) co_await settle(1);
+  }
+  co_await over.sender().release_memory(); // what is gone already is answered for all the same
+  over.sender().share(memory);
+  co_await mapped_update(over, 5, memory, held, into);
+  co_await over.close();
+}
+
+CO_TEST("what updates use is not unmapped: by default for minutes, and for ever if that is said") {
+  for (bool const for_ever : {false, true}) {
+    auto options = quick_receiver();
+    if (for_ever) options.idle_mapping_limit(milliseconds::max());
+    line over(co_await asio::this_coro::executor, host_setting(), quick_sender(), options);
+    auto const memory = shared_memory::make(block_bytes);
+    over.sender().share(memory);
+    co_await over.connect();
+    std::vector<std::byte> held(3000);
+    destinations into;
+    into.add({"w", dtype::u8, {held.size()}, held.data()});
+    for (std::uint64_t version = 1; version <= 3; ++version) {
+      auto const report = co_await mapped_update(over, version, memory, held, into);
+      CHECK((report.stages[update_stage::map].count() > 0) == (version == 1));
+      CHECK(mappings_of(block_bytes) == 2);
+    }
+    co_await over.close();
+  }
+  auto const refused = [](milliseconds limit) {
+    try {
+      asio::io_context io;
+      auto options = quick_receiver();
+      options.idle_mapping_limit(limit);
+      receiver const made(io.get_executor(), options);
+    } catch (transfer_error const& error) { return error.code(); }
+    return std::error_code();
+  };
+  CHECK(refused(milliseconds(0)) == errc::invalid_argument);
+  CHECK(refused(milliseconds(-1)) == errc::invalid_argument);
 }
 
 CO_TEST("release_memory while a send runs is refused; without receivers, or with nothing mapped, it is done "
@@ -653,6 +725,44 @@ CO_TEST("a load that is cancelled while it maps ends at once, whole; its memory 
   auto const report = co_await deliver(over, 2, views, into);
   CHECK(of(report, "server").way == route::mapped);
   CHECK(same(held, memory.data()));
+  co_await over.close();
+}
+
+CO_TEST("what was mapped is not let go of while a load that needs it maps the rest") {
+  auto how = host_setting(1);
+  auto const imports = std::make_shared<held_imports>();
+  imports->hold(false);
+  how.how.into[0].devices = imports;
+  auto options = quick_receiver();
+  options.idle_mapping_limit(milliseconds(100)); // most likely it passes while the second segment is mapped
+  line over(co_await asio::this_coro::executor, how, quick_sender(), options);
+  auto first = shared_memory::make(block_bytes), second = shared_memory::make(block_bytes);
+  if (first.data() > second.data()) std::swap(first, second); // they are mapped in this order
+  over.sender().share(first);
+  over.sender().share(second);
+  co_await over.connect();
+  std::vector<std::byte> held(3000), other(3000);
+  destinations one, both;
+  one.add({"w", dtype::u8, {held.size()}, held.data()});
+  co_await mapped_update(over, 1, first, held, one);
+  imports->hold(true);
+  fill(second, 2);
+  both.add({"w", dtype::u8, {held.size()}, held.data()});
+  both.add({"v", dtype::u8, {other.size()}, other.data()});
+  auto loading = beside(over.executor(), load_next(over.receiver(), both));
+  std::vector<tensor_view> const views{bytes_at("w", first, 0, 3000), bytes_at("v", second, 0, 3000)};
+  auto send = beside(over.executor(), over.sender().send_weights(2, views));
+  while (!imports->came()) co_await settle(1);
+  auto const begun = std::chrono::steady_clock::now();
+  while (std::chrono::steady_clock::now() - begun < milliseconds(250)) co_await settle(1);
+  imports->hold(false);
+  auto const loaded = co_await loading.join();
+  REQUIRE_MESSAGE(loaded.ok(), loaded.said());
+  CHECK(loaded.value->way == route::mapped);
+  CHECK(same(other, second.data()));
+  auto const sent = co_await send.join();
+  CHECK_MESSAGE(sent.ok(), sent.said());
+  while (mappings_of(block_bytes) != 2) co_await settle(1); // they are, once it is over
   co_await over.close();
 }
 
