@@ -28,6 +28,7 @@ namespace detail {
 class sender_core;
 class tensor_set;
 class send_operation;
+class hold_operation;
 sender make_sender(asio::any_io_executor, std::string, sender_options, std::shared_ptr<memory::backends>);
 template <class Token>
 concept token = !std::same_as<std::remove_cvref_t<Token>, ready_after>;
@@ -109,6 +110,54 @@ class ROPEWAY_API sending {
   std::shared_ptr<detail::send_operation> operation_;
 };
 
+/// A promise from `sender::hold`: the tensors stay as they are while this lives. Move-only. An empty one
+/// (made by default, moved from) can only be assigned to and destroyed.
+///
+/// Destroying it ends the promise, and gives a delivery that runs up. No copy that this process queued reads
+/// the tensors when the destructor returns: it waits for those, at most 10 s, as the sender's own destructor
+/// does. A receiver that reads the tensors by itself (`route::mapped`) is told to stop when the loop turns
+/// next, and may read on until it hears of it. Nothing that it has read by then is ever committed; and as
+/// long as it maps memory from `shared_memory` or CUDA's virtual memory management, that stays where it is,
+/// also when it was freed. Memory from cudaMalloc does not: await `release` before it is freed.
+class ROPEWAY_API held_version {
+ public:
+  held_version() = default;                        ///< empty
+  held_version(held_version&&) noexcept = default; ///< leaves the other empty
+  /// Exchanges the two: what was held here ends with `other`.
+  held_version& operator=(held_version&& other) noexcept;
+  ~held_version();
+
+  /// As `hold` was told; 0 for an empty one.
+  std::uint64_t version() const noexcept;
+
+  /// Ends the promise: gives up a delivery that still reads the tensors, and completes when nobody reads them
+  /// any more, receivers that map them included. (Where that is so already, a delivery that runs goes on.) A
+  /// receiver that has died while it read is waited for until the sender's `silence_limit`. Later calls do
+  /// nothing. Error: `device_failed`, if the sender is destroyed meanwhile and copies are stuck.
+  /// Cancellation: all types; stops this wait only, the promise has ended.
+  /// @{
+  awaitable<void> release();
+  template <class Token>
+  auto release(Token&& token) {
+    auto start = [self = operation_](auto done, auto stop) {
+      begin_release(self, std::move(done), std::move(stop));
+    };
+    return detail::initiate<detail::nothing, std::error_code>(executor(), std::move(start),
+                                                              std::forward<Token>(token));
+  }
+  /// @}
+
+ private:
+  friend class sender;
+  using operation_pointer = std::shared_ptr<detail::hold_operation>;
+  explicit held_version(operation_pointer operation) : operation_(std::move(operation)) {}
+  static void begin_release(operation_pointer const& operation,
+                            std::unique_ptr<detail::completion<detail::nothing>> done,
+                            std::shared_ptr<detail::stop_request> stop);
+  asio::any_io_executor executor() const;
+  operation_pointer operation_;
+};
+
 /// What `sender::receivers` tells of one of them.
 struct connected_receiver {
   std::string name;           ///< as it called itself, with its process number
@@ -123,12 +172,12 @@ struct connected_receiver {
 /// while a send does: it also tells receivers that the sender is alive, and one that blocks it for longer
 /// than their `silence_limit` (10 s) loses them.
 ///
-/// Lifetime: destroy it, and what it gave (`sending`), before the loop. The destructor stops listening and
-/// frees the path at once, and waits (at most 10 s) for copies that still read the caller's tensors; sessions
-/// are closed, and operations that run end with `asio::error::operation_aborted`, when the loop turns next.
-/// Copies that are stuck even then end them with `errc::device_failed`: their memory is kept, and the tensors
-/// may still be read. `co_await close()` is the graceful end. A loop that is destroyed while operations wait
-/// drops their handlers.
+/// Lifetime: destroy it, and what it gave (`sending`, `held_version`), before the loop. The destructor stops
+/// listening and frees the path at once, and waits (at most 10 s) for copies that still read the caller's
+/// tensors; sessions are closed, and operations that run end with `asio::error::operation_aborted`, when the
+/// loop turns next. Copies that are stuck even then end them with `errc::device_failed`: their memory is
+/// kept, and the tensors may still be read. `co_await close()` is the graceful end. A loop that is destroyed
+/// while operations wait drops their handlers.
 ///
 /// Every operation has two forms: one that returns an awaitable and throws `transfer_error` (a send:
 /// `send_failed`), and one with a completion token of signature `void(std::error_code, T)`. The call itself
@@ -256,6 +305,41 @@ class ROPEWAY_API sender {
   }
   /// @}
 
+  /// Promises that `tensors` stay as they are while what this returns lives. Until then every receiver that
+  /// lacks `version` is given it, without another call: whoever joins or comes back, has failed a send, or
+  /// was not there. A receiver lacks it that holds another version of this sender's, or none, or may be torn;
+  /// not one that was sent something since `hold` was called (or by a send that ran then), which nobody is
+  /// taken back from. So this can follow a send of the same version, which those that have it are not sent
+  /// again, or take the place of one.
+  ///
+  /// A delivery is an update like any other to the receivers and to observers, only that nobody else takes
+  /// part. One runs at a time; who joins meanwhile has the next. `min_receivers` means nothing to it. Who
+  /// refuses it or fails it is not asked again in this session, who says not now is when that time is over,
+  /// who says nothing after another `decide_limit`. A group is given it as soon as it is complete: the
+  /// members that lack it together, while the others go on with what they hold if that is this version; if
+  /// one of them has something newer, nobody.
+  ///
+  /// A send that is started while a delivery runs gives it up, and begins when its copies have ended: the
+  /// receivers that it went to take part in the send, too. Should the send fail for them, they are given the
+  /// held version again. A later `hold` takes the place of this one, whose delivery is given up; `close` ends
+  /// it. While one stands, `release_memory` fails with `errc::busy`.
+  ///
+  /// Tensors on a CUDA device are read after `when`, at each delivery: an event must live as long.
+  /// Throws transfer_error: as a send, for what is wrong with the tensors (`duplicate_name`, `unsupported`,
+  /// `overflow`, `invalid_argument`). What goes wrong later on this side ends the delivery, which observers
+  /// hear of, and is tried again after `decide_limit`. Tensors that are made on the fly can't be held.
+  /// @{
+  template <tensor_range R>
+  held_version hold(std::uint64_t version, R const& tensors, ready_after when = {}) {
+    return begin_hold(version, collect(tensors), when);
+  }
+  held_version hold(std::uint64_t version, prepared_tensors const& tensors, ready_after when = {}) {
+    return begin_hold(version, tensors.set_, when);
+  }
+  held_version hold(std::uint64_t version, tensor_source& source) = delete; ///< made once, they are gone
+  held_version hold(std::uint64_t version, slot_writer& writer) = delete;   ///< as for a source
+  /// @}
+
   /// Compares names and shapes once, for sends that skip even that. The views' memory and strides are kept as
   /// they are now. An error in them (a name twice, say) is reported by the send.
   template <tensor_range R>
@@ -296,8 +380,8 @@ class ROPEWAY_API sender {
   /// Wants back all that receivers have mapped of the trainer's memory, for trainers that free or offload
   /// their weights: completes when every receiver has unmapped it, or has gone. What was shared is shared no
   /// more. The next update maps anew. (The staging ring stays.)
-  /// Errors: `busy` while a send runs, `peer_silent` if a receiver has not done so within
-  /// `sender_options::commit_limit`, `not_open`. Cancellation: all types, stops this wait only.
+  /// Errors: `busy` while a send runs or a version is held, `peer_silent` if a receiver has not done so
+  /// within `sender_options::commit_limit`, `not_open`. Cancellation: all types, stops this wait only.
   /// @{
   awaitable<void> release_memory();
   template <class Token>
@@ -370,6 +454,7 @@ class ROPEWAY_API sender {
   static void begin_start(core_pointer const& core, std::uint64_t version, set_pointer set, ready_after when,
                           std::unique_ptr<detail::completion<sending>> done,
                           std::shared_ptr<detail::stop_request> stop);
+  held_version begin_hold(std::uint64_t version, set_pointer set, ready_after when);
   static void begin_wait(core_pointer const& core, std::size_t count, milliseconds limit,
                          std::unique_ptr<detail::completion<std::size_t>> done,
                          std::shared_ptr<detail::stop_request> stop);

@@ -22,12 +22,12 @@ from ._operation import Operation
 from ._receiver import Receiver, Update
 from ._reports import (ConnectedReceiver, LoadReport, ReceiverReport, ReceiverStatus, SendReport, TensorInfo,
                        WeightsStatus)
-from ._sender import Prepared, Sender, Sending, SharedMemory, Source, _open, gathered
+from ._sender import Held, Prepared, Sender, Sending, SharedMemory, Source, _open, gathered
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "Bucket", "CapturedLoader", "CapturedPlan", "ConnectedReceiver", "Destinations", "Lease",
+    "Bucket", "CapturedLoader", "CapturedPlan", "ConnectedReceiver", "Destinations", "Held", "Lease",
     "LoadReport", "Loader", "Operation", "Piece", "Prepared", "Receiver", "ReceiverReport",
     "ReceiverStatus", "ReleasedError", "SendReport", "Sender", "Sending", "ShadowDestinations",
     "SharedMemory", "Source", "TensorInfo", "TransferError", "Update", "WeightsStatus", "gathered",

@@ -117,6 +117,40 @@ class Sending:
         return Single(self._core.done(), of=self)
 
 
+class Held:
+    """A version whose tensors stay as they are, from `Sender.hold`: until `release` has ended, or as a context manager
+    (``with`` or ``async with``), which releases it. One that is dropped ends as well, and keeps its tensors until nobody
+    reads them; but they must not change before `release` has ended."""
+
+    def __init__(self, core: _core.Held, sender: object) -> None:
+        self._core = core
+        self._sender = sender  # which lives as long
+
+    @property
+    def version(self) -> int:
+        """As `Sender.hold` was told."""
+        return int(self._core.version)
+
+    def release(self) -> Operation[None]:
+        """Ends when nobody reads the tensors any more, after a delivery that does was given up: they may change. Once
+        more means nothing. Cancelling stops this wait only."""
+        return Single(self._core.release(), of=self)
+
+    def __enter__(self) -> "Held":
+        return self
+
+    def __exit__(self, kind: Optional[Type[BaseException]], error: Optional[BaseException],
+                 trace: Optional[TracebackType]) -> None:
+        self.release().wait()
+
+    async def __aenter__(self) -> "Held":
+        return self
+
+    async def __aexit__(self, kind: Optional[Type[BaseException]], error: Optional[BaseException],
+                        trace: Optional[TracebackType]) -> None:
+        await self.release()
+
+
 Tensors = Union[Prepared, Source, Mapping[str, Any], Iterable[Tuple[str, Any]], AsyncIterable[Tuple[str, Any]], Any]
 """What can be sent: see `Sender.send_weights`."""
 
@@ -221,6 +255,18 @@ class Sender:
         return Single(self._core.start(version, prepared._core, self._when(prepared, after)),
                       lambda core: Sending(core, self), of=self)
 
+    def hold(self, version: int, tensors: Tensors, *, cast: Cast = None, after: Any = None) -> Held:
+        """Promises that `tensors` stay as they are until what this returns is released. Whoever joins or comes back
+        meanwhile, has failed a send or was not there, is given `version` without another call; who has it, or something
+        that was sent since, is not. A send that is started meanwhile goes first.
+
+        Raises as `send_weights` for what is wrong with the tensors. Not for a `Source` or an async iterable.
+        `release_memory` fails (``busy``) until it is released."""
+        if isinstance(tensors, Source) or hasattr(tensors, "__aiter__"):
+            raise TypeError("what is made on the fly can't be held: it is gone when somebody comes late")
+        prepared = self._prepared(tensors, cast, after)
+        return Held(self._core.hold(version, prepared._core, self._when(prepared, after)), self)
+
     def wait_for_receivers(self, count: int = 1, limit: float = 60.0) -> Operation[int]:
         """Ends with the number of receivers once at least `count` are connected. Raises TransferError
         (``too_few_receivers``) after `limit` seconds. Cancelling stops this wait only."""
@@ -238,7 +284,7 @@ class Sender:
         """Wants back all that receivers have mapped of the trainer's memory, for trainers that free or offload their
         weights; ends when every receiver has unmapped it, or has gone. The next send maps anew.
 
-        Raises TransferError: ``busy`` while a send runs, ``peer_silent``, ``not_open``."""
+        Raises TransferError: ``busy`` while a send runs or a version is held, ``peer_silent``, ``not_open``."""
         return Single(self._core.release_memory(), of=self)
 
     def close(self) -> Operation[None]:

@@ -208,6 +208,34 @@ class sending_handle {
   owner of_;
 };
 
+/// A version that is held, and what it is read from.
+class held_handle {
+ public:
+  held_handle(std::shared_ptr<engine> loop, held_version what, sending_handle::owner of)
+      : loop_(std::move(loop)), held_(std::move(what)), of_(std::move(of)) {}
+  held_handle(held_handle const&) = delete;
+  held_handle& operator=(held_handle const&) = delete;
+  ~held_handle() {
+    if (loop_->forked()) {
+      new held_version(std::move(held_)); // the parent's
+      return;
+    }
+    // Receivers may read the tensors until they hear of it: they are kept until then.
+    loop_->start<done>(with_result(held_.release()), std::move(of_));
+    without_gil const released;
+    held_ = held_version();
+  }
+  std::uint64_t version() const noexcept { return held_.version(); }
+  operation release(nb::object const& self) {
+    return begin<done>(loop_, with_result(held_.release()), kept(self.ptr()), no_result);
+  }
+
+ private:
+  std::shared_ptr<engine> loop_; // goes last
+  held_version held_;
+  sending_handle::owner of_;
+};
+
 /// The version outlives the operation that starts it, and what it is read from must, too.
 awaitable<std::shared_ptr<sending_handle>>
 start_keeping(std::shared_ptr<engine> loop, awaitable<sending> starting, sending_handle::owner owner) {
@@ -283,6 +311,12 @@ class sender_handle {
     auto make = [](std::shared_ptr<sending_handle> const& started) { return nb::cast(started); };
     return begin<std::shared_ptr<sending_handle>>(
         loop_, start_keeping(loop_, std::move(starting), std::move(owner)), 0, make);
+  }
+  std::shared_ptr<held_handle> hold(std::uint64_t version, std::shared_ptr<prepared> const& what,
+                                    nb::handle when) {
+    sending_handle::owner owner(what, kept(when.ptr()));
+    return std::make_shared<held_handle>(loop_, open().hold(version, what->tensors, ready_from(when)),
+                                         std::move(owner));
   }
   std::shared_ptr<bridge> source(nb::list const& stated, int ordinal) {
     open();
@@ -390,6 +424,9 @@ void bind_sending(nb::module_& module) {
       .def_prop_ro("version", &sending_handle::version)
       .def("source_free", [](nb::object self) { return nb::cast<sending_handle&>(self).source_free(self); })
       .def("done", [](nb::object self) { return nb::cast<sending_handle&>(self).finish(self); });
+  nb::class_<held_handle>(module, "Held")
+      .def_prop_ro("version", &held_handle::version)
+      .def("release", [](nb::object self) { return nb::cast<held_handle&>(self).release(self); });
   nb::class_<sender_handle>(module, "Sender")
       .def(nb::init<std::string, nb::dict const&>(), nb::arg("path"), nb::arg("knobs"))
       .def("prepare", &sender_handle::prepare, nb::arg("tensors"))
@@ -397,6 +434,7 @@ void bind_sending(nb::module_& module) {
       .def("send_again", &sender_handle::send_again, nb::arg("version"), nb::arg("seen"), nb::arg("pairs"),
            nb::arg("types"), nb::arg("when").none())
       .def("start", &sender_handle::start, nb::arg("version"), nb::arg("tensors"), nb::arg("when").none())
+      .def("hold", &sender_handle::hold, nb::arg("version"), nb::arg("tensors"), nb::arg("when").none())
       .def("source", &sender_handle::source, nb::arg("stated"), nb::arg("ordinal"))
       .def("send_source", &sender_handle::send_source, nb::arg("version"), nb::arg("source"))
       .def("wait_for_receivers", &sender_handle::wait_for_receivers, nb::arg("count"), nb::arg("seconds"))

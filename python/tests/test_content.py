@@ -73,6 +73,46 @@ def test_who_demands_digests_takes_nothing_without(address):
     assert not into["w"].any()
 
 
+@pytest.mark.parametrize("mapped", [False, True])
+def test_who_comes_late_is_given_what_is_held(address, mapped):
+    memory = ropeway.SharedMemory(1 << 16)
+    source = {"w": np.frombuffer(memory, np.float32)[:1000] if mapped else np.zeros(1000, np.float32)}
+    source["w"][:] = random(1000, np.float32)
+    into = [{"w": np.zeros(1000, np.float32)} for _ in range(2)]
+    with ropeway.Sender(address) as sender, ropeway.Receiver(name="first") as first, ropeway.Receiver() as late:
+        if mapped:
+            sender.share(memory)
+        first.connect(address).wait()
+        sending = sender.send_weights(1, source)
+        first.next_update().wait(60).load_into(into[0]).wait(60)
+        assert sending.wait(60).count("committed") == 1
+        with sender.hold(1, source) as held:
+            assert held.version == 1
+            late.connect(address).wait()
+            loaded = late.next_update().wait(60).load_into(into[1]).wait(60)
+            assert loaded.version == 1 and loaded.route == ("mapped" if mapped else "host")
+            np.testing.assert_array_equal(into[1]["w"], source["w"])
+            with pytest.raises(ropeway.TransferError) as raised:
+                sender.release_memory().wait(60)
+            assert raised.value.code == "busy"
+        held.release().wait(60)  # once more means nothing
+        sender.release_memory().wait(60)
+        source["w"][:] = 7
+        with pytest.raises(TypeError):
+            sender.hold(2, ropeway.Source([("w", np.float32, (3,))], lambda: iter(())))
+
+
+def test_a_promise_that_is_dropped_ends(address):
+    source, into = {"w": np.ones(5, np.float32)}, {"w": np.zeros(5, np.float32)}
+    with ropeway.Sender(address) as sender, ropeway.Receiver(idle_mapping_limit=float("inf")) as late:
+        held = sender.hold(1, source)
+        del held
+        late.connect(address).wait()
+        sending = sender.send_weights(2, source)
+        assert late.next_update().wait(60).load_into(into).wait(60).version == 2
+        assert sending.wait(60).count("committed") == 1
+
+
 def test_tensors_in_shared_memory_are_mapped(address):
     memory = ropeway.SharedMemory(1 << 16)
     source = np.frombuffer(memory, np.float32)[:1000]

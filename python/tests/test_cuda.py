@@ -639,7 +639,8 @@ def test_a_thousand_updates_leave_nothing_behind(sender, server, way):
             gc.collect()
             mine.append(growth())
     for early, late in (mine, server.result()):
-        assert late["descriptors"] <= early["descriptors"] and late["threads"] <= early["threads"], (early, late)
+        # A queue that waits for a stream, which takes two descriptors, is made at the first update that has to.
+        assert late["descriptors"] <= early["descriptors"] + 2 and late["threads"] <= early["threads"], (early, late)
         assert late["maps"] <= early["maps"] + 8, (early, late)
         assert late["resident"] <= early["resident"] + (8 << 20), (early, late)
         if CUDA:

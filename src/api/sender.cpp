@@ -9,6 +9,7 @@ namespace ropeway {
 using detail::await;
 using detail::completion;
 using detail::failure;
+using detail::hold_operation;
 using detail::nothing;
 using detail::send_operation;
 using detail::stop_request;
@@ -248,6 +249,54 @@ awaitable<std::vector<connected_receiver>> sender::receivers() {
 awaitable<void> sender::close() {
   auto start = [core = core_](auto done, auto) { begin_close(core, std::move(done)); };
   return without_result(await<nothing>(core_->executor(), std::move(start)));
+}
+
+held_version sender::begin_hold(std::uint64_t version, set_pointer set, ready_after when) {
+  if (!set)
+    throw transfer_error(errc::invalid_argument,
+                         "the prepared tensors are empty: call sender::prepare first");
+  if (set->error) throw set->error.error();
+  if (set->layout->sender != core_->instance())
+    throw transfer_error(errc::invalid_argument,
+                         "these tensors were prepared by another sender; prepare them with this one");
+  auto operation = std::make_shared<hold_operation>();
+  operation->owner = core_;
+  operation->executor = core_->executor();
+  operation->version = version;
+  operation->set = std::move(set);
+  operation->when = when;
+  core_->post_hold(operation);
+  return held_version(std::move(operation));
+}
+
+// ---- held_version ----
+
+held_version& held_version::operator=(held_version&& other) noexcept {
+  std::swap(operation_, other.operation_);
+  return *this;
+}
+
+held_version::~held_version() {
+  if (!operation_) return;
+  if (auto const core = operation_->owner.lock()) core->abandon_hold(operation_);
+}
+
+std::uint64_t held_version::version() const noexcept { return operation_ ? operation_->version : 0; }
+any_io_executor held_version::executor() const { return operation_->executor; }
+
+void held_version::begin_release(operation_pointer const& operation,
+                                 std::unique_ptr<completion<nothing>> done,
+                                 std::shared_ptr<stop_request> stop) {
+  auto const core = operation->owner.lock();
+  if (!core) return done->complete({}, {}); // its destructor has seen to it
+  core->post_release_hold(operation, std::move(done), std::move(stop));
+}
+
+awaitable<void> held_version::release() {
+  auto start = [self = operation_](auto done, auto stop) {
+    begin_release(self, std::move(done), std::move(stop));
+  };
+  return without_result(await<nothing>(executor(), std::move(start)));
 }
 
 // ---- sending ----

@@ -22,6 +22,7 @@ void sender_machine::impl::settle() {
     if (running->facts.placement != 0) free_source();
   }
   check_finished();
+  ask_for_held();
   for (auto& [id, p] : peers) {
     if (!is_due(id, p))
       p.due_since.reset();
@@ -129,6 +130,24 @@ std::size_t sender_machine::unmapping() const {
       std::count_if(all.begin(), all.end(), [](auto const& p) { return !p.second.unmapping.empty(); }));
 }
 
+void sender_machine::hold(std::uint64_t version, time_point now) {
+  move_clock(impl_->now, now);
+  impl_->hold(version);
+  impl_->settle();
+}
+
+void sender_machine::end_hold(time_point now) {
+  move_clock(impl_->now, now);
+  impl_->end_hold();
+  impl_->settle();
+}
+
+void sender_machine::held_failed(time_point now) {
+  move_clock(impl_->now, now);
+  impl_->held_failed();
+  impl_->settle();
+}
+
 void sender_machine::give_up(errc code, std::string text, time_point now) {
   move_clock(impl_->now, now);
   impl_->give_up(code, text);
@@ -167,6 +186,8 @@ std::optional<time_point> sender_machine::deadline() const {
 }
 
 bool sender_machine::updating() const { return impl_->running.has_value(); }
+
+bool sender_machine::wants_held() const { return impl_->wants_held(); }
 
 std::size_t sender_machine::greeted() const { return impl_->greeted(); }
 

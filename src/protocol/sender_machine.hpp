@@ -19,6 +19,11 @@
 //  free, and the update not over. It is published only the buckets that hold what is not mapped.
 //  - With digests a receiver is told digests_ready when it has accepted and the sender's were computed; only
 //  then may it say all_copied, with the digest that it found, and the source is not free before.
+//  - While a version is held, whoever lacks it is given it as soon as no update runs: by an update of its
+//  own, in which nobody else takes part. Who lacks it holds nothing of this sender, or what was sent before
+//  the hold began, or has failed an update since. In a group nobody is given it alone unless all others have
+//  just this version, and nobody at all if one of them has a newer one. Who refuses or fails it is not asked
+//  again; who says not now, or nothing, is after a while.
 //  - After an abort a receiver's slots stay taken until it says `aborted`, `released` or dies; it is left out
 //  of (and
 //    holds up) later updates until then. A peer that is due and silent for longer than `silence` is dropped.
@@ -88,6 +93,8 @@ struct update_facts {
   std::vector<bool> needed; ///< by bucket: receivers that map need it, too
 
   std::uint64_t digests = 0; ///< number of the table that takes the digests; 0 for none
+
+  bool held = false; ///< the version that is held: for those who lack it
 };
 
 struct peer_result {
@@ -155,18 +162,21 @@ struct source_free {};
 /// The update was given up: stop packing (pending pack/relay actions that were not started may be forgotten),
 /// wait for the copies that were, then call drained(). Sent at most once an update, before `finished`.
 struct drain {};
+/// Somebody lacks the version that is held, and no update runs: begin one for it (`update_facts::held`), or
+/// say held_failed(). Not at once: whoever comes until then takes part.
+struct deliver_held {};
 /// The update is over. `code` is ok, or the sender-side reason; `results` has everybody who was connected at
-/// begin.
+/// begin; with a held version those who lacked it.
 struct finished {
   errc code = errc::ok;
   std::string text;
   std::vector<peer_result> results;
 };
 } // namespace send_action
-using sender_action =
-    std::variant<send_action::say, send_action::make_ring, send_action::pack, send_action::relay,
-                 send_action::await_source, send_action::send_parts, send_action::digest_source,
-                 send_action::drop, send_action::source_free, send_action::drain, send_action::finished>;
+using sender_action = std::variant<send_action::say, send_action::make_ring, send_action::pack,
+                                   send_action::relay, send_action::await_source, send_action::send_parts,
+                                   send_action::digest_source, send_action::drop, send_action::source_free,
+                                   send_action::drain, send_action::deliver_held, send_action::finished>;
 
 class sender_machine {
  public:
@@ -181,7 +191,8 @@ class sender_machine {
   void connected(peer_id peer, std::string words_about_it, time_point now); ///< e.g. "pid 4711"
   void received(peer_id peer, message const& what, time_point now);
   void gone(peer_id peer, errc code, std::string text, time_point now); ///< EOF, reset, decode error, ...
-  /// Starts an update; not while one runs. Returns its id. Peers that are greeted now take part.
+  /// Starts an update; not while one runs. Returns its id. Peers that are greeted now take part; with a held
+  /// version those who lack it.
   std::uint64_t begin_update(update_facts facts, time_point now);
   /// Says alive to every receiver, if no update runs: one is about to begin, and who sleeps can wake while
   /// the driver finds out what it is.
@@ -196,8 +207,14 @@ class sender_machine {
   /// These segments' memory is gone, or wanted back; not of a running update's placement. Everybody who asked
   /// for them is told.
   void retire_segments(std::vector<std::uint64_t> const& ids, time_point now);
+  /// This version can be delivered at any time from now on, until end_hold(); the one before no more.
+  void hold(std::uint64_t version, time_point now);
+  /// Nothing is held any more. An update that delivers it goes on, unless it is given up.
+  void end_hold(time_point now);
+  /// What deliver_held asked for can't begin: it is asked for again after a while.
+  void held_failed(time_point now);
   /// The sender's own side failed or was cancelled (errc::source_failed, device_failed, or any code): abort
-  /// it.
+  /// it. With errc::peer_aborted that is no failure: a held version is delivered again when it can be.
   void give_up(errc code, std::string text, time_point now);
   void drained(time_point now);
   void tick(time_point now); ///< call when deadline() has come; harmless at any time
@@ -221,6 +238,8 @@ class sender_machine {
   /// Receivers that have not yet confirmed that they unmapped what was retired.
   std::size_t unmapping() const;
   bool updating() const;
+  /// Whether somebody would take part in an update of the held version that began now.
+  bool wants_held() const;
   std::size_t greeted() const; ///< peers that finished their handshake and are still there
   struct peer_state {
     peer_id peer;

@@ -166,8 +166,15 @@ void copy_stream::look() {
 }
 
 bool copy_stream::shut(std::chrono::steady_clock::time_point end) noexcept {
+  {
+    std::scoped_lock lock(mutex_);
+    shut_ = true;
+  }
+  return drain(end);
+}
+
+bool copy_stream::drain(std::chrono::steady_clock::time_point end) noexcept {
   std::scoped_lock lock(mutex_);
-  shut_ = true;
   auto const left = std::chrono::ceil<std::chrono::milliseconds>(end - std::chrono::steady_clock::now());
   return queue_->drain(std::max(left, std::chrono::milliseconds(0)));
 }

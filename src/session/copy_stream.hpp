@@ -86,6 +86,9 @@ class copy_stream : public std::enable_shared_from_this<copy_stream> {
   bool failed();
   /// Lets nothing in any more and waits for what runs, until `end` at most. Any thread. False: it still runs.
   bool shut(std::chrono::steady_clock::time_point end) noexcept;
+  /// Waits for what runs, until `end` at most. Any thread; for destructors only, since nobody else gets in
+  /// meanwhile. False: it still runs.
+  bool drain(std::chrono::steady_clock::time_point end) noexcept;
   /// Reports what still waits, and then watches nothing any more, so that the loop may run dry.
   void finish();
   /// Reports nothing more and stops watching; what waits is let go of. After a shut() that came to its end.

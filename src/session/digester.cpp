@@ -135,6 +135,17 @@ bool digester::shut(std::chrono::steady_clock::time_point end) noexcept {
   return drained;
 }
 
+bool digester::drain(std::chrono::steady_clock::time_point end) noexcept {
+  std::vector<std::shared_ptr<copy_stream>> all;
+  {
+    std::scoped_lock lock(mutex_);
+    for (entry const& one : streams_) all.push_back(one.stream);
+  }
+  bool drained = true;
+  for (auto const& stream : all) drained = stream->drain(end) && drained;
+  return drained;
+}
+
 void digester::finish() {
   for (entry const& one : streams_) one.stream->finish();
 }

@@ -36,7 +36,8 @@ class digest_list {
   std::vector<part> parts_;
 };
 
-/// Used on a session's strand, but for shut(). Allocates nothing for a list of one device that it has seen.
+/// Used on a session's strand, but for shut() and drain(). Allocates nothing for a list of one device that it
+/// has seen.
 class digester : public std::enable_shared_from_this<digester> {
  public:
   digester(strand const& on, std::shared_ptr<memory::backends> memory, copy_stream::callback done)
@@ -53,7 +54,10 @@ class digester : public std::enable_shared_from_this<digester> {
   /// Devices that have failed once may work again.
   void replace_failed();
   /// As copy_stream, for all of them.
+  /// @{
   bool shut(std::chrono::steady_clock::time_point end) noexcept;
+  bool drain(std::chrono::steady_clock::time_point end) noexcept;
+  /// @}
   void finish();
   void forget() noexcept;
 

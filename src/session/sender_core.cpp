@@ -139,6 +139,10 @@ void sender_core::post_begin(std::shared_ptr<send_operation> operation) {
 
 void sender_core::post_stop(std::shared_ptr<send_operation> operation) {
   asio::post(strand_, [self = shared_from_this(), operation = std::move(operation)] {
+    if (self->waiting_ == operation) {
+      self->waiting_.reset();
+      return self->fail_begin(operation, failure(aborted_by_caller(), "the send was cancelled"));
+    }
     if (self->current_ != operation || operation->finished) return;
     self->give_up(aborted_by_caller(), errc::peer_aborted, "the sender cancelled the update");
   });
@@ -241,6 +245,9 @@ void sender_core::post_release(std::unique_ptr<completion<nothing>> done,
     if (self->current_)
       return (*shared)->complete(
           failure(errc::busy, "a send runs: its receivers read the memory that would be released"), {});
+    if (self->hold_)
+      return (*shared)->complete(
+          failure(errc::busy, "a version is held, whose memory receivers may read: release it first"), {});
     self->machine_.retire_segments(self->exports_.release(), clock::now());
     auto const key = shared->get();
     auto const end = [weak = self->weak_from_this(), key](failure error) {
@@ -284,6 +291,9 @@ void sender_core::post_close(std::unique_ptr<completion<nothing>> done) {
       self->current_->because = aborted_by_caller();
       self->current_->error = failure(self->current_->because, "the sender was closed");
     }
+    if (auto const waiting = std::exchange(self->waiting_, nullptr))
+      self->fail_begin(waiting, failure(errc::not_open, "the sender is closed"));
+    self->hold_.reset();
     failpoint<side::sender, "close">();
     self->machine_.close("the sender closed", clock::now());
     self->pump();
@@ -349,7 +359,10 @@ void sender_core::abandon() noexcept {
   if (digester_) drained = digester_->shut(end) && drained;
   asio::post(strand_, [self = shared_from_this(), drained] {
     self->closing_ = true;
+    self->hold_.reset();
     if (!drained) self->keep_for_ever();
+    if (auto const waiting = std::exchange(self->waiting_, nullptr))
+      self->fail_begin(waiting, failure(aborted_by_caller(), "the sender was destroyed"));
     if (auto const operation = self->current_) {
       operation->because = drained ? aborted_by_caller() : make_error_code(errc::device_failed);
       operation->error = failure(operation->because,
@@ -360,6 +373,7 @@ void sender_core::abandon() noexcept {
       self->end_close();
       for (auto const& stream : self->all_streams_) stream->forget();
       if (self->digester_) self->digester_->forget();
+      if (operation->hold) self->let_go_of(*operation, drained ? failure() : operation->error);
       if (!operation->packer_runs) self->complete(operation);
       return;
     }
@@ -377,14 +391,19 @@ void sender_core::keep_for_ever() {
 void sender_core::dissolve() noexcept {
   // All of these may own the sender, so that each can destroy us; our caller still holds us.
   auto const operation = std::exchange(current_, nullptr);
+  auto const waiting = std::exchange(waiting_, nullptr);
+  auto const hold = std::exchange(hold_, nullptr);
   auto const waiters = std::exchange(waiters_, {});
   auto const releasing = std::exchange(release_waiters_, {});
   auto const closing = std::exchange(on_closed_, {});
-  if (!operation) return;
-  operation->undigested.clear(); // they own it
-  auto const started = std::move(operation->on_started);
-  auto const source_free = std::move(operation->on_source_free);
-  auto const done = std::move(operation->on_done);
+  for (auto const& one : {operation, waiting}) {
+    if (!one) continue;
+    one->undigested.clear(); // they own it
+    auto const started = std::move(one->on_started);
+    auto const source_free = std::move(one->on_source_free);
+    auto const done = std::move(one->on_done);
+    if (one->hold) auto const released = std::move(one->hold->on_released);
+  }
 }
 
 // ---- one update ----
@@ -396,20 +415,42 @@ void sender_core::fail_begin(std::shared_ptr<send_operation> const& operation, f
   operation->over = true;
   if (operation->on_started) operation->on_started->complete(operation->error, sending());
   if (operation->on_done) operation->on_done->complete(operation->error, operation->report);
+  if (!operation->hold) return;
+  // Somebody waits for it, and the trainer is to hear that it does not come.
+  operation->hold->reading(false);
+  auto const& report = operation->report;
+  observer_.tell([&](observer& who) {
+    who.update_began(report.version, report.bytes, report.buckets);
+    who.update_sent(report);
+    who.update_ended(report.version, false);
+  });
+  failpoint<side::sender, "held_failed">();
+  machine_.held_failed(clock::now());
+  pump();
 }
 
 void sender_core::begin(std::shared_ptr<send_operation> const& operation) {
   if (closing_) return fail_begin(operation, failure(errc::not_open, "the sender is closed"));
-  if (current_)
+  if (waiting_ || (current_ && !current_->hold))
     return fail_begin(operation,
                       failure(errc::busy, "a send runs already: await it before the next, or cancel it"));
   if (operation->because) return fail_begin(operation, failure(operation->because));
-  auto set = operation->set;
+  auto const& set = operation->set;
   if (set->error) return fail_begin(operation, set->error);
   if (set->layout && set->layout->sender != instance_)
     return fail_begin(operation,
                       failure(errc::invalid_argument,
                               "these tensors were prepared by another sender; prepare them with this one"));
+  if (!current_) return begin_now(operation);
+  // Who is being brought what is held gets this version instead, and it waits for no more than their copies.
+  waiting_ = operation;
+  interrupt_held("another version is about to be sent");
+  settle();
+}
+
+/// What can be known before has been checked, and nothing runs.
+void sender_core::begin_now(std::shared_ptr<send_operation> const& operation) {
+  auto const set = operation->set;
   if (set->where.is_cuda() && set->layout->manifest.total_bytes() >= session::worth_looking_out)
     rouse_receivers();
   std::uint32_t ring = ring_of(set->where);
@@ -453,6 +494,7 @@ void sender_core::begin(std::shared_ptr<send_operation> const& operation) {
   report.buckets = static_cast<std::uint32_t>(manifest.buckets().size());
 
   facts.version = operation->version;
+  facts.held = operation->hold != nullptr;
   facts.layout = manifest.layout();
   facts.total_bytes = manifest.total_bytes();
   facts.tensors = report.tensors;
@@ -502,6 +544,115 @@ void sender_core::place_tensors(send_operation& operation, update_facts& facts) 
   facts.segments = placement->segments;
   facts.needed = placement->needed;
   operation.placement = std::move(placement);
+}
+
+// ---- what is held ----
+
+void hold_operation::leave_alone(session::digester* digests) noexcept {
+  std::shared_ptr<copy_stream> packs;
+  {
+    std::scoped_lock lock(mutex_);
+    left_alone_ = true;
+    if (!reading_) return;
+    packs = packs_;
+  }
+  auto const end = std::chrono::steady_clock::now() + memory::queue::drain_limit;
+  if (packs) packs->drain(end);
+  if (digests) digests->drain(end);
+}
+
+void sender_core::post_hold(std::shared_ptr<hold_operation> hold) {
+  asio::post(strand_, [self = shared_from_this(), hold = std::move(hold)] {
+    if (self->closing_ || hold->left_alone()) return;
+    self->hold_ = hold;
+    failpoint<side::sender, "hold">();
+    self->machine_.hold(hold->version, clock::now());
+    // Of the one before, whose delivery may run.
+    self->interrupt_held("another version is held now");
+    self->pump();
+    self->settle();
+  });
+}
+
+void sender_core::post_release_hold(std::shared_ptr<hold_operation> hold,
+                                    std::unique_ptr<completion<nothing>> done,
+                                    std::shared_ptr<stop_request> stop) {
+  auto const shared = share(std::move(done));
+  asio::post(strand_, [self = shared_from_this(), hold = std::move(hold), shared, stop] {
+    self->end_hold(hold);
+    if (!self->reads(*hold)) return (*shared)->complete({}, {});
+    auto const key = shared->get();
+    hold->on_released.push_back(std::move(*shared)); // until the delivery has let go of it
+    stop->attach([self, hold, key] {
+      asio::post(self->strand_, [hold, key] {
+        auto& waiting = hold->on_released;
+        auto const found =
+            std::find_if(waiting.begin(), waiting.end(), [&](auto& w) { return w.get() == key; });
+        if (found == waiting.end()) return;
+        auto const cancelled = std::move(*found);
+        waiting.erase(found);
+        cancelled->complete(failure(aborted_by_caller()), {});
+      });
+    });
+  });
+}
+
+void sender_core::abandon_hold(std::shared_ptr<hold_operation> hold) noexcept {
+  hold->leave_alone(digester_.get());
+  asio::post(strand_, [self = shared_from_this(), hold = std::move(hold)] { self->end_hold(hold); });
+}
+
+/// It is the trainer's wish, or it was abandoned.
+void sender_core::end_hold(std::shared_ptr<hold_operation> const& hold) {
+  if (hold_ == hold) {
+    hold_.reset();
+    failpoint<side::sender, "end_hold">();
+    machine_.end_hold(clock::now());
+  }
+  if (reads(*hold)) interrupt_held("the version is held no more");
+  pump();
+  settle();
+}
+
+bool sender_core::reads(hold_operation const& hold) const {
+  return current_ && current_->hold.get() == &hold && !current_->source_is_free;
+}
+
+void sender_core::interrupt_held(std::string const& why) {
+  if (current_ && current_->hold) give_up(aborted_by_caller(), errc::peer_aborted, why);
+}
+
+/// Its destructor has returned, or is about to: whoever reads the tensors by himself may have read what comes
+/// after it, and must not commit that.
+void sender_core::heed_left_alone() {
+  if (current_ && current_->hold && reads(*current_->hold) && current_->hold->left_alone())
+    interrupt_held("the version is held no more");
+}
+
+void sender_core::act(send_action::deliver_held&) {
+  // Not from here: the machine is in the middle of its actions. And a send that follows at once goes first.
+  asio::post(strand_, [self = shared_from_this()] { self->deliver_held(); });
+}
+
+void sender_core::deliver_held() {
+  if (closing_ || current_ || !hold_ || hold_->left_alone() || !machine_.wants_held()) return;
+  auto const operation = std::make_shared<send_operation>();
+  operation->owner = weak_from_this();
+  operation->executor = executor_;
+  operation->hold = hold_;
+  operation->version = hold_->version;
+  operation->set = hold_->set;
+  operation->when = hold_->when;
+  operation->called = clock::now();
+  hold_->reading(true);
+  begin_now(operation);
+  settle();
+}
+
+/// The delivery reads the tensors no more.
+void sender_core::let_go_of(send_operation const& delivery, failure error) {
+  delivery.hold->reading(false);
+  for (auto& released : std::exchange(delivery.hold->on_released, {})) released->complete(error, {});
 }
 
 void sender_core::give_up(std::error_code code, errc on_wire, std::string text) {
@@ -580,6 +731,7 @@ sender_core::place sender_core::place_for(send_operation& operation, send_action
   result.slot = slot(number, job.slot);
   if (!operation.ordered) result.stream->start_after(operation.when);
   operation.ordered = true;
+  if (operation.hold) operation.hold->reading(true, result.stream);
   return result;
 }
 
@@ -598,7 +750,13 @@ void sender_core::pack_views(send_action::pack const& job) {
 
 void sender_core::queue_pack(std::shared_ptr<send_operation> const& operation, send_action::pack const& job,
                              place const& at, std::shared_ptr<void const> owners) {
-  if (!ops_.empty()) at.stream->copy(ops_);
+  auto const queue = [&] {
+    if (!ops_.empty()) at.stream->copy(ops_);
+  };
+  if (!operation->hold)
+    queue();
+  else if (!operation->hold->read(queue))
+    return;
   session::copied what;
   what.whose = operation;
   what.shown = {side::sender, update_stage::pack};
@@ -807,7 +965,7 @@ void sender_core::complete(std::shared_ptr<send_operation> const& operation) {
   report.total = since(operation->called);
   report.stages = operation->stages.times;
   auto const committed = report.count(outcome::committed);
-  if (!operation->error && committed < options_.min_receivers()) {
+  if (!operation->error && !operation->hold && committed < options_.min_receivers()) {
     std::string text = std::to_string(committed) + " of " + std::to_string(report.receivers.size()) +
                        " receivers committed version " + std::to_string(operation->version) + "; at least " +
                        std::to_string(options_.min_receivers()) + " must";
@@ -827,8 +985,9 @@ void sender_core::complete(std::shared_ptr<send_operation> const& operation) {
   current_.reset();
   observer_.tell([&](observer& who) {
     who.update_sent(report);
-    who.update_ended(operation->version, !operation->error);
+    who.update_ended(operation->version, !operation->error && (!operation->hold || committed != 0));
   });
+  if (operation->hold) let_go_of(*operation);
   for (auto& waiting : std::exchange(operation->on_source_free, {})) {
     auto const error = operation->source_is_free ? failure() : operation->error;
     waiting->complete(error, {});
@@ -837,7 +996,8 @@ void sender_core::complete(std::shared_ptr<send_operation> const& operation) {
     operation->on_done->complete(operation->error, report);
     operation->on_done.reset();
   }
-  if (closing_) end_close();
+  if (closing_) return end_close();
+  if (auto const next = std::exchange(waiting_, nullptr)) begin_now(next);
 }
 
 // ---- connections ----
@@ -867,6 +1027,7 @@ void sender_core::welcome(wire::connection connection) {
   auto heard = [weak = weak_from_this(), id](protocol::message& what, unique_fd) {
     auto const self = weak.lock();
     if (!self || !self->peers_.contains(id)) return;
+    self->heed_left_alone();
     session::failpoint_heard<side::sender>(what);
     self->machine_.received(id, what, clock::now());
     self->pump();
@@ -1311,6 +1472,7 @@ void sender_core::act(send_action::source_free&) {
   if (!operation || operation->because) return; // given up: that is no freedom to report
   operation->source_is_free = true;
   operation->report.source_free = since(operation->called);
+  if (operation->hold) let_go_of(*operation);
   for (auto& waiting : std::exchange(operation->on_source_free, {})) waiting->complete({}, {});
 }
 

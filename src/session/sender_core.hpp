@@ -32,11 +32,51 @@ namespace ropeway::detail {
 using session::copy_stream;
 using session::strand;
 
-/// One `send_weights` or `start`, from its call until its last completion.
+/// A version that is held, from `sender::hold` until nobody reads its tensors for it any more.
+class hold_operation {
+ public:
+  std::weak_ptr<sender_core> owner;
+  asio::any_io_executor executor;
+  std::uint64_t version = 0;
+  std::shared_ptr<tensor_set> set;
+  ready_after when;
+
+  /// Queues what reads the tensors, unless they are to be left alone, which any thread may say meanwhile:
+  /// then false, and the delivery is about to be given up.
+  template <class Queue>
+  bool read(Queue const& queue) {
+    std::scoped_lock lock(mutex_);
+    if (left_alone_) return false;
+    queue();
+    return true;
+  }
+  /// From now on: the update that reads them runs, with this stream if it packs; or none does.
+  void reading(bool runs, std::shared_ptr<copy_stream> packs = nullptr) {
+    std::scoped_lock lock(mutex_);
+    reading_ = runs;
+    packs_ = std::move(packs);
+  }
+  bool left_alone() const {
+    std::scoped_lock lock(mutex_);
+    return left_alone_;
+  }
+  /// No copy that this side queues reads the tensors when this returns (but see memory::queue::drain_limit).
+  void leave_alone(session::digester* digests) noexcept;
+
+  std::vector<std::unique_ptr<completion<nothing>>> on_released; // the strand's
+
+ private:
+  mutable std::mutex mutex_;
+  bool left_alone_ = false, reading_ = false;
+  std::shared_ptr<copy_stream> packs_;
+};
+
+/// One `send_weights` or `start`, from its call until its last completion; or one delivery of what is held.
 class send_operation {
  public:
   std::weak_ptr<sender_core> owner;
   asio::any_io_executor executor;
+  std::shared_ptr<hold_operation> hold; ///< null: the trainer sends it
   std::uint64_t version = 0;
   std::shared_ptr<tensor_set> set;
   ready_after when;
@@ -99,6 +139,11 @@ class sender_core : public std::enable_shared_from_this<sender_core> {
   void post_share(std::shared_ptr<memory::shared_block const> block);
   void post_release(std::unique_ptr<completion<nothing>> done, std::shared_ptr<stop_request> stop);
   void post_close(std::unique_ptr<completion<nothing>> done);
+  void post_hold(std::shared_ptr<hold_operation> hold);
+  void post_release_hold(std::shared_ptr<hold_operation> hold, std::unique_ptr<completion<nothing>> done,
+                         std::shared_ptr<stop_request> stop);
+  /// From its owner's destructor.
+  void abandon_hold(std::shared_ptr<hold_operation> hold) noexcept;
   /// From the owner's destructor: no copy reads the caller's memory any more when this returns (but see
   /// memory::queue::drain_limit), and nobody can connect.
   void abandon() noexcept;
@@ -146,6 +191,15 @@ class sender_core : public std::enable_shared_from_this<sender_core> {
   void peer_ended(protocol::peer_id id, errc code, std::string const& words);
   void rouse_receivers();
   void begin(std::shared_ptr<send_operation> const& operation);
+  void begin_now(std::shared_ptr<send_operation> const& operation);
+  // What is held.
+  void deliver_held();
+  void end_hold(std::shared_ptr<hold_operation> const& hold);
+  bool reads(hold_operation const& hold) const;
+  /// Gives up the delivery of what is held that runs, if one does.
+  void interrupt_held(std::string const& why);
+  void let_go_of(send_operation const& delivery, failure error = {});
+  void heed_left_alone();
   /// Where a bucket is packed; lives as long as somebody packs there.
   struct place {
     std::shared_ptr<copy_stream> stream;
@@ -214,6 +268,7 @@ class sender_core : public std::enable_shared_from_this<sender_core> {
   void act(protocol::send_action::drop& action);
   void act(protocol::send_action::source_free& action);
   void act(protocol::send_action::drain& action);
+  void act(protocol::send_action::deliver_held& action);
   void act(protocol::send_action::finished& action);
   std::byte* slot(std::uint32_t ring, std::uint32_t number) const;
   static std::uint32_t ring_of(device where) {
@@ -246,6 +301,8 @@ class sender_core : public std::enable_shared_from_this<sender_core> {
   std::uint64_t read_placement_ = 0;
   std::map<int, std::shared_ptr<copy_stream>> gates_; // by device: what waits for the caller's streams
   std::shared_ptr<send_operation> current_;
+  std::shared_ptr<send_operation> waiting_; // for a delivery of what is held to end
+  std::shared_ptr<hold_operation> hold_;
   std::vector<protocol::sender_action> actions_;
   std::vector<protocol::send_action::pack> packs_; // for the packer of a source
   session::notifier packs_changed_;

@@ -58,8 +58,11 @@ struct bounds {
   std::uint8_t needed = 0;  ///< buckets that receivers which map need as well, a bit each
   std::uint8_t retires = 0; ///< so often the sender's memory lies elsewhere from now on
   bool only_mapped = false; ///< who can't map is refused
-  bool digests = false;     ///< updates have digests, in tables of as many bytes as there are buckets
-  bool by_hand = false;     ///< embedders that take buckets themselves, and release them in any order
+  /// The version that was sent last is held from some moment on, and perhaps until another. All updates are
+  /// of the same size then.
+  bool holds = false;
+  bool digests = false; ///< updates have digests, in tables of as many bytes as there are buckets
+  bool by_hand = false; ///< embedders that take buckets themselves, and release them in any order
   /// Drivers look manifests up and commit at once, as src/session does. Else each is a step of its own, and
   /// loads are told of also while an update winds down.
   bool prompt = true;

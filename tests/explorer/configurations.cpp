@@ -255,6 +255,32 @@ std::vector<bounds> configurations(effort how) {
     b.digests = true;
     list.add(b, {0, 1, 2});
   }
+  {
+    auto b = make("a receiver and a late one, a version that is held", {plain, latecomer}, {1},
+                  {kill, load_fails, refuse, sender_cancels});
+    b.holds = true;
+    list.add(b, {0, 1, 2});
+    b.name = "one receiver that fails or puts off, a version that is held, another send";
+    b.receivers = {latecomer};
+    b.buckets = {1, 1};
+    b.faults = {load_fails, not_now, commit_fails, stop, receiver_cancels, sender_cancels, ring_fails};
+    list.add(b, {0, 1, 2});
+    b.name = "a late receiver that maps, a version that is held";
+    b.receivers = {mapping_latecomer};
+    b.buckets = {1};
+    b.parts = 1;
+    list.add(b, {0, 1, 2});
+    b = make("a group of two and one more who may replace a member, a version that is held",
+             {member, member, late_member}, {}, cuts);
+    b.group_size = 2;
+    b.holds = true;
+    list.add(b, {0, 1, 1});
+    b.name = "a group of two, one of them late, a version that is held";
+    b.receivers = {member, late_member};
+    b.group_size = 0;
+    b.buckets = {1};
+    list.add(b, {-1, 0, 1});
+  }
   return list.all;
 }
 

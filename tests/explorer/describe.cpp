@@ -19,6 +19,7 @@ class writer {
   void seq(std::uint64_t s) { put(next_seq_ - s); }
   /// Not cut off at the limit: when several have passed, their order counts.
   void age(time_point t) { put(std::chrono::duration_cast<std::chrono::seconds>(now_ - t).count()); }
+  void until(time_point t) { put(std::chrono::ceil<std::chrono::seconds>(t - now_).count()); }
   std::size_t size() const { return into_.size(); }
 
  private:
@@ -72,7 +73,7 @@ void describe_socket(socket const& s, writer& w) {
 }
 
 /// What the sender's machine knows about one receiver.
-void describe_peer(machine_of_sender const& m, peer_id id, writer& w) {
+void describe_peer(machine_of_sender const& m, peer_id id, bool anything_held, writer& w) {
   for (std::uint32_t ring = 0; ring < rings; ++ring) {
     auto const at = m.rings.find(ring);
     std::uint8_t holds = 0;
@@ -112,6 +113,16 @@ void describe_peer(machine_of_sender const& m, peer_id id, writer& w) {
   put_all(p.unmapping, w);
   w.put(p.maps_not);
   w.put(p.digest_table);
+  if (anything_held && m.held) {
+    bool const has = p.holds_version && !p.spoiled;
+    bool const never = p.not_before == time_point::max();
+    w.put(has | (has && p.version_held == m.held->version) << 1 | (p.update_held >= m.held->since) << 2 |
+          p.not_before.has_value() << 3 | never << 4);
+    if (p.not_before && !never) w.until(*p.not_before);
+  } else if (anything_held) {
+    w.put(p.holds_version | p.spoiled << 1);
+    w.put(p.update_held);
+  }
   w.put(p.owes);
   if (p.owes != machine_of_sender::debt::none) {
     w.put(p.owes_for);
@@ -184,6 +195,8 @@ void world::describe_sender(writer& w) const {
         side.given_up << 5);
   w.put(side.awaiting | side.source_ready << 1 | side.digesting << 2 | side.digested << 3);
   w.put(side.table << 4 | side.table_of);
+  w.put(side.delivering | m.held.has_value() << 1 | (m.held && m.held->asked) << 2);
+  if (m.held) w.put(m.held->since);
   for (auto const ring : side.making) w.put(ring);
   w.put(side.packs.size() << 4 | side.relays.size());
   for (auto const& p : side.packs) w.seq(p.seq);
@@ -213,6 +226,12 @@ void world::describe_receiver(std::size_t i, writer& w) const {
   w.put((i < joined_) | r.alive << 1 | r.stopped << 2 | r.sender_closed << 3 | r.receiver_closed << 4 |
         r.told << 5 | r.harmed << 6);
   if (i >= joined_) return;
+  if (of_->holds) {
+    std::size_t last = begun_;
+    while (last > 0 && !r.seen[last].committed) --last;
+    w.put(last);
+    w.put(is_delivery(r.harmed_update) | r.declined << 1);
+  }
   auto const bit = 1u << i;
   auto const& side = *sender_;
   if (sender_alive_) {
@@ -224,7 +243,7 @@ void world::describe_receiver(std::size_t i, writer& w) const {
       w.put(order.update << 4 | order.segment);
       w.put(order.first << 4 | order.count);
     }
-    describe_peer(whole_state::of(side.machine), static_cast<peer_id>(i + 1), w);
+    describe_peer(whole_state::of(side.machine), static_cast<peer_id>(i + 1), of_->holds && !hold_over_, w);
     if (!r.sender_closed) describe_socket(*to_sender_[i], w);
     if (side.update != 0) {
       auto const& seen = r.seen[side.update];
@@ -271,6 +290,9 @@ void world::describe(std::vector<std::uint8_t>& into) const {
   w.put(sender_alive_ | sender_stopped_ << 1 | steady_ << 2);
   w.put(begun_ << 4 | finished_);
   w.put(segment_);
+  w.put(held_ | hold_over_ << 4 | gave_way_ << 5);
+  w.put(deliveries_);
+  w.put(deliveries_ >> 8);
   w.put(faults_left_);
   for (std::size_t f = 0; f < fault_kinds && faults_left_ > 0; ++f) w.put(std::min(left_[f], faults_left_));
   if (sender_alive_) describe_sender(w);

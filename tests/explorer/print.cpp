@@ -18,6 +18,7 @@ std::string world::print(step const& s) const {
   case kind::relay_forgotten: return "the sender's newest relay is forgotten";
   case kind::source_readied: return "the sender's tensors are ready";
   case kind::digested: return "the sender has computed its digests";
+  case kind::held_delivered: return "the sender begins to deliver what is held";
   case kind::parts_sent: return "the sender has exported what " + r + " asked for";
   case kind::sender_drained: return "the sender's copies are drained";
   case kind::sender_ticks: return "the sender looks at its clock";
@@ -45,6 +46,9 @@ std::string world::print(step const& s) const {
   case kind::receiver_drained: return r + " has drained its copies";
   case kind::receiver_ticks: return r + " looks at its clock";
   case kind::begin: return "an update begins";
+  case kind::hold: return "the version that was sent last is held";
+  case kind::hold_ends: return "nothing is held any more";
+  case kind::gives_way: return "the delivery of what is held gives way";
   case kind::retire: return "the sender's tensors lie elsewhere from now on";
   case kind::join: return r + " connects";
   case kind::receiver_continues: return r + " continues";

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <bit>
 
+#include "machines.hpp"
 #include "state.hpp"
 
 namespace ropeway::explorer {
@@ -54,6 +55,10 @@ void world::step_of_sender(step const& s) {
     side.digested = true;
     machine.digested(digest_of(side.update), clock());
     break;
+  case kind::held_delivered:
+    side.delivering = false;
+    if (machine.wants_held()) begin_update(true);
+    return;
   case kind::parts_sent: return send_parts(s.who, false);
   case kind::sender_drained:
     side.drain = false;
@@ -65,11 +70,15 @@ void world::step_of_sender(step const& s) {
   follow_sender();
 }
 
-void world::begin_update() {
+void world::begin_update(bool held) {
   auto& side = sender_.change();
+  side.delivering = false; // a driver that is about to deliver sees that it comes too late
   update_facts facts;
   ++begun_;
-  facts.version = 100u + begun_;
+  check(begun_ < max_updates, "what is held is not delivered without end");
+  if (held) deliveries_ = static_cast<std::uint16_t>(deliveries_ | 1u << begun_);
+  facts.held = held;
+  facts.version = 100u + (held ? held_ : begun_);
   facts.layout[0] = buckets_of(begun_);
   facts.bucket_bytes = sizes_of(begun_);
   facts.tensors = facts.layout[0];
@@ -92,6 +101,17 @@ void world::begin_update() {
     facts.digests = side.table;
   }
   check(side.machine.begin_update(std::move(facts), clock()) == begun_, "updates are numbered in order");
+  if (held) {
+    side.present = 0;
+    check(side.machine.updating(), "what is held is delivered to somebody");
+    for (auto const& p : whole_state::of(side.machine).running->participants)
+      side.present |= bit(p.result.peer - 1);
+    for (auto const& [id, p] : whole_state::of(side.machine).peers)
+      for (std::size_t i = 0; i < joined_; ++i)
+        if (p.greeted && i != id - 1 && same_group(i, id - 1) && (side.present & bit(i)) != 0)
+          check((side.present & bit(id - 1)) != 0 || has_held(id - 1),
+                "a member of a group is given what is held alone only if the others have it");
+  }
   follow_sender();
 }
 
@@ -127,6 +147,42 @@ void world::send_parts(std::size_t i, bool last_fails) {
     if (log) log->push_back("    sender -> r" + std::to_string(i + 1) + " " + protocol::print(part));
     auto const& to = receivers_[i];
     if (to->alive && !to->receiver_closed) to_receiver_[i].change().push_back(part);
+  }
+}
+
+void world::act(send_action::deliver_held&) {
+  auto& side = sender_.change();
+  check(held_ != 0 && !hold_over_ && !side.delivering, "what is held is asked for once at a time");
+  side.delivering = true;
+}
+
+/// That it holds just this version, as far as it knows.
+bool world::has_held(std::size_t i) const {
+  for (std::size_t update = begun_; update > 0; --update)
+    if (receivers_[i]->seen[update].committed) return update == held_ || is_delivery(update);
+  return false;
+}
+
+void world::check_all_have_held() const {
+  auto const& m = whole_state::of(sender_->machine);
+  if (held_ == 0 || hold_over_ || !steady_ || m.closed) return;
+  for (auto const& [id, p] : m.peers)
+    if (p.not_before && *p.not_before != time_point::max()) return; // it will be asked again
+  auto const counts = [&](std::size_t i) {
+    auto const& r = *receivers_[i];
+    return i < joined_ && receiver_works(i) && !r.sender_closed && !r.harmed && !r.declined &&
+           !is_delivery(r.harmed_update);
+  };
+  auto const has_newer = [&](std::size_t i) {
+    for (std::size_t update = held_ + 1u; update <= begun_; ++update)
+      if (receivers_[i]->seen[update].committed && !is_delivery(update)) return true;
+    return false;
+  };
+  for (std::size_t i = 0; i < joined_; ++i) {
+    bool can = counts(i);
+    for (std::size_t j = 0; j < receivers_.size(); ++j)
+      if (i != j && same_group(i, j)) can = can && counts(j) && !has_newer(j);
+    check(!can || has_held(i) || has_newer(i), "in the end everybody has what is held, or something newer");
   }
 }
 

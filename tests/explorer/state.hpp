@@ -17,7 +17,7 @@ namespace ropeway::explorer {
 
 using namespace protocol;
 
-inline constexpr std::size_t max_receivers = 4, max_updates = 4, max_slots = 3, rings = 2;
+inline constexpr std::size_t max_receivers = 4, max_updates = 9, max_slots = 3, rings = 2;
 
 /// A promise of the protocol was broken.
 struct broken : std::runtime_error {
@@ -73,6 +73,7 @@ struct sender_side {
   bool drain = false;
   bool awaiting = false; ///< the tensors of the running update
   bool digesting = false;
+  bool delivering = false; ///< what is held is about to be
   std::array<std::vector<send_action::send_parts>, max_receivers> exporting;
   std::array<std::array<slot_content, max_slots>, rings> memory{};
   // What has been seen of the running update.
@@ -136,6 +137,7 @@ struct receiver_side {
   // What went wrong here: for good, or only with one update.
   bool harmed = false;
   std::uint8_t harmed_update = 0;
+  bool declined = false; ///< what is held
 };
 
 using socket = std::vector<message>; ///< one direction of a connection; the first is the oldest
@@ -152,6 +154,7 @@ enum class kind : std::uint8_t {
   relay_forgotten,
   source_readied,
   digested,
+  held_delivered,
   parts_sent, ///< who: to whom
   sender_drained,
   sender_ticks,
@@ -176,7 +179,10 @@ enum class kind : std::uint8_t {
   receiver_ticks,
   // decided by someone, or by time
   begin,
-  retire, ///< the tensors lie elsewhere from now on
+  hold,
+  hold_ends,
+  gives_way, ///< a delivery of what is held, to a send that may never come
+  retire,    ///< the tensors lie elsewhere from now on
   join,
   receiver_continues,
   sender_continues,
@@ -222,7 +228,11 @@ class world {
   void faults(std::vector<step>& into) const;
   void fault_of(fault what, std::size_t i, std::vector<step>& into) const;
 
-  void begin_update();
+  void begin_update(bool held = false);
+  bool may_begin() const;
+  bool is_delivery(std::uint64_t update) const { return (deliveries_ >> update & 1) != 0; }
+  bool has_held(std::size_t i) const;
+  void check_all_have_held() const;
   void join(std::size_t i);
   void hear(step const& s);
   void step_of_sender(step const& s);
@@ -243,6 +253,7 @@ class world {
   void act(send_action::drop& a);
   void act(send_action::source_free& a);
   void act(send_action::drain& a);
+  void act(send_action::deliver_held& a);
   void act(send_action::finished& a);
   void write(std::uint32_t ring, std::uint32_t slot, slot_content what);
   void close_for_sender(std::size_t i);
@@ -284,7 +295,7 @@ class world {
   void spoil_source(char const* promise);
   void finish_reading(std::size_t i, std::size_t which);
   void commit(std::size_t i);
-  std::uint8_t buckets_of(std::uint64_t update) const { return of_->buckets.at(update - 1); }
+  std::uint8_t buckets_of(std::uint64_t update) const { return of_->buckets.at(of_->holds ? 0 : update - 1); }
   std::vector<std::uint64_t> sizes_of(std::uint64_t update) const;
   static bytes16 digest_of(std::uint64_t update) { return {static_cast<std::uint8_t>(update)}; }
 
@@ -296,7 +307,10 @@ class world {
   bool sender_alive_ = true, sender_stopped_ = false;
   bool steady_ = true; ///< nothing has happened that may make anybody give anybody up
   std::uint8_t begun_ = 0, finished_ = 0, joined_ = 0, faults_left_ = 0;
-  std::uint8_t segment_ = 1; ///< where the tensors lie; the placement has the same number
+  std::uint8_t held_ = 0; ///< the update that brought what is held; 0: nothing was
+  bool hold_over_ = false, gave_way_ = false;
+  std::uint16_t deliveries_ = 0; ///< which updates are, a bit each
+  std::uint8_t segment_ = 1;     ///< where the tensors lie; the placement has the same number
   std::array<std::uint8_t, fault_kinds> left_{};
   shared<sender_side> sender_;
   std::vector<shared<receiver_side>> receivers_;

@@ -1,5 +1,6 @@
 // What can happen next, and doing it.
 #include <algorithm>
+#include <bit>
 
 #include "machines.hpp"
 #include "state.hpp"
@@ -61,7 +62,8 @@ step make(kind what, std::size_t who = 0, std::size_t arg = 0) {
 
 time_point world::clock() const { return start + std::chrono::seconds(now_); }
 int world::seconds(time_point t) const {
-  return static_cast<int>(std::chrono::duration_cast<std::chrono::seconds>(t - start).count());
+  return static_cast<int>(
+      std::chrono::ceil<std::chrono::seconds>(t - start).count()); // "not now" is in between
 }
 
 world::world(bounds const& of) : of_(&of), faults_left_(of.at_most), sender_(sender_side(make_sender(of))) {
@@ -128,6 +130,7 @@ void world::work_of_sender(std::vector<step>& into) const {
   if (!side.relays.empty()) into.push_back(make(kind::relayed));
   if (side.awaiting) into.push_back(make(kind::source_readied));
   if (side.digesting) into.push_back(make(kind::digested));
+  if (side.delivering && !side.running) into.push_back(make(kind::held_delivered));
   if (side.drain) {
     if (!side.packs.empty()) into.push_back(make(kind::pack_forgotten));
     if (!side.relays.empty()) into.push_back(make(kind::relay_forgotten));
@@ -185,11 +188,19 @@ bool world::awake_deadline(int& soonest) const {
   return any;
 }
 
+bool world::may_begin() const {
+  return std::size_t(begun_) < of_->buckets.size() + std::size_t(std::popcount(deliveries_)) &&
+         !whole_state::of(sender_->machine).closed;
+}
+
 void world::decisions(std::vector<step>& into) const {
   bool const work = !into.empty();
-  if (sender_works() && begun_ < of_->buckets.size() && !sender_->running &&
-      !whole_state::of(sender_->machine).closed)
-    into.push_back(make(kind::begin));
+  if (sender_works() && may_begin() && !sender_->running) into.push_back(make(kind::begin));
+  if (sender_works() && of_->holds && !whole_state::of(sender_->machine).closed) {
+    if (held_ == 0 && begun_ > 0) into.push_back(make(kind::hold));
+    if (held_ != 0 && !hold_over_) into.push_back(make(kind::hold_ends));
+    if (sender_->running && is_delivery(sender_->update) && !gave_way_) into.push_back(make(kind::gives_way));
+  }
   if (sender_works() && segment_ <= of_->retires && !sender_->running &&
       !whole_state::of(sender_->machine).closed && begun_ > (of_->ring_exists ? 1 : 0))
     into.push_back(make(kind::retire));
@@ -208,6 +219,19 @@ void world::take(step const& s) {
   case kind::receiver_hears:
   case kind::receiver_sees_end: return hear(s);
   case kind::begin: return begin_update();
+  case kind::hold:
+    held_ = begun_;
+    sender_.change().machine.hold(100u + held_, clock());
+    return follow_sender();
+  case kind::hold_ends:
+    hold_over_ = true;
+    sender_.change().machine.end_hold(clock());
+    return follow_sender();
+  case kind::gives_way:
+    gave_way_ = true;
+    sender_.change().given_up = true;
+    sender_.change().machine.give_up(errc::peer_aborted, "a send", clock());
+    return follow_sender();
   case kind::retire:
     sender_.change().machine.retire_segments({segment_}, clock());
     ++segment_;
@@ -248,6 +272,8 @@ void world::hear(step const& s) {
     message const m = first(to_sender_[i]);
     // What ends an update at one member must keep its group from committing.
     if (ends_part(m, sender_->update)) lose(i);
+    if (auto const* no = std::get_if<refuse>(&m); no && held_ != 0)
+      if (no->update == held_ || is_delivery(no->update)) receivers_[i].change().declined = true;
     if (auto const* a = std::get_if<protocol::accept>(&m); a && a->update == sender_->update) {
       auto const bit = static_cast<std::uint8_t>(1u << i);
       sender_.change().accepted |= bit;
@@ -291,6 +317,7 @@ bool world::at_rest(std::vector<step> const& steps) const {
           "nothing is left to do for the sender");
     check(sleeping || side.machine.unmapping() == 0, "what is wanted back is unmapped by all who are there");
     check(!side.awaiting && !side.digesting, "after the end nobody waits for the tensors");
+    if (!sleeping && !time) check_all_have_held();
     for (auto const& [number, ring] : whole_state::of(side.machine).rings)
       check(ring.ledger.taken() == 0, "after the end all slots are free");
   }

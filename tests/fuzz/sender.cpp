@@ -115,6 +115,7 @@ class game {
     case 20: return source_ready();
     case 21: return exported();
     case 22: return retire();
+    case 23: return hold_something();
     default: return oblige();
     }
   }
@@ -164,6 +165,23 @@ class game {
   void digested() {
     if (!digest_asked_ || std::exchange(digested_, true)) return;
     machine_.digested(digest_of(true), now_);
+  }
+
+  /// The trainer holds a version, or no more, and the driver does what came of it.
+  void hold_something() {
+    switch (from_.below(8)) {
+    case 0:
+    case 1: return machine_.hold(from_.byte(), now_);
+    case 2: return machine_.end_hold(now_);
+    case 3:
+      machine_.held_failed(now_);
+      return promise(!machine_.wants_held(), "what could not begin is tried again later");
+    case 4:
+      if (facts_.held) machine_.give_up(errc::peer_aborted, "a\nsend", now_);
+      return;
+    default:
+      if (deliver_asked_) begin_update(true);
+    }
   }
 
   /// What somebody asked for was exported; it may no longer be wanted.
@@ -330,9 +348,11 @@ class game {
     machine_.gone(id, errc::peer_gone, "its\nconnection", now_);
   }
 
-  void begin_update() {
+  void begin_update(bool held = false) {
     if (machine_.updating() || closed_) return;
     facts_ = {};
+    facts_.held = held;
+    deliver_asked_ = false;
     auto const how = from_.byte();
     facts_.version = how;
     facts_.ring = how & 1;
@@ -592,6 +612,7 @@ class game {
     machine_.take(actions_);
     for (auto& a : actions_) std::visit([this](auto& what) { act(what); }, a);
     promise(machine_.updating() != finished_, "an update runs until it is finished");
+    promise(!machine_.wants_held() || deliver_asked_, "what is wanted was asked for");
     promise(machine_.unmapping() ==
                 static_cast<std::size_t>(std::count_if(
                     peers_.begin(), peers_.end(), [](auto const& p) { return !p.second.unmapping.empty(); })),
@@ -660,7 +681,8 @@ class game {
     promise(source_ready_ && !source_free_ && !drain_said_, "while the tensors are ready");
     if (!p.group.empty())
       for (auto const& [id, other] : peers_)
-        promise(other.group != p.group || present_.count(id) == 0 || (other.accepted && !other.owes),
+        promise(other.group != p.group || present_.count(id) == 0 || (facts_.held && !other.begun) ||
+                    (other.accepted && !other.owes),
                 "to a group when all its members take part");
     p.told = p.reads = true;
   }
@@ -792,6 +814,10 @@ class game {
     promise(!digest_asked_ || digested_ || drain_said_, "and no digest is computed");
     nobody_reads();
   }
+  void act(send_action::deliver_held&) {
+    promise(!machine_.updating() || !finished_, "nothing is asked for while an update runs");
+    deliver_asked_ = true;
+  }
   void act(send_action::drain&) {
     promise(!std::exchange(drain_said_, true), "drain once");
     drain_wanted_ = true;
@@ -801,7 +827,14 @@ class game {
     promise(copies_.empty() && !drain_wanted_, "no copy runs when the update is finished");
     promise(one_line(f.text), "its reason is one line");
     nobody_reads();
-    promise(f.results.size() == present_.size(), "one result for each receiver that was there");
+    promise(facts_.held ? f.results.size() <= present_.size() : f.results.size() == present_.size(),
+            "one result for each receiver that was there; or for some, of what is held");
+    if (facts_.held)
+      for (auto const id : present_)
+        promise(
+            !peers_.count(id) || !peers_[id].begun ||
+                std::any_of(f.results.begin(), f.results.end(), [&](auto const& r) { return r.peer == id; }),
+            "for all that it was announced to");
     for (auto const& r : f.results) {
       promise(present_.erase(r.peer) == 1 && one_line(r.text) && one_line(r.name), "results are about them");
       bool const is_there = peers_.count(r.peer) == 1;
@@ -823,6 +856,9 @@ class game {
   }
 
   void wind_down() {
+    machine_.end_hold(now_);
+    settle();
+    promise(!machine_.wants_held(), "nobody is given what is held no more");
     for (unsigned i = 0; machine_.updating(); ++i) {
       promise(i < 200, "every update comes to its end");
       auto const before = now_;
@@ -871,6 +907,7 @@ class game {
   bool finished_ = true;
   bool source_asked_ = false, source_ready_ = false;
   bool digest_asked_ = false, digested_ = false;
+  bool deliver_asked_ = false;
   std::uint64_t table_ = 0;
   std::uint32_t next_packed_ = 0;
   std::set<std::uint64_t> unmapped_only_;              ///< fillings that only who maps can use

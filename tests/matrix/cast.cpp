@@ -241,6 +241,9 @@ awaitable<std::string> send(sender& to, part const& which, model const& whole, s
     model const elsewhere(host_memory(), specs(), version);
     auto views = whole.views();
     if (which.what->lies == scenario::memory::partly) views = every_second(whole, elsewhere);
+    // Whoever lacks it is about to be given it, and the send goes first.
+    held_version held;
+    if (which.what->holds && version == 1) held = to.hold(version, views);
     sent = co_await try_to(to.send_weights(version, views));
   } else {
     hesitant_source source(whole, which);

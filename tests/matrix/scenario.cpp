@@ -67,6 +67,8 @@ constexpr std::array excuses{
            "can fail; loaders fail before, by abort_update. A shadow set that copies at the commit can: "
            "tests/api/shadow_test.cpp"},
     reason{"receiver: event commit_failed", "as for failed"},
+    reason{"sender: event held_failed",
+           "a delivery of what is held that can't begin, which nobody hears of: tests/api/hold_test.cpp"},
     reason{"watch", "who watches takes part in no update, and nothing waits for it: "
                     "tests/protocol/sender_session_test.cpp, tests/api/order_test.cpp"},
     reason{"seen_receiver", "as for watch"},
@@ -115,6 +117,7 @@ std::vector<scenario> const& scenarios() {
     add("mapped").lies = s::memory::shared;
     add("partly mapped").lies = s::memory::partly;
     add("digests").digests = true;
+    add("held").holds = true;
     auto& compared = add("mapped, digests");
     compared.lies = s::memory::shared, compared.digests = true;
     auto& lost = add("placement lost");

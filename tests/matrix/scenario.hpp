@@ -42,6 +42,7 @@ struct scenario {
   /// One more receiver: it takes the last place and then leaves, or is lost before the update.
   enum class extra { none, fills_the_last_place, is_lost } more = extra::none;
   bool digests = false; ///< updates carry them
+  bool holds = false;   ///< the first version is held from before it is sent until that is over
 
   /// Whether it can be played with the weights on a device: nothing of it is scripted, or needs host memory.
   bool fits_devices() const { return has == trouble::none && lies != memory::partly; }

@@ -37,6 +37,7 @@ std::string show(sender_action const& what) {
           [](drop const& a) { return words("drop ", a.peer, " ", reason(a.code, a.text)); },
           [](source_free const&) { return std::string("source free"); },
           [](drain const&) { return std::string("drain"); },
+          [](deliver_held const&) { return std::string("deliver held"); },
           [](finished const& a) {
             std::string line = "finished " + reason(a.code, a.text);
             for (auto const& r : a.results)

@@ -5,6 +5,12 @@
 #include "protocol/sender/state.hpp"
 
 namespace ropeway::protocol {
+namespace {
+
+/// Of who says not now, again at once.
+constexpr std::chrono::milliseconds shortest_pause{10};
+
+} // namespace
 
 void sender_machine::impl::received(peer_id id, message const& what) {
   peer* p = find(id);
@@ -138,6 +144,8 @@ void sender_machine::impl::on(peer_id id, peer& p, refuse const& m) {
   if (part->at != stage::deciding || part->accepted)
     return violated(id, words("refuse for update ", m.update, ", which it has accepted already"));
   conclude(*part, outcome::refused, m.code, m.text);
+  // Also what is held, if that was just sent: one answer is enough.
+  if (held && held->version == running->facts.version) put_off_held(p, outcome::refused);
 }
 
 void sender_machine::impl::on(peer_id id, peer& p, not_now const& m) {
@@ -147,6 +155,7 @@ void sender_machine::impl::on(peer_id id, peer& p, not_now const& m) {
     return violated(id, words("not_now for update ", m.update, ", which it has accepted already"));
   conclude(*part, outcome::skipped, static_cast<std::uint16_t>(errc::peer_refused),
            words("not now, again in ", m.retry_ms, " ms: ", m.text));
+  if (held) p.not_before = now + std::max(std::chrono::milliseconds(m.retry_ms), shortest_pause);
 }
 
 void sender_machine::impl::on(peer_id id, peer& p, released const& m) {
@@ -193,6 +202,8 @@ void sender_machine::impl::on(peer_id id, peer& p, committed const& m) {
     p.owes = debt::none;
     p.version_held = p.owes_version;
     p.holds_version = true;
+    p.update_held = p.owes_for;
+    p.spoiled = false;
     p.digest = p.owes_digest;
     return;
   }

@@ -112,6 +112,7 @@ void sender_machine::impl::greet(peer_id id, hello const& what) {
   p.group_size = what.group_size;
   p.version_held = what.version_held;
   p.holds_version = what.last_sender == settings.instance && what.last_update != 0;
+  p.update_held = what.last_update;
   welcome answer;
   answer.version = std::min(what.newest, version_max);
   answer.sender = settings.instance;

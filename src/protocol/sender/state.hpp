@@ -35,6 +35,10 @@ struct sender_machine::impl {
     std::uint32_t group_size = 0;
     std::uint64_t version_held = 0;
     bool holds_version = false;
+    std::uint64_t update_held = 0; ///< the update that brought it
+    bool spoiled = false;          ///< it has failed an update since, and may be torn
+    /// The held version is not offered to it before; the end of time if it has refused or failed it.
+    std::optional<time_point> not_before;
     std::string last_error;
     std::uint64_t last_bytes = 0; ///< of the last update that it committed
     duration last_took{};
@@ -130,6 +134,12 @@ struct sender_machine::impl {
     bytes16 what{};
   };
   std::optional<known_digest> last_digest; ///< of the last update that had any
+  struct held_version {
+    std::uint64_t version = 0;
+    std::uint64_t since = 0; ///< this update and later ones brought something newer
+    bool asked = false;      ///< the driver is about to deliver it
+  };
+  std::optional<held_version> held;
   std::uint64_t next_update = 1, next_seq = 1;
   time_point now{};
   bool closed = false;
@@ -185,6 +195,18 @@ struct sender_machine::impl {
   void answer(peer_id id, watch const& what);
   seen_receiver look_at(peer_id id, peer const& p) const;
 
+  // ---- held.cpp: a version for who comes late ----
+  void hold(std::uint64_t version);
+  void end_hold();
+  void held_failed();
+  bool lacks_held(peer const& p) const;
+  /// Whether it, and its group as far as that has to, would take part in a delivery that began now.
+  bool can_be_given_held(peer const& p) const;
+  bool wants_held() const;
+  void ask_for_held();
+  /// Who did not take it is not asked again, or not at once.
+  void put_off_held(peer& p, outcome what);
+
   // ---- update.cpp: who takes part, and what becomes of them ----
   std::uint64_t begin_update(update_facts facts);
   void skip_incomplete_groups();
@@ -239,7 +261,7 @@ struct sender_machine::impl {
   // ---- deadlines.cpp ----
   struct timer {
     time_point at;
-    enum class kind : std::uint8_t { handshake, watch, silence, decide, commit, debt, alive } what;
+    enum class kind : std::uint8_t { handshake, watch, silence, decide, commit, debt, alive, held } what;
     peer_id peer;
   };
   std::optional<timer> earliest();

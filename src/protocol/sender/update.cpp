@@ -20,8 +20,9 @@ std::uint64_t sender_machine::impl::begin_update(update_facts facts) {
   u.facts = std::move(facts);
   u.began = now;
   u.needed = static_cast<std::uint32_t>(std::count(u.facts.needed.begin(), u.facts.needed.end(), true));
+  if (held) held->asked = false;
   for (auto const& [id, who] : peers) {
-    if (!who.greeted) continue;
+    if (!who.greeted || (u.facts.held && !(held && can_be_given_held(who)))) continue;
     participant& p = u.participants.emplace_back();
     p.group = who.group;
     p.since = now;
@@ -122,6 +123,7 @@ sender_machine::impl::participant* sender_machine::impl::taking_part(peer_id id)
 
 void sender_machine::impl::settle_outcome(participant& p, outcome what, std::uint16_t code,
                                           std::string const& text) {
+  bool const wrote = p.published != 0 || p.was_told;
   p.at = stage::over;
   p.result.what = what;
   p.result.code = code;
@@ -132,18 +134,22 @@ void sender_machine::impl::settle_outcome(participant& p, outcome what, std::uin
   if (what == outcome::committed) {
     who->version_held = running->facts.version;
     who->holds_version = true;
+    who->update_held = running->id;
+    who->spoiled = false;
     who->last_error.clear();
     who->last_bytes = running->facts.total_bytes;
     who->last_took = now - running->began;
     who->digest = running->digest;
   } else {
     who->last_error = p.result.text;
+    who->spoiled = who->spoiled || wrote;
   }
 }
 
 void sender_machine::impl::conclude(participant& p, outcome what, std::uint16_t code,
                                     std::string const& text) {
   settle_outcome(p, what, code, text);
+  if (peer* const who = find(p.result.peer); who && running->facts.held) put_off_held(*who, what);
   if (!p.group.empty() && what != outcome::committed)
     fail_group(p.group, words("group ", one_line(p.group), " can't commit without ", p.result.name, ": ",
                               p.result.text));
@@ -297,6 +303,7 @@ void sender_machine::impl::give_up(errc code, std::string const& text) {
     } else {
       tell_abort(p, code, u.text);
       settle_outcome(p, outcome::skipped, static_cast<std::uint16_t>(code), why);
+      if (u.facts.held && code != errc::peer_aborted) put_off_held(peers.at(p.result.peer), outcome::skipped);
     }
   }
   if (!u.drain_said) actions.emplace_back(send_action::drain{});
