@@ -67,6 +67,8 @@ struct child {
   bool unconfirmed = false;         ///< its last update, at this sender; its next hello settles it
   std::uint32_t committed_from = 0; ///< the sender instance that it committed from last
   std::uint64_t committed_version = 0;
+  bool may_be_torn =
+      false; ///< an update ended half-way since: if it came back, it may have said that it holds none
   bool grouped() const { return !leads && slot >= 3; }
 
   child() = default;

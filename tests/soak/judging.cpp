@@ -7,14 +7,15 @@
 
 namespace ropeway::soak {
 
-/// What a receiver says in its hello is what it has committed; so a commit whose answer never came is
-/// settled.
+/// What a receiver says in its hello is what it has committed, unless another update has overwritten some of
+/// it since; so a commit whose answer never came is settled.
 void conductor::check_list(answer const& list) {
   for (std::uint32_t i = 0; i < list.peers; ++i) {
     auto const& line = list.lines[i];
     auto const who =
         std::ranges::find_if(receivers_, [&](auto const& one) { return one->name == line.name.view(); });
-    bool const holds = (*who)->committed_from == instance_;
+    bool holds = (*who)->committed_from == instance_;
+    if (!line.holds && (*who)->may_be_torn) holds = false;
     if (holds != line.holds || (holds && line.version != (*who)->committed_version))
       throw wrong(
           (*who)->name + " holds " +
@@ -57,6 +58,11 @@ void conductor::judge_receiver(child& who, peer_line const* line, order const& t
     who.committed_from = instance_;
     who.committed_version = to_sender.version;
   }
+  auto const said_no = [&] {
+    auto const what = static_cast<outcome>(line->what);
+    return what == outcome::refused || what == outcome::skipped;
+  };
+  who.may_be_torn = !committed && (who.may_be_torn || !line || !said_no());
   auto const why = std::string(came.category.view()) + " " + std::to_string(came.code) + ", " +
                    std::string(came.text.view());
   if (sender_->gone) return; // there is no report
