@@ -58,11 +58,9 @@ void conductor::judge_receiver(child& who, peer_line const* line, order const& t
     who.committed_from = instance_;
     who.committed_version = to_sender.version;
   }
-  auto const said_no = [&] {
-    auto const what = static_cast<outcome>(line->what);
-    return what == outcome::refused || what == outcome::skipped;
-  };
-  who.may_be_torn = !committed && (who.may_be_torn || !line || !said_no());
+  bool const refused =
+      line && static_cast<outcome>(line->what) == outcome::refused; // before it wrote anything
+  who.may_be_torn = !committed && (who.may_be_torn || !refused);
   auto const why = std::string(came.category.view()) + " " + std::to_string(came.code) + ", " +
                    std::string(came.text.view());
   if (sender_->gone) return; // there is no report
