@@ -155,18 +155,22 @@ void sender_core::post_source_free(std::shared_ptr<send_operation> operation,
   asio::post(strand_, [self = shared_from_this(), operation, shared, stop] {
     if (operation->source_is_free) return (*shared)->complete({}, {});
     if (operation->over) return (*shared)->complete(operation->error, {});
-    auto const key = shared->get();
-    operation->on_source_free.push_back(std::move(*shared));
-    stop->attach([self, operation, key] {
-      asio::post(self->strand_, [operation, key] {
-        auto& waiting = operation->on_source_free;
-        auto const found =
-            std::find_if(waiting.begin(), waiting.end(), [&](auto& w) { return w.get() == key; });
-        if (found == waiting.end()) return;
-        auto const cancelled = std::move(*found);
-        waiting.erase(found);
-        cancelled->complete(failure(aborted_by_caller()), {});
-      });
+    self->wait_among({operation, &operation->on_source_free}, std::move(*shared), *stop);
+  });
+}
+
+void sender_core::wait_among(std::shared_ptr<completions> others, std::unique_ptr<completion<nothing>> done,
+                             stop_request& stop) {
+  auto const key = done.get();
+  others->push_back(std::move(done));
+  stop.attach([self = shared_from_this(), others, key] {
+    asio::post(self->strand_, [others, key] {
+      auto const found =
+          std::find_if(others->begin(), others->end(), [&](auto& w) { return w.get() == key; });
+      if (found == others->end()) return;
+      auto const cancelled = std::move(*found);
+      others->erase(found);
+      cancelled->complete(failure(aborted_by_caller()), {});
     });
   });
 }
@@ -581,19 +585,8 @@ void sender_core::post_release_hold(std::shared_ptr<hold_operation> hold,
   asio::post(strand_, [self = shared_from_this(), hold = std::move(hold), shared, stop] {
     self->end_hold(hold);
     if (!self->reads(*hold)) return (*shared)->complete({}, {});
-    auto const key = shared->get();
-    hold->on_released.push_back(std::move(*shared)); // until the delivery has let go of it
-    stop->attach([self, hold, key] {
-      asio::post(self->strand_, [hold, key] {
-        auto& waiting = hold->on_released;
-        auto const found =
-            std::find_if(waiting.begin(), waiting.end(), [&](auto& w) { return w.get() == key; });
-        if (found == waiting.end()) return;
-        auto const cancelled = std::move(*found);
-        waiting.erase(found);
-        cancelled->complete(failure(aborted_by_caller()), {});
-      });
-    });
+    // Until the delivery has let go of it.
+    self->wait_among({hold, &hold->on_released}, std::move(*shared), *stop);
   });
 }
 
@@ -750,13 +743,10 @@ void sender_core::pack_views(send_action::pack const& job) {
 
 void sender_core::queue_pack(std::shared_ptr<send_operation> const& operation, send_action::pack const& job,
                              place const& at, std::shared_ptr<void const> owners) {
-  auto const queue = [&] {
+  bool const queued = operation->read([&] {
     if (!ops_.empty()) at.stream->copy(ops_);
-  };
-  if (!operation->hold)
-    queue();
-  else if (!operation->hold->read(queue))
-    return;
+  });
+  if (!queued) return;
   session::copied what;
   what.whose = operation;
   what.shown = {side::sender, update_stage::pack};

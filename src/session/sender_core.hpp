@@ -82,6 +82,14 @@ class send_operation {
   ready_after when;
   std::chrono::steady_clock::time_point called;
 
+  /// Queues what reads the tensors; false where they are held, and are to be left alone.
+  template <class Queue>
+  bool read(Queue const& queue) {
+    if (hold) return hold->read(queue);
+    queue();
+    return true;
+  }
+
   // From here on: the strand's.
   std::unique_ptr<completion<sending>> on_started;
   std::vector<std::unique_ptr<completion<nothing>>> on_source_free;
@@ -188,6 +196,10 @@ class sender_core : public std::enable_shared_from_this<sender_core> {
     std::unique_ptr<wire::timer> limit;
   };
 
+  using completions = std::vector<std::unique_ptr<completion<nothing>>>;
+  /// Puts it among others that wait for the same, until `stop` is asked for. On the strand.
+  void wait_among(std::shared_ptr<completions> others, std::unique_ptr<completion<nothing>> done,
+                  stop_request& stop);
   void peer_ended(protocol::peer_id id, errc code, std::string const& words);
   void rouse_receivers();
   void begin(std::shared_ptr<send_operation> const& operation);

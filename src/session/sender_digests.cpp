@@ -92,15 +92,11 @@ void sender_core::digest_tensors(operation_pointer const& operation, std::shared
   what.what = session::copied::kind::digest;
   try {
     digester::run_of const run{list.get(), {}};
-    auto const queue = [&] {
+    operation->read([&] {
       digester_->run({&run, 1}, when, std::move(what));
       operation->stages.begins(update_stage::digest);
       ++copies_in_flight_;
-    };
-    if (!operation->hold)
-      queue();
-    else if (!operation->hold->read(queue))
-      return;
+    });
   } catch (...) { give_up_later(session::as_transfer_error(std::current_exception(), errc::device_failed)); }
 }
 
