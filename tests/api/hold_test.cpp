@@ -81,6 +81,15 @@ struct late {
   awaitable<void> reading() {
     while (reads->in_flight() == 0) co_await settle(1);
   }
+  /// One whose copies are held once it has begun to read what is held; never null.
+  awaitable<guest*> joins_and_reads() {
+    reads->set(script::pace::held);
+    guest& joiner = joins("late");
+    co_await joiner.from->connect(over.path());
+    loads_next(joiner);
+    co_await reading();
+    co_return &joiner;
+  }
   void let_them_read() {
     reads->set(script::pace::immediate);
     reads->finish_all();
@@ -201,11 +210,7 @@ awaitable<void> send_gets_through(bool mapped) {
   auto const views = with.source.views();
   co_await deliver(over, 1, views, with.into);
   auto const held = over.sender().hold(1, views);
-  with.reads->set(script::pace::held);
-  auto& joiner = with.joins("late");
-  co_await joiner.from->connect(over.path());
-  with.loads_next(joiner);
-  co_await with.reading();
+  auto& joiner = *co_await with.joins_and_reads();
   model newer(host_memory(), layers(), 2);
   auto const next = newer.views();
   auto sending = beside(over.executor(), over.sender().send_weights(2, next));
@@ -247,11 +252,7 @@ CO_TEST("who fails a send, or is torn when one that came between is cancelled, i
   auto& over = with.over;
   auto const views = with.source.views();
   auto const held = over.sender().hold(1, views);
-  with.reads->set(script::pace::held);
-  auto& joiner = with.joins("late");
-  co_await joiner.from->connect(over.path());
-  with.loads_next(joiner);
-  co_await with.reading();
+  auto& joiner = *co_await with.joins_and_reads();
   auto sending = beside(over.executor(), over.sender().send_weights(2, views));
   co_await settle();
   sending.cancel(); // while it waits for the delivery to end
@@ -301,11 +302,7 @@ CO_TEST("release gives up what runs, and waits for who reads the tensors") {
   auto& over = with.over;
   auto const views = with.source.views();
   auto held = over.sender().hold(1, views);
-  with.reads->set(script::pace::held);
-  auto& joiner = with.joins("late");
-  co_await joiner.from->connect(over.path());
-  with.loads_next(joiner);
-  co_await with.reading();
+  auto& joiner = *co_await with.joins_and_reads();
   auto releasing = beside(over.executor(), end(held));
   auto impatient = beside(over.executor(), end(held));
   co_await settle();
@@ -428,11 +425,7 @@ CO_TEST("a later hold takes the place of the one before, whose promise may then 
   auto& over = with.over;
   auto const views = with.source.views();
   auto first = over.sender().hold(1, views);
-  with.reads->set(script::pace::held);
-  auto& joiner = with.joins("late");
-  co_await joiner.from->connect(over.path());
-  with.loads_next(joiner);
-  co_await with.reading();
+  auto& joiner = *co_await with.joins_and_reads();
   model newer(host_memory(), layers(), 2);
   auto const next = newer.views();
   auto const second = over.sender().hold(2, next);
