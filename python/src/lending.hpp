@@ -2,12 +2,12 @@
 #pragma once
 #include <nanobind/nanobind.h>
 
-#include <memory>
 #include <mutex>
 #include <vector>
 
 #include "engine.hpp"
 #include "ropeway/receiver.hpp"
+#include "sharing.hpp"
 
 namespace nb = nanobind;
 
@@ -16,7 +16,7 @@ namespace ropeway::python {
 /// A bucket whose pieces may be looked at through DLPack. Each array that was made of a piece counts; the
 /// slot is not given back before the last of them is gone, so that none ever sees what the sender writes
 /// next.
-class lent_bucket : public std::enable_shared_from_this<lent_bucket> {
+class lent_bucket : public shareable<lent_bucket> {
  public:
   lent_bucket(std::shared_ptr<engine> loop, bucket what);
   ~lent_bucket();

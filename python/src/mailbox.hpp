@@ -7,11 +7,13 @@
 #include <mutex>
 #include <vector>
 
+#include "sharing.hpp"
+
 namespace ropeway::python {
 
 /// What has ended, and a descriptor that is readable while there is something to take: for a loop's reader,
 /// or for a thread that sleeps in poll(2), which a signal wakes. Any thread.
-class mailbox {
+class mailbox : public shareable<mailbox> {
  public:
   /// Throws std::system_error when there are no descriptors left.
   mailbox();

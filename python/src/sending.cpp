@@ -8,6 +8,7 @@
 
 #include "operation.hpp"
 #include "ropeway/sender.hpp"
+#include "sharing.hpp"
 #include "tensors.hpp"
 #include "words.hpp"
 
@@ -15,7 +16,7 @@ namespace ropeway::python {
 namespace {
 
 /// Tensors that a sender has looked at, and what keeps their memory.
-struct prepared {
+struct prepared : shareable<prepared> {
   prepared_tensors tensors;
   std::shared_ptr<sources> of;
 };
@@ -35,7 +36,7 @@ class shared_block {
 
 /// The place where a send meets Python's iterator of tensors: the send asks on the library's thread, Python
 /// answers on its own.
-class bridge final : public tensor_source {
+class bridge final : public tensor_source, public shareable<bridge> {
  public:
   bridge(std::shared_ptr<engine> const& loop, std::vector<tensor_info> stated, device where)
       : context_(loop->context()), stated_(std::move(stated)), where_(where), given_(loop->context()) {}
@@ -50,9 +51,8 @@ class bridge final : public tensor_source {
   // For Python, with the GIL.
   /// Ends with the next index that the send asks for, or with nothing when the send has ended.
   std::shared_ptr<task_of<std::optional<std::uint32_t>>> wanted(std::weak_ptr<task> const& send);
-  void give(std::shared_ptr<bridge> const& self, nb::str const& name, nb::handle parts, int wire,
-            nb::handle when);
-  void fail(std::shared_ptr<bridge> const& self, std::string const& words);
+  void give(nb::str const& name, nb::handle parts, int wire, nb::handle when);
+  void fail(std::string words);
 
  private:
   /// What one tensor needs until its last copy was seen to end.
@@ -64,7 +64,7 @@ class bridge final : public tensor_source {
     source_tensor tensor;
     std::string failure;
   };
-  void deliver(std::shared_ptr<bridge> const& self, answer what);
+  void deliver(answer what);
   void ask(std::uint32_t index);
 
   asio::io_context& context_;
@@ -131,15 +131,14 @@ std::shared_ptr<task_of<std::optional<std::uint32_t>>> bridge::wanted(std::weak_
   return made;
 }
 
-void bridge::deliver(std::shared_ptr<bridge> const& self, answer what) {
-  asio::post(context_, [self, what = std::move(what)]() mutable {
+void bridge::deliver(answer what) {
+  asio::post(context_, [self = shared_from_this(), what = std::move(what)]() mutable {
     self->answer_ = std::move(what);
     self->given_.cancel();
   });
 }
 
-void bridge::give(std::shared_ptr<bridge> const& self, nb::str const& name, nb::handle parts, int wire,
-                  nb::handle when) {
+void bridge::give(nb::str const& name, nb::handle parts, int wire, nb::handle when) {
   description const tensor(parts);
   auto held = std::make_shared<holding>();
   held->name = text_of(name);
@@ -149,13 +148,13 @@ void bridge::give(std::shared_ptr<bridge> const& self, nb::str const& name, nb::
   if (wire >= 0) view.sent_as(dtype_from(wire));
   answer made;
   made.tensor = source_tensor(view, std::move(held), ready_from(when));
-  deliver(self, std::move(made));
+  deliver(std::move(made));
 }
 
-void bridge::fail(std::shared_ptr<bridge> const& self, std::string const& words) {
+void bridge::fail(std::string words) {
   answer made;
-  made.failure = words.empty() ? std::string("the iterator of tensors failed") : words;
-  deliver(self, std::move(made));
+  made.failure = words.empty() ? "the iterator of tensors failed" : std::move(words);
+  deliver(std::move(made));
 }
 
 /// Ends the questions with the send that asks them.
@@ -411,15 +410,8 @@ void bind_sending(nb::module_& module) {
       .def(nb::init<std::uint64_t>(), nb::arg("bytes"))
       .def("__len__", [](shared_block const& self) { return self.memory.size(); });
   nb::class_<bridge>(module, "Bridge")
-      .def(
-          "give",
-          [](std::shared_ptr<bridge> const& self, nb::str const& name, nb::handle tensor, int wire,
-             nb::handle when) { self->give(self, name, tensor, wire, when); },
-          nb::arg("name"), nb::arg("tensor"), nb::arg("wire"), nb::arg("when").none())
-      .def(
-          "fail",
-          [](std::shared_ptr<bridge> const& self, std::string const& words) { self->fail(self, words); },
-          nb::arg("words"));
+      .def("give", &bridge::give, nb::arg("name"), nb::arg("tensor"), nb::arg("wire"), nb::arg("when").none())
+      .def("fail", &bridge::fail, nb::arg("words"));
   nb::class_<sending_handle>(module, "Sending")
       .def_prop_ro("version", &sending_handle::version)
       .def("source_free", [](nb::object self) { return nb::cast<sending_handle&>(self).source_free(self); })

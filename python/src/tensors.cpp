@@ -1,5 +1,6 @@
 #include "tensors.hpp"
 
+#include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
@@ -375,7 +376,7 @@ void bind_tensors(nb::module_& module) {
   module.def("from_dlpack", &from_dlpack, nb::arg("capsule"));
   module.def("buffer_address", &buffer_address, nb::arg("view"));
   nb::class_<sources>(module, "Sources")
-      .def(nb::init<>())
+      .def(nb::new_([] { return std::make_shared<sources>(); }))
       .def("add", &sources::add, nb::arg("name"), nb::arg("tensor"), nb::arg("wire"))
       .def("take", &sources::take, nb::arg("pairs"), nb::arg("start"), nb::arg("types"), nb::arg("wire"))
       .def("devices", &sources::devices)

@@ -11,6 +11,7 @@
 #include "dlpack.hpp"
 #include "keeping.hpp"
 #include "ropeway/tensor.hpp"
+#include "sharing.hpp"
 
 namespace nb = nanobind;
 
@@ -94,7 +95,7 @@ struct tensor_table {
 };
 
 /// Tensors that are to be sent. Made once, then only read; what keeps them alive goes with the last user.
-class sources {
+class sources : public shareable<sources> {
  public:
   sources() : table_(std::make_shared<tensor_table>()) {}
   /// Of tensors that were seen before; their owners are still to be added.

@@ -127,20 +127,35 @@ def never_close(address):
     say(connected=True)
 
 
+def end_in_the_interpreters_end(address):
+    """Leaves two operations to the end of the interpreter; only they have the mailbox, and what is sent, any more."""
+    global ended_late
+    sender, receiver = ropeway.Sender(address), ropeway.Receiver()
+    for one in (sender, receiver):
+        ropeway._sender._open.discard(one)  # or they would be closed before
+    receiver.connect(address).wait()
+    sending = sender.send_weights(1, sender.prepare(weights(1)))
+    update = receiver.next_update().wait()  # it is never loaded
+    waiting = receiver.next_update()
+    for one in (sending, waiting):
+        assert one._core.tell(ropeway._core.Mailbox())
+    ended_late = sending._core, waiting._core, update, sender, receiver
+    say(connected=True)
+
+
 def end_under_a_daemon(address):
     """Ends while a daemon thread waits, which then wants to go on."""
     sender = ropeway.Sender(address)
 
     def serve():
-        for wait in range(100000):
+        while True:
             receiver = ropeway.Receiver()
             receiver.connect(address).wait()
-            if wait == 0:
-                say(connected=True)
             receiver.close().wait()
 
     threading.Thread(target=serve, daemon=True).start()
     sender.wait_for_receivers(1).wait()
+    say(connected=True)
 
 
 def fork(address):

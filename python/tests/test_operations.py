@@ -444,6 +444,12 @@ def test_an_asyncio_wait_is_interrupted(address, peer):
         assert {"interrupted": True} in heard and server.end() == 0
 
 
+def test_a_program_ends_whose_operations_end_with_the_interpreter(address, peer):
+    one = peer("end_in_the_interpreters_end", address)  # the library's thread would be killed if it asked for the GIL
+    assert one.hear() == {"connected": True}
+    assert one.end() == 0
+
+
 def test_a_program_that_closes_nothing_ends(address, peer):
     one = peer("never_close", address)
     assert one.hear() == {"connected": True}
