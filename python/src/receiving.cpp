@@ -163,12 +163,15 @@ class receiver_handle {
 
   void destroy() {
     if (!loop_) return;
+    // Another thread that gets the GIL meanwhile finds it closed.
+    auto loop = std::move(loop_);
+    auto own = std::move(receiver_);
     without_gil const released;
-    if (loop_->forked())
-      static_cast<void>(receiver_.release()); // the parent's
+    if (loop->forked())
+      static_cast<void>(own.release()); // the parent's
     else
-      receiver_.reset();
-    loop_.reset();
+      own.reset();
+    loop.reset();
   }
   operation connect(std::string path) {
     return begin<done>(loop_, with_result(open().connect(std::move(path))), 0, no_result);

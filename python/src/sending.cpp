@@ -248,7 +248,7 @@ class sender_handle {
     sender_options const options = sender_options_from(knobs);
     without_gil const released;
     auto loop = make_engine();
-    sender_ = std::make_unique<sender>(loop->executor(), std::move(path), options);
+    sender_ = std::make_shared<sender>(loop->executor(), std::move(path), options);
     loop_ = std::move(loop);
   }
   sender_handle(sender_handle const&) = delete;
@@ -258,40 +258,45 @@ class sender_handle {
   /// Ends it as C++'s destructor does; later calls raise.
   void destroy() {
     if (!loop_) return;
+    // Another thread that gets the GIL meanwhile finds it closed.
+    auto loop = std::move(loop_);
+    auto own = std::move(sender_);
     without_gil const released;
-    if (loop_->forked())
-      static_cast<void>(sender_.release()); // the parent's
+    if (loop->forked())
+      new std::shared_ptr<sender>(std::move(own)); // the parent's
     else
-      sender_.reset();
-    loop_.reset();
+      own.reset();
+    loop.reset();
   }
 
   std::shared_ptr<prepared> prepare(std::shared_ptr<sources> of) {
     auto made = std::make_shared<prepared>();
-    sender& own = open();
+    // Another thread may destroy this meanwhile.
+    auto const loop = loop_;
+    auto own = open();
     {
       without_gil const released;
-      made->tensors = own.prepare(of->all());
+      made->tensors = std::exchange(own, nullptr)->prepare(of->all());
     }
     made->of = std::move(of);
     return made;
   }
   operation send(std::uint64_t version, std::shared_ptr<prepared> const& what, nb::handle when) {
     auto owner = std::make_pair(what, kept(when.ptr()));
-    return begin<send_report>(loop_, open().send_weights(version, what->tensors, ready_from(when)),
+    return begin<send_report>(loop_, open()->send_weights(version, what->tensors, ready_from(when)),
                               std::move(owner), [](send_report const& report) { return to_python(report); });
   }
   /// The same, of tensors that are looked at now, if they are those that were `seen`; nothing if they are
   /// not.
   nb::object send_again(std::uint64_t version, seen_tensors const& seen, nb::handle pairs,
                         nb::tuple const& types, nb::handle when) {
-    sender& own = open();
+    auto const own = open();
     exchange const torch(types);
     if (!seen.table->same(pairs, torch)) return nb::none();
     auto what = std::make_shared<prepared>();
     what->tensors = seen.tensors;
     what->of = std::make_shared<sources>(seen.table);
-    operation sending = begin<send_report>(loop_, own.send_weights(version, what->tensors, ready_from(when)),
+    operation sending = begin<send_report>(loop_, own->send_weights(version, what->tensors, ready_from(when)),
                                            std::make_pair(what, kept(when.ptr())),
                                            [](send_report const& report) { return to_python(report); });
     // Only now, for it takes longer than all of the above. Until this returns the caller's pairs keep the
@@ -306,7 +311,7 @@ class sender_handle {
   }
   operation start(std::uint64_t version, std::shared_ptr<prepared> const& what, nb::handle when) {
     sending_handle::owner owner(what, kept(when.ptr()));
-    auto starting = open().start(version, what->tensors, ready_from(when));
+    auto starting = open()->start(version, what->tensors, ready_from(when));
     auto make = [](std::shared_ptr<sending_handle> const& started) { return nb::cast(started); };
     return begin<std::shared_ptr<sending_handle>>(
         loop_, start_keeping(loop_, std::move(starting), std::move(owner)), 0, make);
@@ -314,7 +319,7 @@ class sender_handle {
   std::shared_ptr<held_handle> hold(std::uint64_t version, std::shared_ptr<prepared> const& what,
                                     nb::handle when) {
     sending_handle::owner owner(what, kept(when.ptr()));
-    return std::make_shared<held_handle>(loop_, open().hold(version, what->tensors, ready_from(when)),
+    return std::make_shared<held_handle>(loop_, open()->hold(version, what->tensors, ready_from(when)),
                                          std::move(owner));
   }
   std::shared_ptr<bridge> source(nb::list const& stated, int ordinal) {
@@ -333,7 +338,7 @@ class sender_handle {
   }
   nb::tuple send_source(std::uint64_t version, std::shared_ptr<bridge> const& from) {
     auto const running =
-        loop_->start<send_report>(send_from(open().send_weights(version, *from), from), from);
+        loop_->start<send_report>(send_from(open()->send_weights(version, *from), from), from);
     operation send(loop_, running, [task = running.get()] { return to_python(task->take()); });
     std::weak_ptr<task> const watched = running;
     auto loop = loop_;
@@ -348,35 +353,35 @@ class sender_handle {
   }
   operation wait_for_receivers(std::size_t count, double seconds) {
     auto const limit = milliseconds(static_cast<std::int64_t>(std::min(std::max(seconds, 0.0), 1e9) * 1000));
-    return begin<std::size_t>(loop_, open().wait_for_receivers(count, limit), 0,
+    return begin<std::size_t>(loop_, open()->wait_for_receivers(count, limit), 0,
                               [](std::size_t there) { return nb::object(nb::int_(there)); });
   }
   operation receivers() {
-    return begin<std::vector<connected_receiver>>(loop_, open().receivers(), 0,
+    return begin<std::vector<connected_receiver>>(loop_, open()->receivers(), 0,
                                                   [](std::vector<connected_receiver> const& all) {
                                                     nb::list list;
                                                     for (auto const& one : all) list.append(to_python(one));
                                                     return nb::object(list);
                                                   });
   }
-  void share(shared_block const& block) { open().share(block.memory); }
+  void share(shared_block const& block) { open()->share(block.memory); }
   operation release_memory() {
-    return begin<done>(loop_, with_result(open().release_memory()), 0, no_result);
+    return begin<done>(loop_, with_result(open()->release_memory()), 0, no_result);
   }
-  operation close() { return begin<done>(loop_, with_result(open().close()), 0, no_result); }
+  operation close() { return begin<done>(loop_, with_result(open()->close()), 0, no_result); }
   bool is_open() const noexcept { return loop_ != nullptr && !loop_->forked(); }
 
  private:
-  sender& open() {
+  std::shared_ptr<sender> const& open() {
     if (!loop_) throw transfer_error(errc::not_open, "this sender was closed");
     if (loop_->forked())
       throw transfer_error(errc::not_open,
                            "this sender belongs to the process that this one was forked from; make a "
                            "sender of your own");
-    return *sender_;
+    return sender_;
   }
   std::shared_ptr<engine> loop_;
-  std::unique_ptr<sender> sender_; // goes before the loop
+  std::shared_ptr<sender> sender_; // goes before the loop
 };
 
 int shared_block_buffer(PyObject* self, Py_buffer* view, int flags) {

@@ -463,6 +463,30 @@ def test_a_program_that_ends_under_a_daemon_thread_ends(address, peer):
         assert one.end() == 0
 
 
+@pytest.mark.parametrize("kind", ["sender", "receiver"])
+def test_two_threads_may_close_one_thing(address, kind):
+    for _ in range(50):
+        with ropeway.Sender(address) as sender, ropeway.Receiver() as receiver:
+            receiver.connect(address).wait()
+            one = sender if kind == "sender" else receiver
+            both = threading.Barrier(2)
+            errors = []
+
+            def close():
+                both.wait()
+                try:
+                    one.close().wait()
+                except ropeway.TransferError as error:
+                    errors.append(error.code)
+
+            threads = [threading.Thread(target=close) for _ in range(2)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            assert set(errors) <= {"not_open"}
+
+
 def test_a_forked_child_leaves_its_parents_things_alone(address, peer):
     one = peer("fork", address)
     assert one.hear() == {"child": "not_open"}
