@@ -421,7 +421,8 @@ class ROPEWAY_API sender {
     void differ();
     detail::sender_core& core_;
     std::shared_ptr<detail::tensor_set> last_; // while everything so far is as in the last send
-    std::size_t same_ = 0;                     // how many tensors that are
+    std::size_t same_ = 0;                     // how many tensors that are,
+    std::size_t place_ = 0;                    // and the place in its record after them
     std::shared_ptr<detail::tensor_set> set_;  // once something differs
     std::vector<tensor_info> infos_;           // once something differs from the last layout
     bool known_ = true;                        // everything so far is as in the last layout

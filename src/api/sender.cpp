@@ -71,17 +71,6 @@ std::string const& sender::path() const noexcept { return core_->path(); }
 
 // ---- collecting ----
 
-namespace {
-
-/// The same bytes in the same place, and the same to receivers.
-bool same_view(tensor_view const& a, tensor_view const& b) noexcept {
-  return a.data() == b.data() && a.type() == b.type() && a.wire_type() == b.wire_type() &&
-         a.where() == b.where() && a.dims() == b.dims() && a.is_strided() == b.is_strided() &&
-         (!a.is_strided() || a.strides() == b.strides()) && a.name() == b.name();
-}
-
-} // namespace
-
 sender::collector::collector(detail::sender_core& core) : core_(core), last_(core.sets().last()) {
   core_.rouse(); // as a rule this is for a send, and it takes a while
   if (!last_) differ();
@@ -100,7 +89,7 @@ void sender::collector::differ() {
 
 void sender::collector::add(tensor_view const& tensor) {
   if (last_) {
-    if (same_ < last_->views.size() && same_view(tensor, last_->views[same_])) {
+    if (last_->record.next_is(tensor, place_)) {
       ++same_;
       return;
     }
@@ -118,10 +107,19 @@ void sender::collector::add(tensor_view const& tensor) {
 }
 
 void sender::collector::add(std::span<tensor_view const> tensors) {
-  // Names lie here and there, and thousands of them leave the caches between two updates.
-  constexpr std::size_t ahead = 8;
+  // Views and their names leave the caches between two updates, and there are thousands.
+  constexpr std::size_t views_ahead = 16, names_ahead = 8;
   for (std::size_t i = 0; i < tensors.size(); ++i) {
-    if (i + ahead < tensors.size()) __builtin_prefetch(tensors[i + ahead].name().data());
+    if (i + views_ahead < tensors.size()) {
+      auto const* const view = reinterpret_cast<std::byte const*>(&tensors[i + views_ahead]);
+      __builtin_prefetch(view);
+      __builtin_prefetch(view + 63); // the first extents
+    }
+    if (i + names_ahead < tensors.size()) {
+      std::string_view const name = tensors[i + names_ahead].name();
+      __builtin_prefetch(name.data());
+      __builtin_prefetch(name.data() + name.size());
+    }
     add(tensors[i]);
   }
 }
@@ -150,6 +148,7 @@ std::shared_ptr<detail::tensor_set> sender::collector::finish() {
       if (manifest.tensor_bytes(i) != 0) rules.check(i, view);
       if (view.where().is_cuda() && !set_->where.is_cuda()) set_->where = view.where();
     }
+    for (auto const& view : set_->views) set_->record.add(view);
     core_.sets().keep_last(set_);
   } catch (transfer_error const& error) { set_->error = failure(error); }
   return std::move(set_);

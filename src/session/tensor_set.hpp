@@ -9,6 +9,7 @@
 #include "ropeway/detail/operation.hpp"
 #include "ropeway/source.hpp"
 #include "session/layout.hpp"
+#include "session/tensor_record.hpp"
 
 namespace ropeway::detail {
 
@@ -17,6 +18,7 @@ class tensor_set {
  public:
   std::shared_ptr<session::layout> layout; ///< null on the fly: known when the manifest was stated
   std::vector<tensor_view> views;          ///< by tensor index; empty on the fly
+  session::tensor_record record;           ///< the same, for the next send to compare with
   tensor_source* source = nullptr;         ///< yields them one by one
   slot_writer* writer = nullptr;           ///< writes them into the slots itself
   device where;  ///< where buckets are packed: of the first CUDA tensor, else the host
@@ -57,9 +59,12 @@ class set_pool : public std::enable_shared_from_this<set_pool> {
  private:
   void keep(std::unique_ptr<tensor_set> one) {
     auto views = std::move(one->views);
+    auto record = std::move(one->record);
     views.clear();
+    record.clear();
     *one = {};
     one->views = std::move(views);
+    one->record = std::move(record);
     std::scoped_lock lock(mutex_);
     std::swap(spare_, one); // what was there ends after the lock
   }
