@@ -5,7 +5,7 @@ it and has said so, and one plain copy of the same bytes on the same device afte
     benchmarks/python.py --model qwen3-8b [--layers N] [--way WAY]... [--peers FOLDER] [--repeats 10] [--device cuda:0]
                          [--route automatic] [--json LINES.jsonl]
 
-    into           the server has destinations of the trainer's names
+    into           the server has destinations of the trainer's names (load_next)
     captured       an engine's loader, with fused tensors, that was recorded once (CapturedLoader)
     loader         the same loader, run on the tensors of each bucket (load_with)
     torch-ipc      no ropeway: a CUDA IPC handle for every tensor, each time, and the same loader
@@ -139,20 +139,23 @@ class Ropeway:
         self.receiver = ropeway.Receiver(name=way, device="host" if options.device == "cpu" else options.device,
                                          connect_limit=300)
         self.receiver.connect(path).wait()
-        if way == "into":
-            places = ropeway.Destinations(views)
-            self.load = lambda update: update.load_into(places)
-        elif way == "captured":
+        self.places = ropeway.Destinations(views) if way == "into" else None
+        if way == "captured":
             loader = ropeway.CapturedLoader(engine.load_weights, engine.weights)
             self.load = loader.load
-        else:
+        elif way == "loader":
             self.load = lambda update: update.load_with(engine.load_weights, tensors="torch")
 
     def begin(self):
-        self.waiting = self.receiver.next_update()
+        if self.places is not None:
+            self.waiting = self.receiver.load_next(self.places)
+        else:
+            self.waiting = self.receiver.next_update()
 
     def take(self, _):
-        self.load(self.waiting.wait()).wait()
+        taken = self.waiting.wait()
+        if self.places is None:
+            self.load(taken).wait()
 
     def close(self):
         self.receiver.close().wait()

@@ -64,7 +64,8 @@ struct ROPEWAY_API send_report {
   std::uint64_t bytes = 0;   ///< of all tensors, counted once
   std::uint32_t tensors = 0; ///< how many the update has, those of no bytes included
   std::uint32_t buckets = 0; ///< how many slots' worth they fill; 0 if there are no bytes
-  nanoseconds total{};       ///< from the call until every outcome was known
+  /// From the call, of which looking at the tensors is a part, until every outcome was known.
+  nanoseconds total{};
   nanoseconds source_free{}; ///< from the call until the tensors' memory was no longer read; 0 if never
   stage_times stages;        ///< of this side
   /// Of all tensors as they are delivered, with their names, types and shapes; nothing without digests.

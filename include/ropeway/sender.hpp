@@ -1,5 +1,6 @@
 // Publishes versions of a model's weights to the receivers on this host. Part of ropeway; Apache-2.0.
 #pragma once
+#include <chrono>
 #include <concepts>
 #include <cstdint>
 #include <memory>
@@ -29,6 +30,11 @@ class sender_core;
 class tensor_set;
 class send_operation;
 class hold_operation;
+/// What a send is called with, and when that was.
+struct send_call {
+  std::shared_ptr<tensor_set> set;
+  std::chrono::steady_clock::time_point at;
+};
 sender make_sender(asio::any_io_executor, std::string, sender_options, std::shared_ptr<memory::backends>);
 template <class Token>
 concept token = !std::same_as<std::remove_cvref_t<Token>, ready_after>;
@@ -228,15 +234,15 @@ class ROPEWAY_API sender {
   /// @{
   awaitable<send_report> send_weights(std::uint64_t version, prepared_tensors const& tensors,
                                       ready_after when = {}) {
-    return await_send(core_, version, tensors.set_, when);
+    return await_send(core_, version, call_with(tensors), when);
   }
   template <detail::token Token>
   auto send_weights(std::uint64_t version, prepared_tensors const& tensors, Token&& token) {
-    return initiate_send(version, tensors.set_, ready_after(), std::forward<Token>(token));
+    return initiate_send(version, call_with(tensors), ready_after(), std::forward<Token>(token));
   }
   template <detail::token Token>
   auto send_weights(std::uint64_t version, prepared_tensors const& tensors, ready_after when, Token&& token) {
-    return initiate_send(version, tensors.set_, when, std::forward<Token>(token));
+    return initiate_send(version, call_with(tensors), when, std::forward<Token>(token));
   }
   /// @}
 
@@ -279,15 +285,15 @@ class ROPEWAY_API sender {
     return initiate_start(version, collect(tensors), ready_after(), std::forward<Token>(token));
   }
   awaitable<sending> start(std::uint64_t version, prepared_tensors const& tensors, ready_after when = {}) {
-    return await_start(core_, version, tensors.set_, when);
+    return await_start(core_, version, call_with(tensors), when);
   }
   template <detail::token Token>
   auto start(std::uint64_t version, prepared_tensors const& tensors, ready_after when, Token&& token) {
-    return initiate_start(version, tensors.set_, when, std::forward<Token>(token));
+    return initiate_start(version, call_with(tensors), when, std::forward<Token>(token));
   }
   template <detail::token Token>
   auto start(std::uint64_t version, prepared_tensors const& tensors, Token&& token) {
-    return initiate_start(version, tensors.set_, ready_after(), std::forward<Token>(token));
+    return initiate_start(version, call_with(tensors), ready_after(), std::forward<Token>(token));
   }
   awaitable<sending> start(std::uint64_t version, tensor_source& source) {
     return await_start(core_, version, collect(source), ready_after());
@@ -331,7 +337,7 @@ class ROPEWAY_API sender {
   /// @{
   template <tensor_range R>
   held_version hold(std::uint64_t version, R const& tensors, ready_after when = {}) {
-    return begin_hold(version, collect(tensors), when);
+    return begin_hold(version, collect(tensors).set, when);
   }
   held_version hold(std::uint64_t version, prepared_tensors const& tensors, ready_after when = {}) {
     return begin_hold(version, tensors.set_, when);
@@ -344,7 +350,7 @@ class ROPEWAY_API sender {
   /// they are now. An error in them (a name twice, say) is reported by the send.
   template <tensor_range R>
   prepared_tensors prepare(R const& tensors) {
-    return prepared_tensors(collect(tensors));
+    return prepared_tensors(collect(tensors).set);
   }
 
   /// Completes with the number of receivers once at least `count` are connected.
@@ -415,11 +421,13 @@ class ROPEWAY_API sender {
     ~collector();
     void add(tensor_view const& tensor);
     void add(std::span<tensor_view const> tensors);
-    std::shared_ptr<detail::tensor_set> finish();
+    detail::send_call finish();
 
    private:
     void differ();
+    std::shared_ptr<detail::tensor_set> end();
     detail::sender_core& core_;
+    std::chrono::steady_clock::time_point const began_ = std::chrono::steady_clock::now();
     std::shared_ptr<detail::tensor_set> last_; // while everything so far is as in the last send
     std::size_t same_ = 0;                     // how many tensors that are,
     std::size_t place_ = 0;                    // and the place in its record after them
@@ -428,7 +436,7 @@ class ROPEWAY_API sender {
     bool known_ = true;                        // everything so far is as in the last layout
   };
   template <tensor_range R>
-  std::shared_ptr<detail::tensor_set> collect(R const& tensors) {
+  detail::send_call collect(R const& tensors) {
     collector pass(*core_);
     if constexpr (std::ranges::contiguous_range<R const> && std::ranges::sized_range<R const> &&
                   std::same_as<std::ranges::range_value_t<R const>, tensor_view>)
@@ -437,23 +445,26 @@ class ROPEWAY_API sender {
       for (auto&& tensor : tensors) pass.add(tensor);
     return pass.finish();
   }
-  std::shared_ptr<detail::tensor_set> collect(tensor_source& source);
-  std::shared_ptr<detail::tensor_set> collect(slot_writer& writer);
+  static detail::send_call collect(tensor_source& source);
+  static detail::send_call collect(slot_writer& writer);
+  static detail::send_call call_with(prepared_tensors const& tensors) {
+    return {tensors.set_, std::chrono::steady_clock::now()};
+  }
 
   friend sender detail::make_sender(asio::any_io_executor, std::string, sender_options,
                                     std::shared_ptr<memory::backends>);
   using core_pointer = std::shared_ptr<detail::sender_core>;
   explicit sender(core_pointer core) : core_(std::move(core)) {}
   using set_pointer = std::shared_ptr<detail::tensor_set>;
-  static awaitable<send_report> await_send(core_pointer core, std::uint64_t version, set_pointer set,
+  static awaitable<send_report> await_send(core_pointer core, std::uint64_t version, detail::send_call call,
                                            ready_after when);
-  static awaitable<sending> await_start(core_pointer core, std::uint64_t version, set_pointer set,
+  static awaitable<sending> await_start(core_pointer core, std::uint64_t version, detail::send_call call,
                                         ready_after when);
-  static void begin_send(core_pointer const& core, std::uint64_t version, set_pointer set, ready_after when,
-                         std::unique_ptr<detail::completion<send_report>> done,
+  static void begin_send(core_pointer const& core, std::uint64_t version, detail::send_call call,
+                         ready_after when, std::unique_ptr<detail::completion<send_report>> done,
                          std::shared_ptr<detail::stop_request> stop);
-  static void begin_start(core_pointer const& core, std::uint64_t version, set_pointer set, ready_after when,
-                          std::unique_ptr<detail::completion<sending>> done,
+  static void begin_start(core_pointer const& core, std::uint64_t version, detail::send_call call,
+                          ready_after when, std::unique_ptr<detail::completion<sending>> done,
                           std::shared_ptr<detail::stop_request> stop);
   held_version begin_hold(std::uint64_t version, set_pointer set, ready_after when);
   static void begin_wait(core_pointer const& core, std::size_t count, milliseconds limit,
@@ -468,17 +479,17 @@ class ROPEWAY_API sender {
                           std::unique_ptr<detail::completion<detail::nothing>> done);
 
   template <class Token>
-  auto initiate_send(std::uint64_t version, set_pointer set, ready_after when, Token&& token) {
-    auto start = [core = core_, version, set = std::move(set), when](auto done, auto stop) {
-      begin_send(core, version, set, when, std::move(done), std::move(stop));
+  auto initiate_send(std::uint64_t version, detail::send_call call, ready_after when, Token&& token) {
+    auto start = [core = core_, version, call = std::move(call), when](auto done, auto stop) {
+      begin_send(core, version, call, when, std::move(done), std::move(stop));
     };
     return detail::initiate<send_report, std::error_code>(get_executor(), std::move(start),
                                                           std::forward<Token>(token));
   }
   template <class Token>
-  auto initiate_start(std::uint64_t version, set_pointer set, ready_after when, Token&& token) {
-    auto start = [core = core_, version, set = std::move(set), when](auto done, auto stop) {
-      begin_start(core, version, set, when, std::move(done), std::move(stop));
+  auto initiate_start(std::uint64_t version, detail::send_call call, ready_after when, Token&& token) {
+    auto start = [core = core_, version, call = std::move(call), when](auto done, auto stop) {
+      begin_start(core, version, call, when, std::move(done), std::move(stop));
     };
     return detail::initiate<sending, std::error_code>(get_executor(), std::move(start),
                                                       std::forward<Token>(token));

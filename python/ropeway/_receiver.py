@@ -6,7 +6,7 @@ import gc
 import os
 import traceback
 from types import TracebackType
-from typing import Any, Dict, Generator, Iterable, List, Mapping, Optional, Sequence, Tuple, Type, Union
+from typing import Any, Dict, Generator, Iterable, List, Mapping, Optional, Sequence, Tuple, Type, Union, cast
 
 from . import _core, _tensors
 from ._bucket import Assembler, Bucket, Loader, array_kind
@@ -62,8 +62,7 @@ class Update:
         first, ``busy`` and ``leased``, destinations are torn (a live shadow set never is). Cancellation aborts the
         update for this receiver, and ends when nothing writes any more; the session stays.
         """
-        if not isinstance(into, (Destinations, ShadowDestinations)):
-            into = Destinations(into)
+        into = _looked_at(into)
         return Single(self._core.load_into(into._core, _tensors.ready_after(after, into._devices)), of=self)
 
     def load_with(self, load_weights: Loader, *, tensors: Optional[str] = None) -> Operation[LoadReport]:
@@ -136,6 +135,10 @@ class Update:
         return dataclasses.replace(report, assembled=assembler.most) if assembler.most else report
 
 
+def _looked_at(into: Into) -> Union[Destinations, ShadowDestinations]:
+    return into if isinstance(into, (Destinations, ShadowDestinations)) else Destinations(into)
+
+
 def _listed(names: List[str]) -> str:
     shown = ", ".join(repr(name) for name in names[:3])
     return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
@@ -201,6 +204,24 @@ class Receiver:
             return Ready(self._unclaimed.pop(0))
         return Single(self._core.next_update(), lambda core: None if core is None else Update(core, self._device, self),
                       self._unclaimed.append, self)
+
+    def load_next(self, into: Into, *, after: Any = None) -> Operation[Optional[LoadReport]]:
+        """Waits for the next update, without limit, and loads it as soon as it is announced, with no turn through Python
+        in between: a few tenths of a millisecond less than `next_update` and `Update.load_into`, for servers that take
+        every update as it comes. None when the sender has closed gracefully.
+
+        From this call until it has ended, `into` may be written to: nobody may read plain destinations meanwhile, while
+        `ShadowDestinations` may be read under a lease at any time. `after` is what it is for `Update.load_into`, as of
+        this call. Raises as `next_update` and `Update.load_into` do: an update that does not fit is refused, and ends
+        this operation. Cancelling stops the waiting, or gives the update up that has come.
+        """
+        into = _looked_at(into)
+        if self._unclaimed:
+            update = self._unclaimed.pop(0)
+            if update is None:
+                return Ready(None)
+            return cast("Operation[Optional[LoadReport]]", update.load_into(into, after=after))
+        return Single(self._core.load_next(into._core, _tensors.ready_after(after, into._devices)), of=self)
 
     def __aiter__(self) -> "Receiver":
         return self

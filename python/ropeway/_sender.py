@@ -225,13 +225,13 @@ class Sender:
 
         Cancellation gives the version up; receivers keep what they hold, or are torn where they load in place.
         """
+        if isinstance(tensors, Prepared):  # first, for it is the quickest
+            prepared = self._prepared(tensors, cast, after)
+            return Single(self._core.send(version, prepared._core, self._when(prepared, after)), of=self)
         if isinstance(tensors, Source):
             return Steps(self._send_source(version, tensors, cast, after))
         if hasattr(tensors, "__aiter__"):
             return Steps(self._send_async(version, tensors, cast, after))
-        if isinstance(tensors, Prepared):
-            prepared = self._prepared(tensors, cast, after)
-            return Single(self._core.send(version, prepared._core, self._when(prepared, after)), of=self)
         wire = _tensors.plain_wire(cast)
         pairs = tensors if type(tensors) is dict else _tensors.pairs_of(tensors)
         # The tensors of the last send, where they were then, need no more than to be recognised.

@@ -342,7 +342,7 @@ def ready_after(after: Any, devices: Iterable[int]) -> When:
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         return None
-    if all(_core.is_idle(torch.cuda.current_stream(one).cuda_stream, one) for one in found):
+    if all(_core.is_idle(_current_stream(torch, one), one) for one in found):
         return None  # an event would have to wait until the GPU turns to this process
     first = torch.cuda.current_stream(found[0])
     for other in found[1:]:
@@ -352,6 +352,12 @@ def ready_after(after: Any, devices: Iterable[int]) -> When:
         event = torch.cuda.Event()
         event.record(first)
     return True, event.cuda_event, found[0], event
+
+
+def _current_stream(torch: Any, ordinal: int) -> int:
+    # What torch's own compiler calls: no Stream is made, which takes ten times as long.
+    quick = getattr(torch._C, "_cuda_getCurrentRawStream", None)
+    return int(quick(ordinal) if quick is not None else torch.cuda.current_stream(ordinal).cuda_stream)
 
 
 def _explicit(after: Any, found: List[int]) -> When:

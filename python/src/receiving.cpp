@@ -148,6 +148,16 @@ class update_handle {
   update update_; // goes before the loop
 };
 
+/// The next update, loaded on the loop's thread as soon as it is there; nothing after the sender's goodbye.
+template <class Into>
+awaitable<std::optional<load_report>> load_next(awaitable<std::optional<update>> waiting, Into& into,
+                                                ready_after when) {
+  std::optional<update> next = co_await std::move(waiting);
+  if (!next) co_return std::nullopt;
+  load_report report = co_await next->load_into(into, when);
+  co_return report;
+}
+
 class receiver_handle {
  public:
   explicit receiver_handle(nb::dict const& knobs) {
@@ -182,6 +192,21 @@ class receiver_handle {
       return nb::cast(std::make_shared<update_handle>(loop, std::move(*next)));
     };
     return begin<std::optional<update>>(loop_, open().next_update(), 0, make);
+  }
+  operation load_next(nb::object const& into, nb::handle when) {
+    auto owner = std::make_tuple(kept(into.ptr()), kept(when.ptr()));
+    auto make = [](std::optional<load_report> const& report) {
+      return report ? to_python(*report) : nb::object(nb::none());
+    };
+    ready_after const ready = ready_from(when);
+    auto waiting = open().next_update();
+    if (nb::isinstance<shadow_handle>(into))
+      return begin<std::optional<load_report>>(
+          loop_, python::load_next(std::move(waiting), nb::cast<shadow_handle&>(into).get(), ready),
+          std::move(owner), make);
+    return begin<std::optional<load_report>>(
+        loop_, python::load_next(std::move(waiting), nb::cast<destinations_handle&>(into).own(), ready),
+        std::move(owner), make);
   }
   nb::object version() { return number_or_none(open().version()); }
   nb::object status() { return to_python(open().status()); }
@@ -276,6 +301,7 @@ void bind_receiving(nb::module_& module) {
       .def(nb::init<nb::dict const&>(), nb::arg("knobs"))
       .def("connect", &receiver_handle::connect, nb::arg("path"))
       .def("next_update", &receiver_handle::next_update)
+      .def("load_next", &receiver_handle::load_next, nb::arg("into"), nb::arg("when").none())
       .def_prop_ro("version", &receiver_handle::version)
       .def("status", &receiver_handle::status)
       .def("close", &receiver_handle::close)

@@ -1,9 +1,13 @@
 #include "words.hpp"
 
+#include <array>
 #include <asio/error.hpp>
 #include <chrono>
 #include <cmath>
+#include <stdexcept>
 #include <system_error>
+#include <utility>
+#include <vector>
 
 #include "ropeway/error.hpp"
 #include "ropeway/sender.hpp"
@@ -16,6 +20,31 @@ nb::handle named(char const* module, char const* what) {
   return nb::object(nb::module_::import_(module).attr(what)).release();
 }
 
+/// One of the frozen dataclasses of ropeway._reports. An instance gets its fields here, all of them and in
+/// their order: its own __init__ would take longer than the rest of an answer.
+class record {
+ public:
+  explicit record(char const* name) : type_(named("ropeway._reports", name)) {
+    for (nb::handle const field : type_.attr("__dataclass_fields__"))
+      fields_.push_back(nb::borrow(field).release());
+  }
+  template <class... Values>
+  nb::object operator()(Values&&... values) const {
+    std::array<nb::object, sizeof...(values)> const all{nb::cast(std::forward<Values>(values))...};
+    if (all.size() != fields_.size()) throw std::logic_error("a record has other fields");
+    auto* const type = reinterpret_cast<PyTypeObject*>(type_.ptr());
+    nb::object made = nb::steal(type->tp_new(type, nb::tuple().ptr(), nullptr));
+    if (!made.is_valid()) throw nb::python_error();
+    for (std::size_t i = 0; i < all.size(); ++i)
+      if (PyObject_GenericSetAttr(made.ptr(), fields_[i].ptr(), all[i].ptr()) != 0) throw nb::python_error();
+    return made;
+  }
+
+ private:
+  nb::handle type_;
+  std::vector<nb::handle> fields_;
+};
+
 double seconds(nanoseconds time) { return std::chrono::duration<double>(time).count(); }
 
 nb::object hex_or_none(std::optional<digest128> const& digest) {
@@ -27,9 +56,14 @@ nb::object version_or_none(std::optional<std::uint64_t> version) {
 }
 
 nb::dict stages(stage_times const& times) {
+  static auto const* const words = [] {
+    auto* const made = new std::array<nb::handle, all_stages.size()>; // kept for good
+    for (std::size_t i = 0; i < made->size(); ++i) (*made)[i] = text(name(all_stages[i])).release();
+    return made;
+  }();
   nb::dict all;
-  for (auto const stage : all_stages)
-    if (times[stage].count() != 0) all[text(name(stage))] = seconds(times[stage]);
+  for (std::size_t i = 0; i < words->size(); ++i)
+    if (auto const time = times[all_stages[i]]; time.count() != 0) all[(*words)[i]] = seconds(time);
   return all;
 }
 
@@ -93,8 +127,7 @@ nb::object text(std::string_view words) {
 }
 
 nb::object to_python(send_report const& report) {
-  static nb::handle const make = named("ropeway._reports", "SendReport");
-  static nb::handle const make_one = named("ropeway._reports", "ReceiverReport");
+  static record const make("SendReport"), make_one("ReceiverReport");
   nb::list receivers;
   for (auto const& one : report.receivers)
     receivers.append(make_one(text(one.name), text(name(one.what)),
@@ -106,26 +139,26 @@ nb::object to_python(send_report const& report) {
 }
 
 nb::object to_python(load_report const& report) {
-  static nb::handle const make = named("ropeway._reports", "LoadReport");
+  static record const make("LoadReport");
   return make(report.version, report.bytes, report.tensors, report.buckets, report.copied,
               seconds(report.total), stages(report.stages), text(name(report.way)),
-              hex_or_none(report.digest));
+              hex_or_none(report.digest), 0, nb::tuple());
 }
 
 nb::object to_python(weights_status const& status) {
-  static nb::handle const make = named("ropeway._reports", "WeightsStatus");
+  static record const make("WeightsStatus");
   return make(text(name(status.what)), version_or_none(status.version), version_or_none(status.arriving),
               since_epoch(status.since), text(status.from));
 }
 
 nb::object to_python(receiver_status const& status) {
-  static nb::handle const make = named("ropeway._reports", "ReceiverStatus");
+  static record const make("ReceiverStatus");
   return make(text(name(status.phase)), version_or_none(status.version), version_or_none(status.arriving),
               since_epoch(status.since), text(status.sender), text(status.error));
 }
 
 nb::object to_python(connected_receiver const& receiver) {
-  static nb::handle const make = named("ropeway._reports", "ConnectedReceiver");
+  static record const make("ConnectedReceiver");
   return make(text(receiver.name),
               receiver.holds_version ? nb::object(nb::int_(receiver.version)) : nb::object(nb::none()));
 }

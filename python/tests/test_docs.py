@@ -58,6 +58,21 @@ def test_without_a_loop(guide, address):
     assert all((tensor == 3).all() for tensor in served.values())
 
 
+def test_updates_that_are_loaded_as_they_come(guide, address, run):
+    sets = [weights(), weights()]
+    shadow = ropeway.ShadowDestinations(*map(ropeway.Destinations, sets))
+    trained = weights()
+
+    async def send(sender):
+        for version in range(1, 4):
+            step(trained)
+            assert (await sender.send_weights(version, trained)).count("committed") == 1
+
+    with_a_server(address, run, send, lambda receiver: guide["serve_next"](receiver, shadow))
+    with shadow.lease() as lease:
+        assert lease.version == 3 and all((tensor == 3).all() for tensor in sets[lease.set].values())
+
+
 def with_a_server(address, run, send, take=None):
     """Runs `send(sender)` beside a server, and gives what that holds."""
     served = weights()

@@ -1,7 +1,11 @@
 """Loaders, as engines have them, and buckets that are taken by hand: what is lent is given back, or said to be kept."""
 from __future__ import annotations
 
+import asyncio
+import dataclasses
+import pickle
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -231,6 +235,106 @@ def test_torn_destinations_say_so_until_a_whole_version_comes(address):
         receiver.next_update().wait().load_into(places).wait()
         sending.wait()
         assert not places.torn and places.version == 2 and all((tensor == 2).all() for tensor in memory.values())
+
+
+def zeros():
+    return {name: np.zeros_like(tensor) for name, tensor in WEIGHTS.items()}
+
+
+def holds(into):
+    return all((into[name] == tensor).all() for name, tensor in WEIGHTS.items())
+
+
+@pytest.mark.parametrize("kind", ["mapping", "destinations", "shadow"])
+def test_the_next_update_loaded_as_it_comes(address, kind):
+    with ropeway.Sender(address, bucket_bytes=4096) as sender, ropeway.Receiver() as receiver:
+        receiver.connect(address).wait()
+        sets = [zeros(), zeros()]
+        into = {"mapping": lambda: sets[0], "destinations": lambda: ropeway.Destinations(sets[0]),
+                "shadow": lambda: ropeway.ShadowDestinations(*map(ropeway.Destinations, sets))}[kind]()
+        for version in (1, 2, 3):
+            loading = receiver.load_next(into)
+            assert not loading.done()
+            sent = sender.send_weights(version, WEIGHTS).wait()
+            report = loading.wait()
+            assert report.version == version and report.bytes == sent.bytes and sent.count("committed") == 1
+            assert receiver.version == version
+            if kind == "shadow":
+                with into.lease() as lease:
+                    assert lease.version == version and holds(sets[lease.set])
+            else:
+                assert holds(sets[0])
+                sets[0]["large"][...] = 0
+        loading = receiver.load_next(into)
+        sender.close().wait()
+        assert loading.wait() is None
+
+
+def test_the_next_update_does_not_fit(pair):
+    sender, receiver = pair
+    into = zeros()
+    for version in (1, 2):
+        loading = receiver.load_next({"other": np.zeros(3)})
+        with pytest.raises(ropeway.TransferError) as caught:
+            sender.send_weights(version, WEIGHTS).wait()
+        assert caught.value.report.count("refused") == 1
+        with pytest.raises(ropeway.TransferError) as caught:
+            loading.wait()
+        assert caught.value.code == "destination_mismatch"
+    loading = receiver.load_next(into)
+    assert sender.send_weights(3, WEIGHTS).wait().count("committed") == 1
+    assert loading.wait().version == 3 and holds(into)
+
+
+def test_waiting_for_the_next_update_to_load_can_end_early(pair):
+    sender, receiver = pair
+    into = zeros()
+    with pytest.raises(TimeoutError):
+        receiver.load_next(into).wait(0.01)
+    given_up = receiver.load_next(into)
+    with pytest.raises(ropeway.TransferError) as caught:
+        receiver.load_next(into).wait()
+    assert caught.value.code == "busy"
+    given_up.cancel()
+    with pytest.raises(ropeway.TransferError) as caught:
+        given_up.wait()
+    assert caught.value.code == "operation_aborted"
+    loading = receiver.load_next(into)
+    assert sender.send_weights(1, WEIGHTS).wait().count("committed") == 1
+    assert loading.wait().version == 1 and holds(into)
+
+
+def test_an_update_that_nobody_claimed_is_the_next_to_load(address, run):
+    async def main():
+        async with ropeway.Sender(address) as sender, ropeway.Receiver() as receiver:
+            await receiver.connect(address)
+            for version in range(1, 20):
+                into = zeros()
+                waiting = asyncio.ensure_future(receiver.__anext__())
+                await asyncio.sleep(0)
+                sending = sender.send_weights(version, WEIGHTS)
+                if version % 2:
+                    time.sleep(0.002)  # the update has come when the waiting for it is cancelled
+                waiting.cancel()
+                try:
+                    await (await waiting).load_into(into)
+                except asyncio.CancelledError:
+                    assert (await receiver.load_next(into)).version == version
+                assert (await sending).count("committed") == 1 and holds(into)
+
+    run(main())
+
+
+def test_reports_are_whole(pair):
+    sender, receiver = pair
+    loading = receiver.load_next(zeros())
+    sent = sender.send_weights(1, WEIGHTS).wait()
+    for report in (sent, sent.receivers[0], loading.wait(), receiver.status()):
+        assert vars(report).keys() == {field.name for field in dataclasses.fields(report)}
+        assert pickle.loads(pickle.dumps(report)) == report == dataclasses.replace(report)
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            report.version = 2
+    assert sent.total > 0 and sent.stages["announce"] > 0 and isinstance(sent.receivers, tuple)
 
 
 def test_words_for_tensors():

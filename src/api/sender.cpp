@@ -18,18 +18,18 @@ using detail::without_result;
 namespace {
 
 std::shared_ptr<send_operation> make_operation(std::shared_ptr<detail::sender_core> const& core,
-                                               std::uint64_t version, std::shared_ptr<detail::tensor_set> set,
+                                               std::uint64_t version, detail::send_call call,
                                                ready_after when) {
-  if (!set)
+  if (!call.set)
     throw transfer_error(errc::invalid_argument,
                          "the prepared tensors are empty: call sender::prepare first");
   auto operation = std::make_shared<send_operation>();
   operation->owner = core;
   operation->executor = core->executor();
   operation->version = version;
-  operation->set = std::move(set);
+  operation->set = std::move(call.set);
   operation->when = when;
-  operation->called = std::chrono::steady_clock::now();
+  operation->called = call.at;
   return operation;
 }
 
@@ -124,7 +124,9 @@ void sender::collector::add(std::span<tensor_view const> tensors) {
   }
 }
 
-std::shared_ptr<detail::tensor_set> sender::collector::finish() {
+detail::send_call sender::collector::finish() { return {end(), began_}; }
+
+std::shared_ptr<detail::tensor_set> sender::collector::end() {
   if (last_) {
     if (same_ == last_->views.size()) return std::move(last_);
     differ();
@@ -154,33 +156,35 @@ std::shared_ptr<detail::tensor_set> sender::collector::finish() {
   return std::move(set_);
 }
 
-std::shared_ptr<detail::tensor_set> sender::collect(tensor_source& source) {
+detail::send_call sender::collect(tensor_source& source) {
   auto set = std::make_shared<detail::tensor_set>();
   set->source = &source;
-  return set;
+  return {std::move(set), std::chrono::steady_clock::now()};
 }
 
-std::shared_ptr<detail::tensor_set> sender::collect(slot_writer& writer) {
+detail::send_call sender::collect(slot_writer& writer) {
   auto set = std::make_shared<detail::tensor_set>();
   set->writer = &writer;
-  return set;
+  return {std::move(set), std::chrono::steady_clock::now()};
 }
 
 // ---- operations ----
 
-void sender::begin_send(core_pointer const& core, std::uint64_t version, set_pointer set, ready_after when,
-                        std::unique_ptr<completion<send_report>> done, std::shared_ptr<stop_request> stop) {
-  if (!set) return done->complete(failure(errc::invalid_argument, "the prepared tensors are empty"), {});
-  auto const operation = make_operation(core, version, std::move(set), when);
+void sender::begin_send(core_pointer const& core, std::uint64_t version, detail::send_call call,
+                        ready_after when, std::unique_ptr<completion<send_report>> done,
+                        std::shared_ptr<stop_request> stop) {
+  if (!call.set) return done->complete(failure(errc::invalid_argument, "the prepared tensors are empty"), {});
+  auto const operation = make_operation(core, version, std::move(call), when);
   operation->on_done = std::move(done);
   core->post_begin(operation);
   stop_with(stop, core, operation);
 }
 
-void sender::begin_start(core_pointer const& core, std::uint64_t version, set_pointer set, ready_after when,
-                         std::unique_ptr<completion<sending>> done, std::shared_ptr<stop_request> stop) {
-  if (!set) return done->complete(failure(errc::invalid_argument, "the prepared tensors are empty"), {});
-  auto const operation = make_operation(core, version, std::move(set), when);
+void sender::begin_start(core_pointer const& core, std::uint64_t version, detail::send_call call,
+                         ready_after when, std::unique_ptr<completion<sending>> done,
+                         std::shared_ptr<stop_request> stop) {
+  if (!call.set) return done->complete(failure(errc::invalid_argument, "the prepared tensors are empty"), {});
+  auto const operation = make_operation(core, version, std::move(call), when);
   operation->on_started = std::move(done);
   core->post_begin(operation);
   stop_with(stop, core, operation);
@@ -217,18 +221,18 @@ void sender::begin_close(core_pointer const& core, std::unique_ptr<completion<no
   core->post_close(std::move(done));
 }
 
-awaitable<send_report> sender::await_send(core_pointer core, std::uint64_t version, set_pointer set,
+awaitable<send_report> sender::await_send(core_pointer core, std::uint64_t version, detail::send_call call,
                                           ready_after when) {
-  auto start = [core, version, set, when](auto done, auto stop) {
-    begin_send(core, version, set, when, std::move(done), std::move(stop));
+  auto start = [core, version, call, when](auto done, auto stop) {
+    begin_send(core, version, call, when, std::move(done), std::move(stop));
   };
   return await<send_report>(core->executor(), std::move(start));
 }
 
-awaitable<sending> sender::await_start(core_pointer core, std::uint64_t version, set_pointer set,
+awaitable<sending> sender::await_start(core_pointer core, std::uint64_t version, detail::send_call call,
                                        ready_after when) {
-  auto start = [core, version, set, when](auto done, auto stop) {
-    begin_start(core, version, set, when, std::move(done), std::move(stop));
+  auto start = [core, version, call, when](auto done, auto stop) {
+    begin_start(core, version, call, when, std::move(done), std::move(stop));
   };
   return await<sending>(core->executor(), std::move(start));
 }

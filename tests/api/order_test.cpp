@@ -546,6 +546,24 @@ class spans final : public observer {
   int ended = 0;
 };
 
+/// What looks at a range of tensors takes its time, which is the send's.
+awaitable<void> counted_from_the_call() {
+  line over(co_await asio::this_coro::executor, host_setting(), quick_sender().min_receivers(0));
+  model source(host_memory(), some_layers(3), 1);
+  auto const all = source.views();
+  using clock = std::chrono::steady_clock;
+  auto const turn = milliseconds(20);
+  clock::time_point first{};
+  auto const slow = all | std::views::transform([&first, turn](tensor_view const& one) {
+                      if (first == clock::time_point()) first = clock::now();
+                      while (clock::now() - first < turn) continue;
+                      return one;
+                    });
+  send_report const report = co_await over.sender().send_weights(1, slow);
+  CHECK(report.total >= turn);
+  co_await over.close();
+}
+
 awaitable<void> stages_of_an_update(std::uint32_t slots) {
   auto const executor = co_await asio::this_coro::executor;
   auto const how = host_setting(1, slots);
@@ -625,6 +643,10 @@ CO_TEST("reports and observers tell what the time went into, with one slot") {
 
 CO_TEST("reports and observers tell what the time went into, with two slots") {
   co_await stages_of_an_update(2);
+}
+
+CO_TEST("a send's time counts from its call, with the look at its tensors") {
+  co_await counted_from_the_call();
 }
 
 CO_TEST("what tensors on the fly and buckets in hand cost stands in the reports") {
