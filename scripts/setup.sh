@@ -48,6 +48,7 @@ missing() {
   [ -e "$(python3 -c 'import sysconfig; print(sysconfig.get_path("include"))' 2>/dev/null)/Python.h" ] ||
     echo python3-dev                                                     # what python/run.sh compiles with
   [ -e /etc/ssl/certs/ca-certificates.crt ] || echo ca-certificates      # so that it can
+  have curl || echo curl                                                 # what README.md asks the sample server with
   header asio.hpp || echo libasio-dev
   boost || boost_packages
   header liburing.h || echo liburing-dev

@@ -68,12 +68,15 @@ std::int64_t times(std::uint64_t count, std::int64_t stride) noexcept {
 
 box simplify(copy_op const& op) noexcept {
   box out;
+  // Targets never overlap, so the elements may be taken in any order: nearest targets last. (std::sort takes
+  // so few for more than there are, and GCC warns.)
   for (std::size_t i = 0; i < op.rank; ++i) {
-    if (op.extent[i] != 1) out.dims[out.rank++] = {op.extent[i], op.from_stride[i], op.to_stride[i]};
+    if (op.extent[i] == 1) continue;
+    dimension const one{op.extent[i], op.from_stride[i], op.to_stride[i]};
+    std::size_t at = out.rank++;
+    for (; at > 0 && distance(out.dims[at - 1].to) < distance(one.to); --at) out.dims[at] = out.dims[at - 1];
+    out.dims[at] = one;
   }
-  // Targets never overlap, so the elements may be taken in any order: nearest targets last.
-  std::sort(out.dims.begin(), out.dims.begin() + static_cast<std::ptrdiff_t>(out.rank),
-            [](dimension const& a, dimension const& b) { return distance(a.to) > distance(b.to); });
   std::size_t kept = 0;
   for (std::size_t i = 0; i < out.rank; ++i) {
     dimension const& inner = out.dims[i];
