@@ -138,9 +138,10 @@ class ROPEWAY_API held_version {
 
   /// Ends the promise: gives up a delivery that still reads the tensors, and completes when nobody reads them
   /// any more, receivers that map them included. (Where that is so already, a delivery that runs goes on.) A
-  /// receiver that has died while it read is waited for until the sender's `silence_limit`. Later calls do
-  /// nothing. Error: `device_failed`, if the sender is destroyed meanwhile and copies are stuck.
-  /// Cancellation: all types; stops this wait only, the promise has ended.
+  /// receiver that has died while it read is waited for until the sender's `silence_limit`. That is while the
+  /// sender is open: of receivers that a closed or destroyed sender has let go of, nobody knows what they
+  /// still read. Later calls do nothing. Error: `device_failed`, if the sender was destroyed while copies
+  /// were stuck. Cancellation: all types; stops this wait only, the promise has ended.
   /// @{
   awaitable<void> release();
   template <class Token>
@@ -314,8 +315,9 @@ class ROPEWAY_API sender {
   /// Promises that `tensors` stay as they are while what this returns lives. Until then every receiver that
   /// lacks `version` is given it, without another call: whoever joins or comes back, has failed a send, or
   /// was not there. A receiver lacks it that holds another version of this sender's, or none, or may be torn;
-  /// not one that was sent something since `hold` was called (or by a send that ran then), which nobody is
-  /// taken back from. So this can follow a send of the same version, which those that have it are not sent
+  /// not one that was sent something whole since `hold` was called (or by a send that ran then), which nobody
+  /// is taken back from, unless a still later send failed there half-way: then it may be torn, and is given
+  /// this. So this can follow a send of the same version, which those that have it are not sent
   /// again, or take the place of one.
   ///
   /// A delivery is an update like any other to the receivers and to observers, only that nobody else takes
@@ -385,9 +387,10 @@ class ROPEWAY_API sender {
 
   /// Wants back all that receivers have mapped of the trainer's memory, for trainers that free or offload
   /// their weights: completes when every receiver has unmapped it, or has gone. What was shared is shared no
-  /// more. The next update maps anew. (The staging ring stays.)
-  /// Errors: `busy` while a send runs or a version is held, `peer_silent` if a receiver has not done so
-  /// within `sender_options::commit_limit`, `not_open`. Cancellation: all types, stops this wait only.
+  /// more. The next update maps anew. (The staging ring stays.) A delivery of a version that is held no more
+  /// is given up for it. Errors: `busy` while a send runs or a version is held (or one begins before
+  /// receivers were asked), `peer_silent` if a receiver has not done so within
+  /// `sender_options::commit_limit`, `not_open`. Cancellation: all types, stops this wait only.
   /// @{
   awaitable<void> release_memory();
   template <class Token>

@@ -291,7 +291,7 @@ void held_version::begin_release(operation_pointer const& operation,
                                  std::unique_ptr<completion<nothing>> done,
                                  std::shared_ptr<stop_request> stop) {
   auto const core = operation->owner.lock();
-  if (!core) return done->complete({}, {}); // its destructor has seen to it
+  if (!core) return done->complete(operation->stuck(), {}); // its destructor has seen to it
   core->post_release_hold(operation, std::move(done), std::move(stop));
 }
 

@@ -469,6 +469,8 @@ void receiver_core::abandon() noexcept {
       load->error = error;
       load->copies_in_flight = 0; // nobody counts them any more
     }
+    // Not the end that a goodbye is: nobody has said one to us.
+    if (self->on_update_) std::exchange(self->on_update_, nullptr)->complete(error, {});
     if (self->machine_) {
       failpoint<side::receiver, "close">();
       self->machine_->close("the receiver was destroyed", clock::now());
@@ -740,6 +742,7 @@ void receiver_core::copy_over(std::shared_ptr<load_operation> const& load) {
   try {
     ops_.clear();
     load->shadow->copying(*load->part, arriving_, ops_);
+    held_sender_ = {}; // as in begin_writing: the live set is written now
     copy_for_commit(load);
   } catch (...) {
     auto const what = session::as_transfer_error(std::current_exception(), errc::device_failed);
@@ -773,7 +776,8 @@ void receiver_core::commit(std::shared_ptr<load_operation> const& load) {
     load->shadow->committed(*load->part);
   else if (load->into)
     load->into->committed(*load->part);
-  held_sender_ = load->sender;
+  // Destinations of which this update had but a part may still be torn from before: then we hold nothing.
+  held_sender_ = load->into && load->into->torn() ? protocol::bytes16{} : load->sender;
   held_update_ = load->what.update;
   held_version_ = load->what.version;
   {
@@ -1552,6 +1556,9 @@ void receiver_core::watch_idle_mappings(clock::time_point until) {
 void receiver_core::drop_idle_mappings() {
   if (load_ || mapping_ || mapping_jobs_ != 0) // most likely an update that uses them
     return watch_idle_mappings(clock::now() + options_.idle_mapping_limit());
+  // The timer may have run out just before an update used them.
+  if (auto const until = mappings_used_ + options_.idle_mapping_limit(); clock::now() < until)
+    return watch_idle_mappings(until);
   for (auto& one : take_segments(all_segments())) offload_.dispose(std::move(one));
 }
 

@@ -29,6 +29,13 @@ bytes16 random_instance() {
   return id;
 }
 
+failure send_runs() {
+  return failure(errc::busy, "a send runs: its receivers read the memory that would be released");
+}
+failure version_is_held() {
+  return failure(errc::busy, "a version is held, whose memory receivers may read: release it first");
+}
+
 sender_settings settings_of(sender_options const& options, bytes16 const& instance) {
   sender_settings settings;
   settings.instance = instance;
@@ -246,13 +253,8 @@ void sender_core::post_release(std::unique_ptr<completion<nothing>> done,
   auto const shared = share(std::move(done));
   asio::post(strand_, [self = shared_from_this(), shared, stop] {
     if (self->closing_) return (*shared)->complete(failure(errc::not_open, "the sender is closed"), {});
-    if (self->current_)
-      return (*shared)->complete(
-          failure(errc::busy, "a send runs: its receivers read the memory that would be released"), {});
-    if (self->hold_)
-      return (*shared)->complete(
-          failure(errc::busy, "a version is held, whose memory receivers may read: release it first"), {});
-    self->machine_.retire_segments(self->exports_.release(), clock::now());
+    if (self->current_ && !self->current_->hold) return (*shared)->complete(send_runs(), {});
+    if (self->hold_) return (*shared)->complete(version_is_held(), {});
     auto const key = shared->get();
     auto const end = [weak = self->weak_from_this(), key](failure error) {
       auto const alive = weak.lock();
@@ -271,13 +273,40 @@ void sender_core::post_release(std::unique_ptr<completion<nothing>> done,
     });
     self->release_waiters_.push_back({std::move(*shared), std::move(timer)});
     stop->attach([self, end] { asio::post(self->strand_, [end] { end(failure(aborted_by_caller())); }); });
-    self->pump();
+    // A delivery of what is held no more is nothing that the trainer could wait for.
+    self->interrupt_held("the trainer wants its memory back");
+    self->settle();
+    self->ask_for_release();
   });
+}
+
+/// Asks receivers for what they have mapped, once nothing runs that reads it.
+void sender_core::ask_for_release() {
+  auto const waits = [](release_waiter const& w) { return !w.asked; };
+  if (current_ || std::none_of(release_waiters_.begin(), release_waiters_.end(), waits)) return;
+  for (auto& waiter : release_waiters_) waiter.asked = true;
+  machine_.retire_segments(exports_.release(), clock::now());
+  pump();
+}
+
+/// Something has begun that will read it, before they were asked.
+void sender_core::refuse_release(failure const& why) {
+  std::vector<std::unique_ptr<completion<nothing>>> refused;
+  std::erase_if(release_waiters_, [&](release_waiter& waiter) {
+    if (!waiter.asked) refused.push_back(std::move(waiter.done));
+    return !waiter.asked;
+  });
+  for (auto& done : refused) done->complete(why, {});
 }
 
 void sender_core::wake_released() {
   if (machine_.unmapping() != 0) return;
-  for (auto& waiter : std::exchange(release_waiters_, {})) waiter.done->complete({}, {});
+  std::vector<std::unique_ptr<completion<nothing>>> released;
+  std::erase_if(release_waiters_, [&](release_waiter& waiter) {
+    if (waiter.asked) released.push_back(std::move(waiter.done));
+    return waiter.asked;
+  });
+  for (auto& done : released) done->complete({}, {});
 }
 
 void sender_core::post_close(std::unique_ptr<completion<nothing>> done) {
@@ -377,7 +406,10 @@ void sender_core::abandon() noexcept {
       self->end_close();
       for (auto const& stream : self->all_streams_) stream->forget();
       if (self->digester_) self->digester_->forget();
-      if (operation->hold) self->let_go_of(*operation, drained ? failure() : operation->error);
+      if (operation->hold) {
+        if (!drained) operation->hold->is_stuck(operation->error);
+        self->let_go_of(*operation, drained ? failure() : operation->error);
+      }
       if (!operation->packer_runs) self->complete(operation);
       return;
     }
@@ -567,7 +599,11 @@ void hold_operation::leave_alone(session::digester* digests) noexcept {
 
 void sender_core::post_hold(std::shared_ptr<hold_operation> hold) {
   asio::post(strand_, [self = shared_from_this(), hold = std::move(hold)] {
-    if (self->closing_ || hold->left_alone()) return;
+    if (self->closing_) return;
+    if (hold->left_alone()) { // it took the place of the one before all the same
+      if (auto const before = self->hold_) self->end_hold(before);
+      return;
+    }
     self->hold_ = hold;
     failpoint<side::sender, "hold">();
     self->machine_.hold(hold->version, clock::now());
@@ -584,7 +620,7 @@ void sender_core::post_release_hold(std::shared_ptr<hold_operation> hold,
   auto const shared = share(std::move(done));
   asio::post(strand_, [self = shared_from_this(), hold = std::move(hold), shared, stop] {
     self->end_hold(hold);
-    if (!self->reads(*hold)) return (*shared)->complete({}, {});
+    if (!self->reads(*hold)) return (*shared)->complete(hold->stuck(), {});
     // Until the delivery has let go of it.
     self->wait_among({hold, &hold->on_released}, std::move(*shared), *stop);
   });
@@ -622,8 +658,11 @@ void sender_core::heed_left_alone() {
     interrupt_held("the version is held no more");
 }
 
-void sender_core::act(send_action::deliver_held&) {
-  // Not from here: the machine is in the middle of its actions. And a send that follows at once goes first.
+void sender_core::act(send_action::deliver_held&) { post_delivery(); }
+
+/// Not from where it is asked for: the machine is in the middle of its actions. And a send that follows at
+/// once goes first.
+void sender_core::post_delivery() {
   asio::post(strand_, [self = shared_from_this()] { self->deliver_held(); });
 }
 
@@ -722,7 +761,8 @@ sender_core::place sender_core::place_for(send_operation& operation, send_action
   result.stream = ring.pack;
   result.memory = ring.shared.memory;
   result.slot = slot(number, job.slot);
-  if (!operation.ordered) result.stream->start_after(operation.when);
+  // Where it is left alone, what is queued next is refused as well.
+  if (!operation.ordered) operation.read([&] { result.stream->start_after(operation.when); });
   operation.ordered = true;
   if (operation.hold) operation.hold->reading(true, result.stream);
   return result;
@@ -987,7 +1027,14 @@ void sender_core::complete(std::shared_ptr<send_operation> const& operation) {
     operation->on_done.reset();
   }
   if (closing_) return end_close();
-  if (auto const next = std::exchange(waiting_, nullptr)) begin_now(next);
+  if (auto const next = std::exchange(waiting_, nullptr)) {
+    refuse_release(send_runs());
+    return begin_now(next);
+  }
+  if (!hold_) return ask_for_release();
+  refuse_release(version_is_held());
+  // Who asked for what is held while this update was on its way out was not heard.
+  post_delivery();
 }
 
 // ---- connections ----
@@ -1378,7 +1425,11 @@ void sender_core::act(send_action::await_source&) {
 void sender_core::wait_at_gate(send_operation& operation, session::copied what) {
   try {
     device const where = operation.when.where();
-    if (memory_->get(where)->is_past(operation.when)) {
+    // What the caller named may be gone where the tensors are to be left alone; the delivery is about to be
+    // given up.
+    bool past_already = false;
+    if (!operation.read([&] { past_already = memory_->get(where)->is_past(operation.when); })) return;
+    if (past_already) {
       // As a rule: who has waited for its optimizer has nothing more on its stream. Having the GPU tell us so
       // would take until it turns to this process.
       auto past = [weak = weak_from_this(), what = std::move(what)]() mutable {
@@ -1395,7 +1446,7 @@ void sender_core::wait_at_gate(send_operation& operation, session::copied what) 
       all_streams_.push_back(made);
       gate = gates_.emplace(where.ordinal(), std::move(made)).first;
     }
-    gate->second->start_after(operation.when);
+    if (!operation.read([&] { gate->second->start_after(operation.when); })) return;
     gate->second->then(std::move(what));
     ++copies_in_flight_;
   } catch (...) { give_up_later(session::as_transfer_error(std::current_exception(), errc::device_failed)); }

@@ -60,6 +60,15 @@ class hold_operation {
     std::scoped_lock lock(mutex_);
     return left_alone_;
   }
+  /// The sender was destroyed while copies that read the tensors were stuck on the device: why, else nothing.
+  void is_stuck(failure why) {
+    std::scoped_lock lock(mutex_);
+    stuck_ = std::move(why);
+  }
+  failure stuck() const {
+    std::scoped_lock lock(mutex_);
+    return stuck_;
+  }
   /// No copy that this side queues reads the tensors when this returns (but see memory::queue::drain_limit).
   void leave_alone(session::digester* digests) noexcept;
 
@@ -68,6 +77,7 @@ class hold_operation {
  private:
   mutable std::mutex mutex_;
   bool left_alone_ = false, reading_ = false;
+  failure stuck_;
   std::shared_ptr<copy_stream> packs_;
 };
 
@@ -194,6 +204,7 @@ class sender_core : public std::enable_shared_from_this<sender_core> {
   struct release_waiter {
     std::unique_ptr<completion<nothing>> done;
     std::unique_ptr<wire::timer> limit;
+    bool asked = false; ///< receivers, for what they have mapped
   };
 
   using completions = std::vector<std::unique_ptr<completion<nothing>>>;
@@ -204,7 +215,10 @@ class sender_core : public std::enable_shared_from_this<sender_core> {
   void rouse_receivers();
   void begin(std::shared_ptr<send_operation> const& operation);
   void begin_now(std::shared_ptr<send_operation> const& operation);
+  void ask_for_release();
+  void refuse_release(failure const& why);
   // What is held.
+  void post_delivery();
   void deliver_held();
   void end_hold(std::shared_ptr<hold_operation> const& hold);
   bool reads(hold_operation const& hold) const;

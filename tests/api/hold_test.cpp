@@ -7,6 +7,7 @@
 
 #include "api/with_backends.hpp"
 #include "line.hpp"
+#include "sources.hpp"
 #include "support/co_test.hpp"
 #include "support/scripted_backend.hpp"
 
@@ -36,8 +37,8 @@ class listener final : public observer {
   std::vector<bool> ended;
 };
 
-sender_options heard_by(listener& who) {
-  auto options = quick_sender(4 * kib); // two tensors a bucket
+sender_options heard_by(listener& who, std::uint32_t needed = 1) {
+  auto options = quick_sender(4 * kib).min_receivers(needed); // two tensors a bucket
   options.watched_by(&who);
   return options;
 }
@@ -45,8 +46,9 @@ sender_options heard_by(listener& who) {
 /// One server, and others that come later. Copies of the sender's, and of those that come later, are done at
 /// once or when the test says so.
 struct late {
-  explicit late(any_io_executor executor, bool mapped, receiver_options server = quick_receiver())
-      : over(executor, how(mapped), heard_by(heard), server)
+  late(any_io_executor executor, bool mapped, receiver_options server = quick_receiver(),
+       std::uint32_t needed = 1)
+      : over(executor, how(mapped), heard_by(heard, needed), server)
       , source(over.how().how.from, layers(), 1)
       , held(host_memory(), layers(), 0) {
     into.push_back(held.into());
@@ -173,6 +175,19 @@ CO_TEST("a version that is held before anybody is there needs no send, and prepa
   CHECK(busy.error == errc::busy);
   co_await held.release();
   co_await over.sender().release_memory();
+  co_await over.close();
+}
+
+CO_TEST("how many receivers a send needs is nothing to a delivery") {
+  late with(co_await asio::this_coro::executor, true, quick_receiver(), 2);
+  auto& over = with.over;
+  auto const held = over.sender().hold(1, with.source.views());
+  auto& joiner = with.joins("late");
+  co_await joiner.from->connect(over.path());
+  with.loads_next(joiner);
+  co_await with.loaded(joiner);
+  while (with.heard.ended.empty()) co_await settle(1);
+  CHECK(with.heard.ended == std::vector<bool>{true});
   co_await over.close();
 }
 
@@ -344,6 +359,86 @@ CO_TEST("release leaves a delivery alone that no longer reads the tensors") {
   co_await over.close();
 }
 
+CO_TEST("memory is wanted back when the promise has ended, while a delivery of it is on its way out") {
+  late with(co_await asio::this_coro::executor, false);
+  auto& over = with.over;
+  std::vector<tensor_view> const views{with.source.view(0), with.source.view(1)}; // one bucket
+  auto held = over.sender().hold(1, views);
+  with.reads->set(script::pace::held);
+  model two(host_memory(), layers(2), 0);
+  auto into = two.into();
+  auto& joiner = with.newcomer(quick_receiver("late"));
+  co_await joiner.connect(over.path());
+  auto load = beside(over.executor(), load_next(joiner, into));
+  co_await with.reading();
+  auto const busy = co_await try_to(over.sender().release_memory());
+  CHECK(busy.error == errc::busy); // it is held
+  co_await held.release();         // nobody reads the tensors, only the ring
+  auto const released = co_await try_to(over.sender().release_memory());
+  CHECK_MESSAGE(released.ok(), released.said());
+  with.let_them_read();
+  auto const loaded = co_await load.join();
+  CHECK(loaded.error == errc::peer_aborted);
+  co_await over.close();
+}
+
+CO_TEST("what begins before receivers were asked for the memory is told to who wants it back") {
+  for (bool const hold_again : {false, true}) {
+    late with(co_await asio::this_coro::executor, true);
+    auto& over = with.over;
+    auto const views = with.source.views();
+    std::optional<held_version> held = over.sender().hold(1, views);
+    auto& joiner = *co_await with.joins_and_reads();
+    auto ended = beside(over.executor(), end(*held));
+    auto releasing = beside(over.executor(), over.sender().release_memory());
+    co_await settle();
+    CHECK_FALSE(releasing.done());
+    task<send_report> sending;
+    std::optional<held_version> other;
+    if (hold_again)
+      other = over.sender().hold(2, views);
+    else
+      sending = beside(over.executor(), over.sender().send_weights(2, views));
+    co_await settle();
+    with.let_them_read();
+    auto const refused = co_await releasing.join();
+    CHECK(refused.error == errc::busy);
+    co_await joiner.load.join();
+    with.loads_next(joiner);
+    auto const next = co_await joiner.load.join();
+    CHECK_MESSAGE(next.ok(), next.said());
+    if (!hold_again) co_await sending.join();
+    co_await ended.join();
+    co_await over.close();
+  }
+}
+
+CO_TEST("who joins in the last moment of a send that fails is given what is held") {
+  late with(co_await asio::this_coro::executor, false); // a ring of one slot
+  auto& over = with.over;
+  co_await over.connect();
+  auto const views = with.source.views();
+  auto const held = over.sender().hold(1, views);
+  co_await load_next(over.receiver(), with.into[0]);
+  failing_source made(with.source, 1000, "never");
+  auto sending = beside(over.executor(), over.sender().send_weights(2, made));
+  {
+    auto update = co_await over.receiver().next_update();
+    auto const bucket = co_await update->next_bucket();
+    co_await settle(); // the source's packer waits for the slot
+    auto& joiner = with.joins("late");
+    co_await joiner.from->connect(over.path());
+    with.loads_next(joiner);
+    co_await settle();
+    CHECK_FALSE(joiner.load.done());
+    co_await over.receiver().close();
+  }
+  auto const sent = co_await sending.join();
+  CHECK(sent.error == errc::too_few_receivers);
+  co_await with.loaded(with.guests.back());
+  co_await over.close();
+}
+
 CO_TEST(
     "a destroyed promise: no copy of the sender's reads the tensors any more when its destructor returns") {
   late with(co_await asio::this_coro::executor, false);
@@ -387,16 +482,20 @@ CO_TEST("a destroyed promise: nothing that reads the tensors is queued by a deli
   auto const views = with.source.views();
   co_await deliver(over, 1, views, with.into); // makes the ring
   with.packs->set(script::pace::held);
+  auto const devices = std::static_pointer_cast<scripted_devices>(over.how().how.devices);
+  auto const waits = devices->count().waits;
+  int stream = 0;
   std::optional<held_version> held;
   bool gone = false;
   with.heard.at_begin = [&] { // as if from another thread, between the delivery's begin and its first copy
     held.reset();
     gone = true;
   };
-  held = over.sender().hold(2, views);
+  held = over.sender().hold(2, views, after(reinterpret_cast<CUstream_st*>(&stream)));
   while (!gone) co_await settle(1);
   co_await settle();
   CHECK(with.packs->in_flight() == 0);
+  CHECK(devices->count().waits == waits); // nor is the stream asked for, which may be gone as well
   CHECK(with.heard.ended == std::vector<bool>{true, false});
   co_await over.close();
 }

@@ -438,6 +438,15 @@ struct slow_commit {
   task<send_report> send;
 };
 
+awaitable<void> comes_back(line& over) {
+  co_await over.receiver().close();
+  co_await over.receiver().connect(over.path());
+  co_await over.sender().wait_for_receivers(1, patient(milliseconds(5000)));
+  auto const there = co_await over.sender().receivers();
+  CHECK(there.size() == 1);
+  CHECK_FALSE(there.front().holds_version);
+}
+
 } // namespace
 
 TEST_CASE("while a commit copies, nobody is given a lease, and a cancellation comes too late") {
@@ -454,6 +463,20 @@ TEST_CASE("while a commit copies, nobody is given a lease, and a cancellation co
   CHECK(of.server.into->version() == 2);
   CHECK(difference(of.source.images(), of.server.live()) == "");
   CHECK(of.over->receiver().version() == 2);
+  of.end();
+}
+
+TEST_CASE("who comes back after the copy of its commit has failed says that it holds nothing") {
+  deadline_guard const guard(patient(30s));
+  slow_commit of;
+  of.reach_commit();
+  of.devices->fail_queues(device::host(), errc::device_failed);
+  of.finish();
+  of.run([&] { return of.load.done() && of.send.done(); });
+  CHECK_FALSE(of.loaded);
+  CHECK_FALSE(bool(of.server.into->lease()));
+  auto again = beside(of.io.get_executor(), comes_back(*of.over));
+  of.run([&] { return again.done(); });
   of.end();
 }
 

@@ -815,7 +815,7 @@ class game {
     nobody_reads();
   }
   void act(send_action::deliver_held&) {
-    promise(!machine_.updating() || !finished_, "nothing is asked for while an update runs");
+    promise(!machine_.updating(), "nothing is asked for while an update runs");
     deliver_asked_ = true;
   }
   void act(send_action::drain&) {

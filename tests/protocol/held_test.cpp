@@ -186,6 +186,21 @@ TEST_CASE("who says not now is asked when that time is over, who says nothing af
   CHECK(b.done().find("deliver held") == std::string::npos);
 }
 
+TEST_CASE("whoever says not now to everything makes no other member of its group say too much") {
+  // Each round costs a member that never gets to deciding a message that moves nothing; more is granted for.
+  constexpr auto granted = 100ms;
+  held_bench b;
+  b.hold();
+  b.greet(1);
+  b.deliver();
+  b.from(1, not_now{b.update, 0, "serving"});
+  b.machine.take();
+  b.pass(granted - 1ms);
+  CHECK(b.done().empty());
+  b.pass(1ms);
+  CHECK(b.done() == asked);
+}
+
 TEST_CASE("what was said to a send of the same version, or of any for a while, need not be said again") {
   held_bench b;
   b.greet(1);

@@ -45,7 +45,8 @@ bool sender_machine::impl::can_be_given_held(peer const& p) const {
   return std::all_of(peers.begin(), peers.end(), [&](auto const& one) {
     peer const& member = one.second;
     if (!member.greeted || member.group != p.group) return true;
-    return lacks_held(member) ? ready(member) : member.version_held == held->version;
+    return lacks_held(member) ? ready(member)
+                              : member.version_held == held->version && member.owes == debt::none;
   });
 }
 

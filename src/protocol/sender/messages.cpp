@@ -7,8 +7,9 @@
 namespace ropeway::protocol {
 namespace {
 
-/// Of who says not now, again at once.
-constexpr std::chrono::milliseconds shortest_pause{10};
+/// Of who says not now, again at once: no shorter than what is granted for a message that moves nothing, for
+/// those of its group are asked as often, and may not have got to answering.
+constexpr std::chrono::milliseconds shortest_pause{100};
 
 } // namespace
 
