@@ -9,7 +9,8 @@ from typing import Any, Dict, Generator, Iterable, List, Mapping, NamedTuple, Op
 from . import _boxes, _tensors
 from ._bucket import Loader
 from ._destinations import Destinations
-from ._operation import Operation, Steps
+from ._errors import TransferError
+from ._operation import Operation, Steps, last
 from ._receiver import Update
 from ._reports import LoadReport, TensorInfo
 
@@ -274,7 +275,14 @@ class CapturedLoader:
         return Steps(self._load(update, after))
 
     def _load(self, update: Update, after: Any) -> "Generator[Operation[Any], Any, LoadReport]":
-        report: LoadReport = yield update.load_into(self._places, after=after)
+        before = self._unfinished
+        # Who cancels this too late to stop the commit is not told of it.
+        self._unfinished = before or bool(self._conversions or self._beside)
+        try:
+            report: LoadReport = yield last(update.load_into(self._places, after=after))
+        except (TransferError, TimeoutError):
+            self._unfinished = before  # nothing was committed, and the places know what they hold
+            raise
         self._unfinished = True
         import torch
 

@@ -24,6 +24,7 @@ class TransferError(RuntimeError):
     def __init__(self, message: str, code: str, tensor: str = "", bucket: Optional[int] = None, peer: str = "",
                  peer_words: str = "", report: "Optional[SendReport]" = None) -> None:
         super().__init__(message)
+        # The core makes them without this, attribute by attribute (src/words.cpp).
         self.code = code
         self.tensor = tensor
         self.bucket = bucket
@@ -38,7 +39,3 @@ class TransferError(RuntimeError):
 class ReleasedError(ValueError):
     """A tensor of a bucket was used after the bucket was released, or was still referred to when it was."""
 
-
-def _from_core(code: str, message: str, tensor: str, bucket: Optional[int], peer: str, peer_words: str,
-               report: "Optional[SendReport]") -> TransferError:
-    return TransferError(message, code, tensor, bucket, peer, peer_words, report)

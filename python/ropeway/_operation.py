@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import time
 import weakref
 from typing import Any, Awaitable, Callable, Dict, Generator, Generic, Optional, TypeVar, cast
@@ -30,8 +31,13 @@ class _Box:
         """Returns, or raises CancelledError, only when the operation has ended: its copies touch no memory then."""
         loop = asyncio.get_running_loop()
         self._waiting[core.id] = future = loop.create_future()
-        if not core.tell(self.core):
-            del self._waiting[core.id]
+        told = False
+        try:
+            told = core.tell(self.core)
+        finally:
+            if not told:
+                del self._waiting[core.id]
+        if not told:
             return
         try:
             await future
@@ -56,8 +62,21 @@ def _box() -> _Box:
     loop = asyncio.get_running_loop()
     box = _boxes.get(loop)
     if box is None:
+        for old in list(_boxes):
+            if old.is_closed():  # it may never go by itself: who waited on it is part of its box
+                del _boxes[old]
         box = _boxes[loop] = _Box(loop)
     return box
+
+
+def _to_keep(error: BaseException) -> BaseException:
+    """What an operation keeps of an error that it raises. With the frames that it came through, which have the
+    operation, both would stay until the collector runs."""
+    try:
+        kept = copy.copy(error)
+    except Exception:
+        return error
+    return kept if type(kept) is type(error) else error
 
 
 class Operation(Generic[T]):
@@ -69,6 +88,8 @@ class Operation(Generic[T]):
 
     Thread-safety: may be started on one thread and waited for on another; by one at a time.
     """
+
+    _last = False
 
     def __await__(self) -> Generator[Any, None, T]:
         return self._run().__await__()
@@ -90,6 +111,12 @@ class Operation(Generic[T]):
 
     async def _run(self) -> T:
         raise NotImplementedError
+
+
+def last(step: Operation[T]) -> Operation[T]:
+    """Of several steps: what comes of it is what came of them all, and not to be forgotten for a late cancellation."""
+    step._last = True
+    return step
 
 
 class Single(Operation[T]):
@@ -114,13 +141,12 @@ class Single(Operation[T]):
     def wait(self, timeout: Optional[float] = None) -> T:
         if not self._core.ended():
             try:
-                ended = self._core.wait(-1.0 if timeout is None else max(timeout, 0.0), False)
-            except BaseException:
-                self._give_up()
+                ended = self._core.wait(-1.0 if timeout is None else max(timeout, 0.0))
+            except BaseException:  # and so it was given up, and has ended
                 self._hand_over()
                 raise
             if not ended:
-                self._give_up()
+                self._core.give_up()
                 try:
                     return self._result()
                 except TransferError as error:
@@ -132,15 +158,16 @@ class Single(Operation[T]):
     async def _run(self) -> T:
         if not self._core.ended():
             try:
-                await _box().until_ended(self._core)
+                box = _box()
+            except BaseException:  # no descriptor is left
+                self._core.give_up()
+                raise
+            try:
+                await box.until_ended(self._core)
             except asyncio.CancelledError:
                 self._hand_over()
                 raise
         return self._result()
-
-    def _give_up(self) -> None:
-        self._core.stop()
-        self._core.wait(-1.0, True)
 
     def _hand_over(self) -> None:
         if self._unclaimed is not None:
@@ -159,7 +186,11 @@ class Single(Operation[T]):
             except BaseException as error:
                 self._error = error
         if self._error is not None:
-            raise self._error
+            raised, self._error = self._error, _to_keep(self._error)
+            try:
+                raise raised
+            finally:
+                del raised
         return cast(T, self._value)
 
 
@@ -206,11 +237,13 @@ class Foreign(Operation[T]):
 
 class Steps(Operation[T]):
     """Several operations, one after the other, with Python between them: a generator that yields operations and is
-    given their results, on the thread that waits. Its first step is started at once."""
+    given their results, on the thread that waits. Its first step is started at once. Once it was cancelled no step
+    follows another; the result of one that is the `last` counts."""
 
     def __init__(self, steps: "Generator[Operation[Any], Any, T]") -> None:
         self._steps = steps
         self._step: Optional[Operation[Any]] = None
+        self._given_up = False
         self._finished = False
         self._value: Any = None
         self._error: Optional[BaseException] = None
@@ -220,6 +253,7 @@ class Steps(Operation[T]):
         return self._finished
 
     def cancel(self) -> None:
+        self._given_up = True  # also if Python runs between two steps
         step = self._step
         if step is not None:
             step.cancel()
@@ -248,14 +282,19 @@ class Steps(Operation[T]):
         return self._result()
 
     def _send(self, value: Any) -> None:
-        self._advance(lambda: self._steps.send(value))
+        if self._given_up and not cast("Operation[Any]", self._step)._last:
+            self._throw(TransferError("the operation was given up", "operation_aborted"))
+        else:
+            self._advance(lambda: self._steps.send(value))
 
     def _throw(self, error: BaseException) -> None:
         self._advance(lambda: self._steps.throw(error))
 
     def _advance(self, resume: "Callable[[], Operation[Any]]") -> None:
         try:
-            self._step = resume()
+            step = self._step = resume()
+            if self._given_up:
+                step.cancel()
         except StopIteration as stop:
             self._value = stop.value
         except BaseException as error:
@@ -267,5 +306,9 @@ class Steps(Operation[T]):
 
     def _result(self) -> T:
         if self._error is not None:
-            raise self._error
+            raised, self._error = self._error, _to_keep(self._error)
+            try:
+                raise raised
+            finally:
+                del raised
         return cast(T, self._value)

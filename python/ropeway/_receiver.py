@@ -6,13 +6,13 @@ import gc
 import os
 import traceback
 from types import TracebackType
-from typing import Any, Dict, Generator, Iterable, List, Mapping, Optional, Sequence, Tuple, Type, Union, cast
+from typing import Any, Dict, Generator, Iterable, List, Mapping, Optional, Sequence, Tuple, Type, Union
 
 from . import _core, _tensors
 from ._bucket import Assembler, Bucket, Loader, array_kind
 from ._destinations import Destinations, ShadowDestinations
 from ._errors import ReleasedError
-from ._operation import Operation, Ready, Single, Steps
+from ._operation import Operation, Ready, Single, Steps, last
 from ._reports import LoadReport, ReceiverStatus, TensorInfo
 from ._sender import _open
 
@@ -126,7 +126,7 @@ class Update:
             empty = assembler.empty()
             if empty:
                 load_weights(empty)
-            report: LoadReport = yield self.commit()
+            report: LoadReport = yield last(self.commit())
         except GeneratorExit:
             raise
         except BaseException as error:
@@ -217,10 +217,10 @@ class Receiver:
         """
         into = _looked_at(into)
         if self._unclaimed:
-            update = self._unclaimed.pop(0)
-            if update is None:
-                return Ready(None)
-            return cast("Operation[Optional[LoadReport]]", update.load_into(into, after=after))
+            update = self._unclaimed[0]
+            loading: Operation[Any] = Ready(None) if update is None else update.load_into(into, after=after)
+            del self._unclaimed[0]
+            return loading
         return Single(self._core.load_next(into._core, _tensors.ready_after(after, into._devices)), of=self)
 
     def __aiter__(self) -> "Receiver":

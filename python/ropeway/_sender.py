@@ -9,7 +9,7 @@ from typing import (Any, AsyncIterable, Callable, Dict, Generator, Generic, Iter
 
 from . import _core, _tensors
 from ._errors import TransferError
-from ._operation import Foreign, Operation, Single, Steps
+from ._operation import Foreign, Operation, Single, Steps, last
 from ._reports import ConnectedReceiver, SendReport, TensorInfo
 from ._tensors import Cast
 
@@ -336,7 +336,7 @@ class Sender:
             return [pair async for pair in tensors]
 
         pairs = yield Foreign(collect())
-        report: SendReport = yield self.send_weights(version, pairs, cast=cast, after=after)
+        report: SendReport = yield last(self.send_weights(version, pairs, cast=cast, after=after))
         return report
 
     def _send_source(self, version: int, source: Source, cast: Cast,
@@ -356,7 +356,18 @@ class Sender:
         except BaseException as error:
             failure = error
         while True:
-            index: Optional[int] = yield Single(wanted())
+            try:
+                index: Optional[int] = yield Single(wanted())
+            except BaseException as error:  # the question may have come before it was cancelled: then the send has not ended
+                send.cancel()
+                if not isinstance(error, GeneratorExit):
+                    try:
+                        yield send
+                    except GeneratorExit:
+                        raise
+                    except BaseException:
+                        pass
+                raise
             _core.let_go()  # what was sent already goes before the next one is made
             if index is None:
                 break
@@ -384,7 +395,7 @@ class Sender:
                 failure = error
                 bridge.fail(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
         try:
-            report: SendReport = yield send
+            report: SendReport = yield last(send)
         except TransferError as error:
             if failure is None:
                 raise

@@ -23,7 +23,7 @@ namespace ropeway::python {
 /// Releases the GIL while it lives, if this thread has it.
 class without_gil {
  public:
-  without_gil() : state_(Py_IsInitialized() && PyGILState_Check() ? PyEval_SaveThread() : nullptr) {}
+  without_gil() : state_(has_gil() ? PyEval_SaveThread() : nullptr) {}
   without_gil(without_gil const&) = delete;
   without_gil& operator=(without_gil const&) = delete;
   ~without_gil() {

@@ -25,6 +25,16 @@ int let_go_soon(void*) {
 
 } // namespace
 
+bool has_gil() noexcept {
+  // Not PyGILState_Check: that says yes to everybody once the process has made a second interpreter.
+  PyThreadState* const own = Py_IsInitialized() ? PyGILState_GetThisThreadState() : nullptr;
+#if PY_VERSION_HEX >= 0x030d0000
+  return own && own == PyThreadState_GetUnchecked();
+#else
+  return own && own == _PyThreadState_UncheckedGet();
+#endif
+}
+
 void let_go() {
   auto& all = put_aside();
   if (!all.any.load(std::memory_order_acquire)) return;
@@ -39,7 +49,7 @@ void let_go() {
 
 kept::~kept() {
   if (!object_ || !Py_IsInitialized()) return; // an interpreter that has ended took the object along
-  if (PyGILState_Check()) {
+  if (has_gil()) {
     Py_DECREF(object_);
     return;
   }

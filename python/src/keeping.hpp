@@ -27,6 +27,9 @@ class kept {
   PyObject* object_ = nullptr;
 };
 
+/// Whether this thread has the GIL (of the main interpreter).
+bool has_gil() noexcept;
+
 /// Lets go of what was put aside. With the GIL held.
 void let_go();
 

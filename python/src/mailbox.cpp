@@ -42,6 +42,11 @@ bool task::ended() const {
   return ended_;
 }
 
+void task::wait() const {
+  std::unique_lock lock(mutex_);
+  ends_.wait(lock, [&] { return ended_; });
+}
+
 bool task::tell(std::shared_ptr<mailbox> whom) {
   std::scoped_lock const lock(mutex_);
   if (ended_) return false;
@@ -69,6 +74,7 @@ void task::end(std::exception_ptr error) {
     told.swap(told_);
     hook.swap(stop_);
   }
+  ends_.notify_all();
   for (auto const& one : told) one->put(id_);
 }
 

@@ -1,5 +1,6 @@
 // How the end of an operation reaches whoever waits for it in Python. Part of ropeway; Apache-2.0.
 #pragma once
+#include <condition_variable>
 #include <cstdint>
 #include <exception>
 #include <functional>
@@ -42,6 +43,8 @@ class task {
 
   std::uint64_t id() const noexcept { return id_; }
   bool ended() const;
+  /// Blocks until it has ended. It takes no descriptor, and hears no signal.
+  void wait() const;
   /// Puts the identity into the mailbox when the operation ends. False: it has ended, and nothing will come.
   bool tell(std::shared_ptr<mailbox> whom);
   /// Asks it to stop; it ends when its copies have. Does nothing once it has ended.
@@ -62,6 +65,7 @@ class task {
  private:
   std::uint64_t const id_;
   mutable std::mutex mutex_;
+  mutable std::condition_variable ends_;
   bool ended_ = false;
   std::exception_ptr error_;
   std::vector<std::shared_ptr<mailbox>> told_;

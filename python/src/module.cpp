@@ -13,27 +13,41 @@
 
 namespace ropeway::python {
 
-bool operation::wait(double seconds, bool deaf) {
+void operation::give_up() {
+  if (loop_->forked()) return;
+  task_->stop();
+  without_gil const released;
+  task_->wait();
+}
+
+bool operation::wait(double seconds) {
   using clock = std::chrono::steady_clock;
-  auto const box = std::make_shared<mailbox>();
-  if (loop_->forked() || !task_->tell(box)) return task_->ended();
-  auto const limit = clock::now() + std::chrono::duration_cast<clock::duration>(
-                                        std::chrono::duration<double>(std::min(seconds, 1e9)));
-  for (;;) {
-    int sleep = -1;
-    if (seconds >= 0) {
-      auto const left = std::chrono::ceil<std::chrono::milliseconds>(limit - clock::now()).count();
-      sleep = static_cast<int>(std::clamp<std::int64_t>(left, 0, 1 << 30));
+  refuse_children(*loop_);
+  try {
+    auto const box = std::make_shared<mailbox>();
+    if (!task_->tell(box)) return true;
+    auto const limit = clock::now() + std::chrono::duration_cast<clock::duration>(
+                                          std::chrono::duration<double>(std::min(seconds, 1e9)));
+    for (;;) {
+      int sleep = -1;
+      if (seconds >= 0) {
+        auto const left = std::chrono::ceil<std::chrono::milliseconds>(limit - clock::now()).count();
+        sleep = static_cast<int>(std::clamp<std::int64_t>(left, 0, 1 << 30));
+      }
+      pollfd readable{box->descriptor(), POLLIN, 0};
+      int found = 0;
+      {
+        without_gil const released;
+        found = poll(&readable, 1, sleep);
+      }
+      if (found > 0) return true;
+      if (found == 0 && seconds >= 0 && clock::now() >= limit) return task_->ended();
+      if (found < 0 && PyErr_CheckSignals() != 0) throw nb::python_error();
     }
-    pollfd readable{box->descriptor(), POLLIN, 0};
-    int found = 0;
-    {
-      without_gil const released;
-      found = poll(&readable, 1, sleep);
-    }
-    if (found > 0) return true;
-    if (found == 0 && seconds >= 0 && clock::now() >= limit) return task_->ended();
-    if (found < 0 && !deaf && PyErr_CheckSignals() != 0) throw nb::python_error();
+  } catch (...) {
+    // Here, and not in Python, where the next signal may be heard before it is stopped.
+    give_up();
+    throw;
   }
 }
 
@@ -47,7 +61,8 @@ void bind_operations(nb::module_& module) {
       .def("ended", &operation::ended)
       .def("stop", &operation::stop)
       .def("tell", &operation::tell, nb::arg("mailbox"))
-      .def("wait", &operation::wait, nb::arg("seconds"), nb::arg("deaf"))
+      .def("wait", &operation::wait, nb::arg("seconds"))
+      .def("give_up", &operation::give_up)
       .def("result", &operation::result);
 }
 
@@ -55,6 +70,7 @@ void bind_operations(nb::module_& module) {
 
 NB_MODULE(_core, module) {
   nb::set_leak_warnings(false); // objects of a program that ends with them are no mistake
+  ropeway::python::learn_words();
   ropeway::python::translate_errors();
   ropeway::python::bind_tensors(module);
   ropeway::python::bind_operations(module);

@@ -36,12 +36,15 @@ class destinations_handle {
                  std::uint32_t ranks) {
     own().add_shard(dimension, rank, ranks, view(name, parts));
   }
+  /// While somebody has this, they can't be given away: an update will be loaded into what they are then.
+  std::shared_ptr<int> awaited() const { return awaited_; }
   /// Throws if it was given to shadow destinations.
   destinations& own() {
     if (taken_) throw nb::value_error("these destinations belong to a ShadowDestinations now");
     return destinations_;
   }
   destinations take() {
+    if (awaited_.use_count() > 1) throw nb::value_error("a load_next waits for these destinations");
     destinations all = std::move(own());
     taken_ = true;
     return all;
@@ -57,6 +60,7 @@ class destinations_handle {
   std::deque<std::string> names_;
   std::vector<kept> owners_;
   destinations destinations_;
+  std::shared_ptr<int> awaited_ = std::make_shared<int>();
   bool taken_ = false;
 };
 
@@ -194,7 +198,9 @@ class receiver_handle {
     return begin<std::optional<update>>(loop_, open().next_update(), 0, make);
   }
   operation load_next(nb::object const& into, nb::handle when) {
-    auto owner = std::make_tuple(kept(into.ptr()), kept(when.ptr()));
+    std::shared_ptr<int> awaited;
+    if (!nb::isinstance<shadow_handle>(into)) awaited = nb::cast<destinations_handle&>(into).awaited();
+    auto owner = std::make_tuple(kept(into.ptr()), kept(when.ptr()), std::move(awaited));
     auto make = [](std::optional<load_report> const& report) {
       return report ? to_python(*report) : nb::object(nb::none());
     };

@@ -39,7 +39,7 @@ class shared_block {
 class bridge final : public tensor_source, public shareable<bridge> {
  public:
   bridge(std::shared_ptr<engine> const& loop, std::vector<tensor_info> stated, device where)
-      : context_(loop->context()), stated_(std::move(stated)), where_(where), given_(loop->context()) {}
+      : loop_(loop), stated_(std::move(stated)), where_(where), given_(loop->context()) {}
 
   // For the sender, on its strand.
   device where() const override { return where_; }
@@ -67,7 +67,7 @@ class bridge final : public tensor_source, public shareable<bridge> {
   void deliver(answer what);
   void ask(std::uint32_t index);
 
-  asio::io_context& context_;
+  std::shared_ptr<engine> loop_; // goes last
   std::vector<tensor_info> stated_;
   device where_;
   // On the loop's thread.
@@ -132,7 +132,7 @@ std::shared_ptr<task_of<std::optional<std::uint32_t>>> bridge::wanted(std::weak_
 }
 
 void bridge::deliver(answer what) {
-  asio::post(context_, [self = shared_from_this(), what = std::move(what)]() mutable {
+  asio::post(loop_->context(), [self = shared_from_this(), what = std::move(what)]() mutable {
     self->answer_ = std::move(what);
     self->given_.cancel();
   });
@@ -290,13 +290,15 @@ class sender_handle {
   /// not.
   nb::object send_again(std::uint64_t version, seen_tensors const& seen, nb::handle pairs,
                         nb::tuple const& types, nb::handle when) {
+    // Another thread may destroy this where torch lets the GIL go.
+    auto const loop = loop_;
     auto const own = open();
     exchange const torch(types);
     if (!seen.table->same(pairs, torch)) return nb::none();
     auto what = std::make_shared<prepared>();
     what->tensors = seen.tensors;
     what->of = std::make_shared<sources>(seen.table);
-    operation sending = begin<send_report>(loop_, own->send_weights(version, what->tensors, ready_from(when)),
+    operation sending = begin<send_report>(loop, own->send_weights(version, what->tensors, ready_from(when)),
                                            std::make_pair(what, kept(when.ptr())),
                                            [](send_report const& report) { return to_python(report); });
     // Only now, for it takes longer than all of the above. Until this returns the caller's pairs keep the

@@ -246,6 +246,8 @@ bool tensor_table::same(nb::handle pairs, exchange const& torch) const {
     nb::handle name, tensor;
     dl_tensor seen{};
     if (!walk.next(name, tensor) || !torch.knows(tensor)) return false;
+    // Where torch lets the GIL go, another thread may change what the caller gave.
+    nb::object const name_kept = nb::borrow(name), tensor_kept = nb::borrow(tensor);
     // The same object is as literal as it was, which takes as long to ask as all of this: `own` does.
     bool const again = PyWeakref_GET_OBJECT((object++)->get()) == tensor.ptr();
     Py_ssize_t size = 0;
@@ -301,13 +303,17 @@ void sources::own(nb::handle pairs, exchange const& torch) {
   pair_walk walk(pairs);
   owners_.reserve(walk.size());
   auto view = table_->views.begin();
+  auto const changed = [] { return nb::value_error("the tensors were changed while they were looked at"); };
   for (nb::handle name, tensor; walk.next(name, tensor);) {
+    if (view == table_->views.end()) throw changed();
+    nb::object const tensor_kept = nb::borrow(tensor); // as in `same`
     owners_.emplace_back(torch.storage(tensor).ptr());
     if (!torch.literal(tensor, view->type()))
       throw nb::type_error(
           ("tensor '" + std::string(view->name()) + "' was negated or conjugated in place").c_str());
     ++view;
   }
+  if (view != table_->views.end()) throw changed();
 }
 
 bool sources::take_buffer(nb::handle name, nb::handle tensor, int wire) {
@@ -344,7 +350,9 @@ std::size_t sources::take(nb::list const& pairs, std::size_t from, nb::tuple con
   owners_.reserve(size);
   for (; from < size; ++from) {
     nb::handle name, tensor;
-    if (!named(PyList_GET_ITEM(pairs.ptr(), static_cast<Py_ssize_t>(from)), name, tensor)) return from;
+    nb::object const pair = nb::borrow(PyList_GetItem(pairs.ptr(), static_cast<Py_ssize_t>(from)));
+    if (!pair.is_valid()) throw nb::python_error(); // another thread has made it shorter
+    if (!named(pair.ptr(), name, tensor)) return from;
     if (torch.knows(tensor) ? !take_exchanged(name, tensor, torch, wire) : !take_buffer(name, tensor, wire))
       return from;
   }

@@ -20,30 +20,71 @@ nb::handle named(char const* module, char const* what) {
   return nb::object(nb::module_::import_(module).attr(what)).release();
 }
 
-/// One of the frozen dataclasses of ropeway._reports. An instance gets its fields here, all of them and in
-/// their order: its own __init__ would take longer than the rest of an answer.
-class record {
+/// A class of ours whose instances get their attributes here, without running its __init__: that takes longer
+/// than the rest of an answer, and Python code can't be run where C++ may not be unwound (a daemon thread's
+/// errors, while the interpreter ends).
+class plain_class {
  public:
-  explicit record(char const* name) : type_(named("ropeway._reports", name)) {
-    for (nb::handle const field : type_.attr("__dataclass_fields__"))
-      fields_.push_back(nb::borrow(field).release());
+  /// Attributes in their order.
+  plain_class(nb::handle type, std::vector<nb::handle> attributes)
+      : type_(type), attributes_(std::move(attributes)) {}
+  /// One of the frozen dataclasses of ropeway._reports.
+  static plain_class report(char const* name) {
+    nb::handle const type = named("ropeway._reports", name);
+    std::vector<nb::handle> fields;
+    for (nb::handle const field : type.attr("__dataclass_fields__"))
+      fields.push_back(nb::borrow(field).release());
+    return {type, std::move(fields)};
   }
   template <class... Values>
   nb::object operator()(Values&&... values) const {
+    return with(nb::tuple(), std::forward<Values>(values)...);
+  }
+  /// `arguments` are those of __new__; a value for each attribute.
+  template <class... Values>
+  nb::object with(nb::tuple const& arguments, Values&&... values) const {
     std::array<nb::object, sizeof...(values)> const all{nb::cast(std::forward<Values>(values))...};
-    if (all.size() != fields_.size()) throw std::logic_error("a record has other fields");
+    if (all.size() != attributes_.size()) throw std::logic_error("the class has other attributes");
     auto* const type = reinterpret_cast<PyTypeObject*>(type_.ptr());
-    nb::object made = nb::steal(type->tp_new(type, nb::tuple().ptr(), nullptr));
+    nb::object made = nb::steal(type->tp_new(type, arguments.ptr(), nullptr));
     if (!made.is_valid()) throw nb::python_error();
     for (std::size_t i = 0; i < all.size(); ++i)
-      if (PyObject_GenericSetAttr(made.ptr(), fields_[i].ptr(), all[i].ptr()) != 0) throw nb::python_error();
+      if (PyObject_GenericSetAttr(made.ptr(), attributes_[i].ptr(), all[i].ptr()) != 0)
+        throw nb::python_error();
     return made;
   }
 
  private:
   nb::handle type_;
-  std::vector<nb::handle> fields_;
+  std::vector<nb::handle> attributes_;
 };
+
+std::vector<nb::handle> words(std::initializer_list<std::string_view> all) {
+  std::vector<nb::handle> made;
+  for (auto const one : all) made.push_back(text(one).release());
+  return made;
+}
+
+std::vector<nb::handle> stage_words() {
+  std::vector<nb::handle> made;
+  for (auto const stage : all_stages) made.push_back(text(name(stage)).release());
+  return made;
+}
+
+/// What is looked up in Python, once.
+struct vocabulary {
+  plain_class send_report = plain_class::report("SendReport"),
+              receiver_report = plain_class::report("ReceiverReport"),
+              load_report = plain_class::report("LoadReport"),
+              weights_status = plain_class::report("WeightsStatus"),
+              receiver_status = plain_class::report("ReceiverStatus"),
+              connected_receiver = plain_class::report("ConnectedReceiver");
+  plain_class transfer_error{named("ropeway._errors", "TransferError"),
+                             words({"code", "tensor", "bucket", "peer", "peer_words", "report"})};
+  std::vector<nb::handle> stages = stage_words();
+  nb::handle errorcode = named("errno", "errorcode");
+};
+vocabulary const* known = nullptr; // kept for good
 
 double seconds(nanoseconds time) { return std::chrono::duration<double>(time).count(); }
 
@@ -56,14 +97,9 @@ nb::object version_or_none(std::optional<std::uint64_t> version) {
 }
 
 nb::dict stages(stage_times const& times) {
-  static auto const* const words = [] {
-    auto* const made = new std::array<nb::handle, all_stages.size()>; // kept for good
-    for (std::size_t i = 0; i < made->size(); ++i) (*made)[i] = text(name(all_stages[i])).release();
-    return made;
-  }();
   nb::dict all;
-  for (std::size_t i = 0; i < words->size(); ++i)
-    if (auto const time = times[all_stages[i]]; time.count() != 0) all[(*words)[i]] = seconds(time);
+  for (std::size_t i = 0; i < all_stages.size(); ++i)
+    if (auto const time = times[all_stages[i]]; time.count() != 0) all[known->stages[i]] = seconds(time);
   return all;
 }
 
@@ -76,19 +112,18 @@ nb::object code_of(std::error_code code) {
   if (code == asio::error::operation_aborted) return text("operation_aborted");
   if (code.category() == std::system_category() || code.category() == std::generic_category() ||
       code.category() == asio::error::get_system_category()) {
-    nb::object const known = nb::module_::import_("errno").attr("errorcode").attr("get")(code.value());
-    if (!known.is_none()) return known;
+    nb::object const word = known->errorcode.attr("get")(code.value());
+    if (!word.is_none()) return word;
   }
   return text(std::string(code.category().name()) + ":" + std::to_string(code.value()));
 }
 
 void raise(std::system_error const& error, transfer_error const* about, send_report const* report) {
-  static nb::handle const make = named("ropeway._errors", "_from_core");
-  nb::object const raised =
-      make(code_of(error.code()), text(error.what()), about ? text(about->tensor()) : text(""),
-           about && about->bucket() ? nb::object(nb::int_(*about->bucket())) : nb::object(nb::none()),
-           about ? text(about->peer()) : text(""), about ? text(about->peer_words()) : text(""),
-           report ? to_python(*report) : nb::object(nb::none()));
+  nb::object const raised = known->transfer_error.with(
+      nb::make_tuple(text(error.what())), code_of(error.code()), about ? text(about->tensor()) : text(""),
+      about && about->bucket() ? nb::object(nb::int_(*about->bucket())) : nb::object(nb::none()),
+      about ? text(about->peer()) : text(""), about ? text(about->peer_words()) : text(""),
+      report ? to_python(*report) : nb::object(nb::none()));
   PyErr_SetObject(reinterpret_cast<PyObject*>(Py_TYPE(raised.ptr())), raised.ptr());
 }
 
@@ -127,7 +162,7 @@ nb::object text(std::string_view words) {
 }
 
 nb::object to_python(send_report const& report) {
-  static record const make("SendReport"), make_one("ReceiverReport");
+  auto const &make = known->send_report, &make_one = known->receiver_report;
   nb::list receivers;
   for (auto const& one : report.receivers)
     receivers.append(make_one(text(one.name), text(name(one.what)),
@@ -139,26 +174,26 @@ nb::object to_python(send_report const& report) {
 }
 
 nb::object to_python(load_report const& report) {
-  static record const make("LoadReport");
+  auto const& make = known->load_report;
   return make(report.version, report.bytes, report.tensors, report.buckets, report.copied,
               seconds(report.total), stages(report.stages), text(name(report.way)),
               hex_or_none(report.digest), 0, nb::tuple());
 }
 
 nb::object to_python(weights_status const& status) {
-  static record const make("WeightsStatus");
+  auto const& make = known->weights_status;
   return make(text(name(status.what)), version_or_none(status.version), version_or_none(status.arriving),
               since_epoch(status.since), text(status.from));
 }
 
 nb::object to_python(receiver_status const& status) {
-  static record const make("ReceiverStatus");
+  auto const& make = known->receiver_status;
   return make(text(name(status.phase)), version_or_none(status.version), version_or_none(status.arriving),
               since_epoch(status.since), text(status.sender), text(status.error));
 }
 
 nb::object to_python(connected_receiver const& receiver) {
-  static record const make("ConnectedReceiver");
+  auto const& make = known->connected_receiver;
   return make(text(receiver.name),
               receiver.holds_version ? nb::object(nb::int_(receiver.version)) : nb::object(nb::none()));
 }
@@ -230,6 +265,11 @@ receiver_options receiver_options_from(nb::dict const& knobs) {
   }
   options.pace(pace);
   return options;
+}
+
+void learn_words() {
+  // Not at the first use: whoever waits for that, with the GIL, is waited for by who looks up, without it.
+  if (!known) known = new vocabulary;
 }
 
 void translate_errors() {

@@ -41,6 +41,8 @@ sender_options sender_options_from(nb::dict const& knobs);
 receiver_options receiver_options_from(nb::dict const& knobs);
 /// @}
 
+/// Looks up what all of this needs of Python. Once, when the module is made.
+void learn_words();
 /// Makes ropeway's exceptions arrive as ropeway.TransferError.
 void translate_errors();
 

@@ -158,6 +158,125 @@ def end_under_a_daemon(address):
     say(connected=True)
 
 
+def beside_another_interpreter(address):
+    """In a process with two interpreters Python says of every thread that it has the GIL."""
+    try:
+        import _xxsubinterpreters as interpreters
+    except ImportError:
+        try:
+            import _interpreters as interpreters
+        except ImportError:
+            return say(skipped=True)
+    interpreters.create()
+    with ropeway.Sender(address) as sender, ropeway.Receiver() as receiver:
+        receiver.connect(address).wait()
+        into = weights(0)
+        for version in range(1, 10):
+            sender.send_weights(version, weights(version))  # what it keeps goes on the library's thread
+            receiver.next_update().wait().load_into(into).wait()
+            while True:
+                try:
+                    sender.release_memory().wait()
+                    break
+                except ropeway.TransferError as error:
+                    assert error.code == "busy", error  # the send has not quite ended
+        held = sender.hold(99, weights(99))
+        del held
+    say(done=True)
+
+
+def without_descriptors(address):
+    """Whoever can't wait has nothing running any more when he is told."""
+    import resource
+
+    async def wait(what):
+        await what
+
+    with ropeway.Sender(address) as sender, ropeway.Receiver() as receiver:
+        receiver.connect(address).wait()
+        blocking, waiting = receiver.next_update(), sender.wait_for_receivers(2, 0.2)
+        loop = asyncio.new_event_loop()
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (200, hard))
+        taken, codes, done = [], [], False
+        for attempt in range(10):  # the library may yet close one of its own
+            try:
+                while True:
+                    taken.append(os.open("/dev/null", os.O_RDONLY))
+            except OSError:
+                pass
+            for waits in ((lambda: blocking.wait(0.2)), (lambda: loop.run_until_complete(wait(waiting)))):
+                try:
+                    waits()
+                except (ropeway.TransferError, TimeoutError) as error:
+                    codes.append(getattr(error, "code", None))
+            done = codes[-2:] == ["EMFILE", "EMFILE"] and blocking.done() and waiting.done()
+            if done:
+                break
+            blocking.cancel()
+            blocking, waiting = receiver.next_update(), sender.wait_for_receivers(2, 0.2)
+        for one in taken:
+            os.close(one)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        loop.close()
+    say(done=done, codes=codes)
+
+
+def interrupted_twice(address):
+    """One SIGINT right after the other: nothing runs any more when the first is raised."""
+    helper = os.fork()
+    if helper == 0:
+        import signal
+
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        parent = os.getppid()
+        for at in range(100):
+            time.sleep(0.02)
+            os.kill(parent, signal.SIGINT)
+            end = time.perf_counter() + at * 1e-6
+            while time.perf_counter() < end:
+                pass
+            os.kill(parent, signal.SIGINT)
+        os._exit(0)
+    running = 0
+    with ropeway.Sender(address), ropeway.Receiver() as receiver:
+        receiver.connect(address).wait()
+        ended = False
+        while not ended:
+            waiting = None
+            try:
+                try:
+                    waiting = receiver.next_update()
+                    waiting.wait(1)
+                except TimeoutError:
+                    ended = os.waitpid(helper, os.WNOHANG)[0] != 0
+                except KeyboardInterrupt:
+                    running += not waiting.done()
+                    time.sleep(0.005)  # for the second one, if it is not here yet
+            except KeyboardInterrupt:
+                pass
+            if waiting is not None:
+                waiting._core.give_up()
+    say(done=running == 0)
+
+
+def fail_under_the_end(address):
+    """A daemon thread whose operations fail without end, while the interpreter ends."""
+    receiver = ropeway.Receiver()
+    failing = threading.Event()
+
+    def fail():
+        while True:
+            try:
+                receiver.next_update().wait()
+            except ropeway.TransferError:
+                failing.set()
+
+    threading.Thread(target=fail, daemon=True).start()
+    failing.wait()
+    say(done=True)
+
+
 def fork(address):
     """Forks while a receiver waits; the child must neither hang nor disturb it."""
     sender = ropeway.Sender(address)

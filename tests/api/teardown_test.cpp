@@ -433,6 +433,18 @@ CO_TEST("copies that can't be waited for: the destructor says so, and nothing is
 }
 #endif
 
+CO_TEST("a receiver that is destroyed while it waits for an update says so: nobody has said goodbye") {
+  auto const executor = co_await asio::this_coro::executor;
+  pair_on_script over(executor);
+  co_await over.connect();
+  auto waits = beside(executor, over.from->next_update());
+  co_await settle();
+  over.from.reset();
+  auto const end = co_await waits.join();
+  CHECK(end.error == asio::error::operation_aborted);
+  over.to.reset();
+}
+
 // ---- a loop that is destroyed under everything ----
 
 namespace {
