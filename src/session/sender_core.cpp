@@ -291,22 +291,23 @@ void sender_core::ask_for_release() {
 
 /// Something has begun that will read it, before they were asked.
 void sender_core::refuse_release(failure const& why) {
-  std::vector<std::unique_ptr<completion<nothing>>> refused;
-  std::erase_if(release_waiters_, [&](release_waiter& waiter) {
-    if (!waiter.asked) refused.push_back(std::move(waiter.done));
-    return !waiter.asked;
-  });
-  for (auto& done : refused) done->complete(why, {});
+  for (auto& done : take_release_waiters(false)) done->complete(why, {});
 }
 
 void sender_core::wake_released() {
   if (machine_.unmapping() != 0) return;
-  std::vector<std::unique_ptr<completion<nothing>>> released;
+  for (auto& done : take_release_waiters(true)) done->complete({}, {});
+}
+
+/// Those for whom receivers were `asked`, or were not yet.
+sender_core::completions sender_core::take_release_waiters(bool asked) {
+  completions taken;
   std::erase_if(release_waiters_, [&](release_waiter& waiter) {
-    if (waiter.asked) released.push_back(std::move(waiter.done));
-    return waiter.asked;
+    if (waiter.asked != asked) return false;
+    taken.push_back(std::move(waiter.done));
+    return true;
   });
-  for (auto& done : released) done->complete({}, {});
+  return taken;
 }
 
 void sender_core::post_close(std::unique_ptr<completion<nothing>> done) {

@@ -217,6 +217,7 @@ class sender_core : public std::enable_shared_from_this<sender_core> {
   void begin_now(std::shared_ptr<send_operation> const& operation);
   void ask_for_release();
   void refuse_release(failure const& why);
+  completions take_release_waiters(bool asked);
   // What is held.
   void post_delivery();
   void deliver_held();
