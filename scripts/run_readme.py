@@ -99,7 +99,7 @@ class Reader:
             return "" if terminal.until(note[len("run: until "):], 120) else f"it said:\n{terminal.said}"
         if note == "run: side by side":
             both = [Terminal(line, self.folder) for line in block.splitlines() if line.strip()]
-            bad = [f"status {one.status(120)}:\n{one.said}" for one in both if one.status(120) != 0]
+            bad = [f"status {status}:\n{one.said}" for one in both if (status := one.status(120)) != 0]
             return "\n".join(bad)
         terminal = Terminal(words, self.folder)
         if (status := terminal.status(LIMIT)) != 0:

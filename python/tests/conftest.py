@@ -24,6 +24,16 @@ def address(tmp_path):
     return str(folder / "w.sock")
 
 
+@pytest.fixture
+def pair(address):
+    """A sender of small buckets, and a receiver that is connected to it."""
+    import ropeway
+
+    with ropeway.Sender(address, bucket_bytes=4096) as sender, ropeway.Receiver(name="server") as receiver:
+        receiver.connect(address).wait()
+        yield sender, receiver
+
+
 def _loops():
     yield "asyncio"
     try:

@@ -22,13 +22,6 @@ def zeros():
     return {name: np.zeros_like(tensor) for name, tensor in WEIGHTS.items()}
 
 
-@pytest.fixture
-def pair(address):
-    with ropeway.Sender(address, bucket_bytes=4096) as sender, ropeway.Receiver(name="server") as receiver:
-        receiver.connect(address).wait()
-        yield sender, receiver
-
-
 def test_a_source_that_is_cancelled_when_its_question_has_come(pair, follow):
     sender, receiver = pair
     server = follow(receiver, lambda update: update.load_into(zeros()).wait())

@@ -1,11 +1,9 @@
 """Loaders, as engines have them, and buckets that are taken by hand: what is lent is given back, or said to be kept."""
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import pickle
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -14,13 +12,6 @@ import ropeway
 
 WEIGHTS = {"first": np.arange(500, dtype=np.float32), "large": np.arange(5000, dtype=np.int32).reshape(50, 100),
            "empty": np.zeros((0, 3)), "scalar": np.array(3, np.int8), "last": np.arange(7, dtype=np.float16)}
-
-
-@pytest.fixture
-def pair(address):
-    with ropeway.Sender(address, bucket_bytes=4096) as sender, ropeway.Receiver(name="server") as receiver:
-        receiver.connect(address).wait()
-        yield sender, receiver
 
 
 def announce(sender, receiver, version=1):
@@ -302,27 +293,6 @@ def test_waiting_for_the_next_update_to_load_can_end_early(pair):
     loading = receiver.load_next(into)
     assert sender.send_weights(1, WEIGHTS).wait().count("committed") == 1
     assert loading.wait().version == 1 and holds(into)
-
-
-def test_an_update_that_nobody_claimed_is_the_next_to_load(address, run):
-    async def main():
-        async with ropeway.Sender(address) as sender, ropeway.Receiver() as receiver:
-            await receiver.connect(address)
-            for version in range(1, 20):
-                into = zeros()
-                waiting = asyncio.ensure_future(receiver.__anext__())
-                await asyncio.sleep(0)
-                sending = sender.send_weights(version, WEIGHTS)
-                if version % 2:
-                    time.sleep(0.002)  # the update has come when the waiting for it is cancelled
-                waiting.cancel()
-                try:
-                    await (await waiting).load_into(into)
-                except asyncio.CancelledError:
-                    assert (await receiver.load_next(into)).version == version
-                assert (await sending).count("committed") == 1 and holds(into)
-
-    run(main())
 
 
 def test_reports_are_whole(pair):

@@ -191,7 +191,8 @@ def test_a_limit_on_a_send(address, run):
         sending.wait()
 
 
-def test_cancelling_the_wait_for_an_update_loses_none(address, run):
+@pytest.mark.parametrize("then", ["next_update", "load_next"])
+def test_cancelling_the_wait_for_an_update_loses_none(address, run, then):
     async def main():
         async with ropeway.Sender(address) as sender, ropeway.Receiver() as receiver:
             await receiver.connect(address)
@@ -206,10 +207,13 @@ def test_cancelling_the_wait_for_an_update_loses_none(address, run):
                 try:
                     update = await waiting
                 except asyncio.CancelledError:
-                    update = await receiver.next_update()
-                assert update.version == version
-                await update.load_into(into)
-                await sending
+                    update = await receiver.next_update() if then == "next_update" else None
+                if update is None:
+                    assert (await receiver.load_next(into)).version == version
+                else:
+                    assert update.version == version
+                    await update.load_into(into)
+                assert (await sending).count("committed") == 1
                 assert arrived(into)
 
     run(main())

@@ -105,6 +105,31 @@ struct late {
   std::deque<guest> guests;
 };
 
+/// A delivery of one bucket, which a late joiner is copying out of the ring: the sender reads no tensor any
+/// more.
+struct out_of_the_ring {
+  explicit out_of_the_ring(any_io_executor executor)
+      : with(executor, false)
+      , views{with.source.view(0), with.source.view(1)}
+      , two(host_memory(), layers(2), 0)
+      , into(two.into()) {}
+  awaitable<void> begins() {
+    held = with.over.sender().hold(1, views);
+    with.reads->set(script::pace::held);
+    auto& joiner = with.newcomer(quick_receiver("late"));
+    co_await joiner.connect(with.over.path());
+    load = beside(with.over.executor(), load_next(joiner, into));
+    co_await with.reading();
+  }
+
+  late with;
+  std::vector<tensor_view> views;
+  model two;
+  destinations into;
+  held_version held;
+  task<load_report> load;
+};
+
 awaitable<void> end(held_version& what) { co_await what.release(); }
 
 awaitable<void> late_joiner_is_given_it(bool mapped) {
@@ -338,46 +363,29 @@ CO_TEST("release gives up what runs, and waits for who reads the tensors") {
 }
 
 CO_TEST("release leaves a delivery alone that no longer reads the tensors") {
-  late with(co_await asio::this_coro::executor, false);
-  auto& over = with.over;
-  std::vector<tensor_view> const views{with.source.view(0), with.source.view(1)}; // one bucket
-  auto const wanted = with.source.images(views);
-  auto held = over.sender().hold(1, views);
-  with.reads->set(script::pace::held);
-  model two(host_memory(), layers(2), 0);
-  auto into = two.into();
-  auto& joiner = with.newcomer(quick_receiver("late"));
-  co_await joiner.connect(over.path());
-  auto load = beside(over.executor(), load_next(joiner, into));
-  co_await with.reading();
-  co_await held.release();
-  with.source.fill(99);
-  with.let_them_read();
-  auto const loaded = co_await load.join();
+  out_of_the_ring of(co_await asio::this_coro::executor);
+  auto const wanted = of.with.source.images(of.views);
+  co_await of.begins();
+  co_await of.held.release();
+  of.with.source.fill(99);
+  of.with.let_them_read();
+  auto const loaded = co_await of.load.join();
   CHECK_MESSAGE(loaded.ok(), loaded.said());
-  CHECK(difference(wanted, two) == "");
-  co_await over.close();
+  CHECK(difference(wanted, of.two) == "");
+  co_await of.with.over.close();
 }
 
 CO_TEST("memory is wanted back when the promise has ended, while a delivery of it is on its way out") {
-  late with(co_await asio::this_coro::executor, false);
-  auto& over = with.over;
-  std::vector<tensor_view> const views{with.source.view(0), with.source.view(1)}; // one bucket
-  auto held = over.sender().hold(1, views);
-  with.reads->set(script::pace::held);
-  model two(host_memory(), layers(2), 0);
-  auto into = two.into();
-  auto& joiner = with.newcomer(quick_receiver("late"));
-  co_await joiner.connect(over.path());
-  auto load = beside(over.executor(), load_next(joiner, into));
-  co_await with.reading();
+  out_of_the_ring of(co_await asio::this_coro::executor);
+  auto& over = of.with.over;
+  co_await of.begins();
   auto const busy = co_await try_to(over.sender().release_memory());
   CHECK(busy.error == errc::busy); // it is held
-  co_await held.release();         // nobody reads the tensors, only the ring
+  co_await of.held.release();      // nobody reads the tensors, only the ring
   auto const released = co_await try_to(over.sender().release_memory());
   CHECK_MESSAGE(released.ok(), released.said());
-  with.let_them_read();
-  auto const loaded = co_await load.join();
+  of.with.let_them_read();
+  auto const loaded = co_await of.load.join();
   CHECK(loaded.error == errc::peer_aborted);
   co_await over.close();
 }
