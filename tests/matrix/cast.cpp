@@ -13,6 +13,7 @@
 #include <utility>
 
 #include "api/with_backends.hpp"
+#include "device_holdings.hpp"
 #include "ropeway/source.hpp"
 #include "support/allocations.hpp"
 #include "support/attempt.hpp"
@@ -77,6 +78,7 @@ struct belongings {
   std::vector<std::string> fds = leak_check::open_fds(), mappings = leak_check::shared_mappings();
   std::size_t threads = std::size_t(std::distance(std::filesystem::directory_iterator("/proc/self/task"),
                                                   std::filesystem::directory_iterator()));
+  device_holdings devices = device_holdings::now();
 
   std::string more_than(belongings const& before) const {
     std::string text;
@@ -91,6 +93,8 @@ struct belongings {
     // ThreadSanitizer has a thread of its own, which it starts with the first one of ours.
     if (!ROPEWAY_THREAD_SANITIZER && threads != before.threads)
       text += " {" + std::to_string(threads) + " threads}";
+    if (devices != before.devices)
+      text += " {of devices " + devices.words() + "; before " + before.devices.words() + "}";
     return text;
   }
 };
@@ -417,10 +421,12 @@ awaitable<std::string> wait_until_unmapped(belongings const& before) {
   asio::steady_timer pause(co_await asio::this_coro::executor);
   for (;;) {
     auto const now = leak_check::shared_mappings();
-    if (now == before.mappings) co_return "unmapped";
+    auto const mapped = device_holdings::now().mapped();
+    if (now == before.mappings && mapped == before.devices.mapped()) co_return "unmapped";
     if (std::chrono::steady_clock::now() > until) {
       std::string text = "mapped";
       for (auto const& one : now) text += " {" + one + "}";
+      if (mapped != 0) text += " {" + std::to_string(mapped) + " mappings of devices}";
       co_return text;
     }
     pause.expires_after(std::chrono::milliseconds(1));
@@ -543,7 +549,7 @@ awaitable<void> play_parts(std::shared_ptr<words> line, device at, places where,
   means home;
   take_as_long_as_a_device();
   if (at.is_cuda()) {
-    home.devices = memory::system_backends();
+    home.devices = counted_devices();
     home.memory = device_memory(home.devices->get(at));
   }
   // A loop has locks that its strands share, each made for the first strand that draws it.

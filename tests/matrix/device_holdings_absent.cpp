@@ -1,0 +1,10 @@
+// A build without CUDA. Part of ropeway; Apache-2.0.
+#include "device_holdings.hpp"
+
+namespace ropeway::matrix {
+
+device_holdings device_holdings::now() { return {}; }
+std::string device_holdings::words() const { return "no devices"; }
+std::shared_ptr<memory::backends> counted_devices() { return memory::system_backends(); }
+
+} // namespace ropeway::matrix
