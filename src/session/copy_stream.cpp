@@ -77,16 +77,18 @@ void copy_stream::then(copied what) {
   watch_clock();
 }
 
-void copy_stream::expect(std::chrono::steady_clock::duration so_long) {
+void copy_stream::expect(std::chrono::steady_clock::duration so_long, std::function<void()> soon) {
   bool const shortly = so_long <= poll_for_;
   if (shortly && so_long <= 2 * wake_time) return; // it is asked for all that time
   resting_ = shortly;
   expected_.expires_after(so_long - (shortly ? wake_time : poll_for_ / 2));
-  expected_.async_wait([weak = weak_from_this()](std::error_code error) {
+  if (shortly) soon = nullptr;
+  expected_.async_wait([weak = weak_from_this(), soon = std::move(soon)](std::error_code error) {
     auto const self = weak.lock();
     if (!self || error) return;
     self->rested_ = std::exchange(self->resting_, false);
     if (self->waiting_.empty()) return;
+    if (soon) soon();
     self->last_news_ = std::chrono::steady_clock::now();
     self->look();
   });

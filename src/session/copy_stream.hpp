@@ -79,8 +79,8 @@ class copy_stream : public std::enable_shared_from_this<copy_stream> {
   /// What was queued last will take so long. If that is more than `poll_for`, it is asked for again around
   /// then, as if it had just been queued; if it is less, not before shortly before then, so that an adapter
   /// of some megabytes, in which most of the time goes to the GPU's turning to this process, does not cost
-  /// all of that time of a processor as well.
-  void expect(std::chrono::steady_clock::duration so_long);
+  /// all of that time of a processor as well. Of the longer ones `soon` hears when they are asked for again.
+  void expect(std::chrono::steady_clock::duration so_long, std::function<void()> soon = {});
   /// The device has failed: nothing more will be copied here. Another stream may work. Asks the queue: a
   /// stream for which nobody waits has heard of nothing.
   bool failed();

@@ -174,6 +174,7 @@ class receiver_core : public std::enable_shared_from_this<receiver_core> {
   void prepare_copies(std::shared_ptr<load_operation> const& load);
   void accept_unmapped(std::shared_ptr<load_operation> const& load, failure why);
   void read_on(std::shared_ptr<load_operation> const& load);
+  void nearly_read();
   void unmap_later();
   void watch_idle_mappings(clock::time_point until);
   void drop_idle_mappings();

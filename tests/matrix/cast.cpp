@@ -93,7 +93,7 @@ struct belongings {
     // ThreadSanitizer has a thread of its own, which it starts with the first one of ours.
     if (!ROPEWAY_THREAD_SANITIZER && threads != before.threads)
       text += " {" + std::to_string(threads) + " threads}";
-    if (devices != before.devices)
+    if (!devices.as_much_as(before.devices))
       text += " {of devices " + devices.words() + "; before " + before.devices.words() + "}";
     return text;
   }
@@ -448,8 +448,8 @@ awaitable<std::string> play_receiver(std::shared_ptr<words> line, part which, me
   auto const executor = co_await asio::this_coro::executor;
   means const has = means_of(which, home);
   model held(has.memory, specs(), 0);
-  auto into = held.into();
-  belongings const before;
+  belongings const before; // what a load has prepared for the destinations goes with them
+  std::optional<destinations> into(held.into());
   line->say("made");
   std::optional<receiver> from(detail::make_receiver(executor, options_of_receiver(which), has.devices));
   for (std::string heard = co_await line->hear(); heard != "end"; heard = co_await line->hear()) {
@@ -462,7 +462,7 @@ awaitable<std::string> play_receiver(std::shared_ptr<words> line, part which, me
         answer = "already";
     } else if (heard == "take") {
       line->say("taking");
-      answer = co_await take(*from, which, held, into, offered);
+      answer = co_await take(*from, which, held, *into, offered);
     } else if (heard == "unmapped") {
       answer = co_await wait_until_unmapped(before);
     } else if (heard == "close") {
@@ -476,6 +476,7 @@ awaitable<std::string> play_receiver(std::shared_ptr<words> line, part which, me
   }
   co_await from->close();
   from.reset();
+  into.reset();
   co_await settle(20);
   std::string left = co_await what_is_left(before);
   co_return left;

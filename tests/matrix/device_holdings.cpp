@@ -3,6 +3,7 @@
 #include <atomic>
 #include <map>
 #include <mutex>
+#include <tuple>
 
 #include "memory/cuda/driver.hpp"
 
@@ -77,6 +78,14 @@ class devices final : public memory::backends {
 
 device_holdings device_holdings::now() {
   return {held.allocations, held.ranges, held.opened, held.host, held.streams, held.events, held.modules};
+}
+
+bool device_holdings::as_much_as(device_holdings const& before) const noexcept {
+  constexpr long events_kept = 4;
+  auto const all = [](device_holdings const& one) {
+    return std::tie(one.allocations, one.ranges, one.opened, one.host, one.streams, one.modules);
+  };
+  return all(*this) == all(before) && events <= before.events + events_kept;
 }
 
 std::string device_holdings::words() const {

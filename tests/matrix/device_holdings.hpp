@@ -18,7 +18,8 @@ struct device_holdings {
   static device_holdings now();
   /// Mappings, of which a receiver has none more than before once it keeps nothing of a sender's.
   long mapped() const noexcept { return ranges + opened; }
-  bool operator==(device_holdings const&) const = default;
+  /// A queue keeps the events of as many marks as it has had under way at a time: a few more are as much.
+  bool as_much_as(device_holdings const& before) const noexcept;
   std::string words() const;
 };
 
