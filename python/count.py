@@ -14,7 +14,7 @@ if files:
     took = {}
     for suite in suites:
         for case in suite.iter("testcase"):
-            name = case.get("classname").rpartition("tests.")[2] or case.get("name")
+            name = (case.get("classname") or "").rpartition("tests.")[2] or case.get("name") or "interrupted"
             tests, skipped, seconds = took.get(name, (0, 0, 0.0))
             took[name] = (tests + 1, skipped + (case.find("skipped") is not None), seconds + float(case.get("time")))
     for name, (tests, skipped, seconds) in sorted(took.items(), key=lambda one: -one[1][2]):
