@@ -1042,11 +1042,19 @@ void sender_core::complete(std::shared_ptr<send_operation> const& operation) {
 
 awaitable<void> sender_core::accept_peers(std::shared_ptr<sender_core> self) {
   loop_anchor<sender_core> anchor(self->weak_from_this());
+  wire::timer pause(self->strand_);
   for (bool open = true; open;) {
     std::optional<wire::connection> connection;
+    bool short_of_something = false;
     try {
       connection = co_await self->listener_.accept();
+    } catch (std::bad_alloc const&) {
+      short_of_something = true; // which passes; a sender that hears nobody any more would not
     } catch (std::exception const&) { open = false; } // the listener was closed
+    if (short_of_something && !self->closed_) {
+      pause.expires_after(milliseconds(50));
+      co_await pause.async_wait(compat::as_result);
+    }
     if (!connection || self->closed_) continue;
     try {
       self->welcome(std::move(*connection));

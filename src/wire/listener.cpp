@@ -208,6 +208,8 @@ awaitable<connection> listener::accept_on(std::shared_ptr<state> self) {
       } catch (transfer_error const& refusal) {
         if (refusal.code() == errc::not_permitted) ++self->refused;
         shortage = refusal.code() == std::errc::too_many_files_open;
+      } catch (std::exception const&) {
+        shortage = true; // of memory, or of what epoll may watch
       }
     }
     switch (error) {
@@ -219,7 +221,8 @@ awaitable<connection> listener::accept_on(std::shared_ptr<state> self) {
     case EMFILE:
     case ENFILE:
     case ENOBUFS:
-    case ENOMEM: shortage = true; break;
+    case ENOMEM:
+    case EPERM: shortage = true; break; // the last: refused by a filter, which may be lifted
     default:
       throw transfer_error(std::error_code(error, std::system_category()), "accepting at " + self->path);
     }

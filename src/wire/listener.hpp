@@ -25,9 +25,9 @@ class listener {
   ~listener();
 
   /// Waits for the next peer of a trusted user; others are closed and counted. When the process has no
-  /// descriptor left it waits and tries again instead of spinning. How many connections there may be is the
-  /// caller's rule. Cancellation: all types; nothing was accepted. Errors: `errc::not_open` after `close`,
-  /// `errc::busy`.
+  /// descriptor or memory left, or may watch no more of them, it waits and tries again: a shortage passes.
+  /// How many connections there may be is the caller's rule. Cancellation: all types; nothing was accepted.
+  /// Errors: `errc::not_open` after `close`, `errc::busy`.
   awaitable<connection> accept();
 
   /// Stops listening and removes the socket's file, if it is still the one that was made here. An `accept`

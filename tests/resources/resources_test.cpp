@@ -17,6 +17,7 @@
 #include "support/leak_check.hpp"
 #include "support/peer_process.hpp"
 #include "support/thread_sanitizer.hpp"
+#include "watches.hpp"
 
 using namespace ropeway;
 using namespace ropeway::testing;
@@ -136,6 +137,28 @@ awaitable<void> follow(std::shared_ptr<words> parent, std::string path) {
       model const wanted(host_memory(), specs, loaded.value->version);
       parent->say(difference(wanted.images(), held).empty() ? "exact" : "not exact");
     }
+  }
+}
+
+/// The same, which stays for one update: hears "drop" then, and closes.
+awaitable<void> come_and_go(std::shared_ptr<words> parent, std::string path) {
+  auto const executor = co_await asio::this_coro::executor;
+  model held(host_memory(), layers(), 0);
+  for (std::string word = co_await parent->hear(); word != "end"; word = co_await parent->hear()) {
+    auto options = quick_receiver("other");
+    options.connect_limit(std::chrono::seconds(10));
+    receiver from(executor, options);
+    // Who was in the door when there was nothing left is sent away.
+    auto connected = co_await try_to(from.connect(path));
+    if (!connected.ok()) connected = co_await try_to(from.connect(path));
+    parent->say(connected.ok() ? "there" : connected.said());
+    auto into = held.into();
+    load_report const report = co_await load_next(from, into);
+    model const wanted(host_memory(), layers(), report.version);
+    parent->say(difference(wanted.images(), held).empty() ? "exact" : "not exact");
+    co_await parent->expect("drop");
+    co_await from.close();
+    parent->say("dropped");
   }
 }
 
@@ -259,6 +282,36 @@ TEST_CASE("no descriptor to accept with: the running update is exact, and who kn
   scratch const directory;
   peer_process other([&](auto parent) { return follow(parent, directory.file("s")); });
   run_to_end([&] { return no_descriptor_at_accept(directory, other.line()); });
+  CHECK(other.process().wait() == 0);
+}
+
+/// Of what is watched from the next accepted connection on, the one with this number is refused, once.
+static awaitable<void> no_watch_at_accept(scratch const& directory, words& other) {
+  auto const executor = co_await asio::this_coro::executor;
+  sender to(executor, directory.file("s"), quick_sender(small_bucket));
+  std::uint64_t version = 0;
+  for (int number = 1; number <= 3; ++number) { // as many as a connection needs
+    refuse_watch(number);
+    other.say("connect");
+    co_await other.expect("there");
+    co_await to.wait_for_receivers(1, std::chrono::seconds(20));
+    auto const sent = co_await send(to, ++version, layers());
+    CHECK_MESSAGE(sent.ok(), sent.said());
+    co_await other.expect("exact");
+    other.say("drop");
+    co_await other.expect("dropped");
+  }
+  CHECK(watches_refused() == 3);
+  other.say("end");
+  co_await to.close();
+}
+
+TEST_CASE("nothing more can be watched for a moment: who comes afterwards is let in") {
+  if (!can_refuse_watches) return;
+  leak_check const nothing_stays;
+  scratch const directory;
+  peer_process other([&](auto parent) { return come_and_go(parent, directory.file("s")); });
+  run_to_end([&] { return no_watch_at_accept(directory, other.line()); });
   CHECK(other.process().wait() == 0);
 }
 
