@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import math
-from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 MOST_BOXES = 4096
 """Of one copy; what would need more is not worth a plan."""
@@ -114,7 +114,7 @@ def through(frame: Tuple[int, ...], pieces: Sequence[Piece], copy: Copy) -> Iter
     """A copy out of a tensor that was made of others, as copies out of those."""
     for box in boxes(frame, copy):
         for piece in pieces:
-            cut = _common(box, piece)
+            cut = common(box, piece)
             if cut is None:
                 continue
             start, shape = cut
@@ -123,7 +123,8 @@ def through(frame: Tuple[int, ...], pieces: Sequence[Piece], copy: Copy) -> Iter
             yield piece.source, Copy(shape, to, box.to_strides, of, piece.of_strides)
 
 
-def _common(box: Box, piece: Piece) -> Optional[Tuple[Tuple[int, ...], Tuple[int, ...]]]:
+def common(box: Box, piece: Union[Box, Piece]) -> Optional[Tuple[Tuple[int, ...], Tuple[int, ...]]]:
+    """Start and shape of what two boxes of a tensor share, if anything."""
     start = tuple(map(max, box.start, piece.start))
     end = tuple(min(a + m, b + n) for a, m, b, n in zip(box.start, box.shape, piece.start, piece.shape))
     shape = tuple(last - first for first, last in zip(start, end))

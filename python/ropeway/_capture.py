@@ -36,11 +36,12 @@ class CapturedPlan:
 
 
 class _Write(NamedTuple):
-    """What a loader wrote into a tensor of the model."""
+    """What a loader wrote into a tensor of the model: elements of sources, or one value everywhere."""
 
     into: Any
     copies: List[Tuple[str, _boxes.Copy]]
     convert: bool
+    value: Any = None
 
 
 class _Made(NamedTuple):
@@ -62,8 +63,12 @@ class _Recorder:
         self._frames: Dict[str, Tuple[int, ...]] = {}
         self._sources: Dict[int, str] = {}  # by storage
         self._made: Dict[int, _Made] = {}
-        self._kept: List[Any] = []  # storages that must not be used for anything else meanwhile
-        self._model: Set[int] = {self._storage(tensor) for _, tensor in model}
+        self.kept: List[Any] = []  # storages that must not be used for anything else meanwhile
+        self._model: Dict[int, Any] = {}  # the largest tensor of each storage
+        for _, tensor in model:
+            known = self._model.get(self._storage(tensor))
+            if known is None or known.numel() < tensor.numel():
+                self._model[self._storage(tensor)] = tensor
         self.tensors: List[Tuple[str, Any]] = []
         for info in infos:
             dtype = _tensors.torch_dtype(_tensors.dtype_number(info.dtype))
@@ -83,6 +88,10 @@ class _Recorder:
             return {self._sources[storage]}
         made = self._made.get(storage)
         return {piece.source for piece in made.pieces} if made else set()
+
+    def made_of(self, storage: Any) -> Set[str]:
+        """The sources of what a loader made."""
+        return {piece.source for piece in self._made[int(storage._cdata)].pieces}
 
     def knows(self, tensor: Any) -> bool:
         if tensor.device.type != "meta":
@@ -105,9 +114,21 @@ class _Recorder:
         made = self._made[storage]
         return list(_boxes.through(made.shape, made.pieces, copy))
 
+    def is_model(self, tensor: Any) -> bool:
+        return tensor.device.type != "meta" and self._storage(tensor) in self._model
+
+    def is_written(self, tensor: Any) -> bool:
+        """Whether a loader has written into its memory, where nothing of that is yet."""
+        storage = self._storage(tensor)
+        return any(place[0] == storage for place in self.writes)
+
+    def fill(self, into: Any, value: Any) -> None:
+        """A loader's ``into.fill_(value)``: what no source has, padding say."""
+        self._wrote(_Write(into.detach(), [], False, value))
+
     def write(self, into: Any, tensor: Any) -> None:
         """A loader's ``into.copy_(tensor)``."""
-        if self._storage(into) not in self._model:
+        if not self.is_model(into):
             raise NotCaptured("it is copied into memory that is not the model's")
         origin = self.origin(tensor)
         if tensor.dtype not in (origin, into.dtype):
@@ -117,10 +138,49 @@ class _Recorder:
             copies = self.copies(tensor, into.shape, 0, _boxes.row_major(tuple(into.shape)))
         else:
             copies = self.copies(tensor, into.shape, into.storage_offset(), into.stride())
+        self._wrote(_Write(into.detach(), copies, convert))
+
+    def _wrote(self, write: _Write) -> None:
+        into = write.into
+        if into.dtype != self._model[self._storage(into)].dtype:
+            raise NotCaptured("it is written to the model's memory as another dtype")
         place = (self._storage(into), into.storage_offset(), tuple(into.shape), tuple(into.stride()))
         # What is written again counts as it was written last.
         self.writes.pop(place, None)
-        self.writes[place] = _Write(into.detach(), copies, convert)
+        self.writes[place] = write
+
+    def overlapping(self) -> List[Tuple[_Write, _Write]]:
+        """Pairs of writes that share memory. They would count in the order in which the loader made them."""
+        by_storage: Dict[int, List[_Write]] = {}
+        for place, write in self.writes.items():
+            if write.into.numel():
+                by_storage.setdefault(place[0], []).append(write)
+        found = []
+        for storage, writes in by_storage.items():
+            writes.sort(key=lambda write: write.into.storage_offset())
+            for at, one in enumerate(writes):
+                last = one.into.storage_offset() + sum((extent - 1) * stride for extent, stride
+                                                       in zip(one.into.shape, one.into.stride()))
+                for other in writes[at + 1:]:
+                    if other.into.storage_offset() > last:
+                        break
+                    if self._share(self._model[storage], one.into, other.into):
+                        found.append((one, other))
+        return found
+
+    @staticmethod
+    def _share(whole: Any, one: Any, other: Any) -> bool:
+        """Whether two views of a tensor have an element in common; true where that is not easy to tell."""
+        if not whole.is_contiguous():
+            return True
+        try:
+            seen = [_boxes.boxes(tuple(whole.shape),
+                                 _boxes.Copy(tuple(view.shape), 0, _boxes.row_major(tuple(view.shape)),
+                                             view.storage_offset() - whole.storage_offset(), tuple(view.stride())))
+                    for view in (one, other)]
+        except _boxes.TooMany:
+            return True
+        return any(_boxes.common(a, b) is not None for a in seen[0] for b in seen[1])
 
     def join(self, result: Any, parts: Iterable[Tuple[Any, Tuple[int, ...]]]) -> Any:
         """A loader made `result` of tensors, each with its start in it."""
@@ -143,7 +203,7 @@ class _Recorder:
                                                box.to_strides))
         if len(origins) > 1:
             raise NotCaptured(f"tensors of several dtypes are put together: {', '.join(sorted(map(str, origins)))}")
-        self._kept.append(result.untyped_storage())
+        self.kept.append(result.untyped_storage())
         self._made[self._storage(result)] = _Made(tuple(result.shape), origins.pop() if origins else result.dtype, pieces)
         return result
 
@@ -160,6 +220,7 @@ def _mode(recorder: _Recorder) -> Any:
     aten = torch.ops.aten
     # Those give a tensor of their own, with the values of what they are given.
     copying = {aten.clone.default, aten._to_copy.default, aten.contiguous.default, aten.lift_fresh_copy.default}
+    filling = {aten.fill_.Scalar, aten.zero_.default}
 
     class Recording(TorchDispatchMode):  # type: ignore[misc, unused-ignore]
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -167,6 +228,10 @@ def _mode(recorder: _Recorder) -> Any:
             tensors = [one for one in tree_flatten((args, kwargs))[0] if isinstance(one, torch.Tensor)]
             known = [one for one in tensors if recorder.knows(one)]
             if not known:
+                if func in filling and recorder.is_model(args[0]):
+                    recorder.fill(args[0], args[1] if len(args) > 1 else 0)
+                    return args[0]
+                _heed(func, args, kwargs, tensors)
                 return func(*args, **kwargs)
             if func is aten.copy_.default and recorder.knows(args[1]) and not recorder.knows(args[0]):
                 recorder.write(args[0], args[1])
@@ -195,8 +260,25 @@ def _mode(recorder: _Recorder) -> Any:
                 made = [one for one in tree_flatten(result)[0] if isinstance(one, torch.Tensor)]
                 if func._schema.is_mutable or not all(recorder.knows(one) for one in made):
                     raise NotCaptured(f"the loader computes with it ({func})")
+                if any(one.dtype != known[0].dtype or one.is_conj() or one.is_neg() for one in made):
+                    raise NotCaptured(f"the loader sees its bytes as something else ({func})")
                 return result  # views, sizes and the like
             raise NotCaptured(f"the loader computes with it ({func})")
+
+    def _heed(func: Any, args: Any, kwargs: Any, tensors: List[Any]) -> None:
+        """What a loader does beside: it may look at the model, but its memory is not to be changed, and what was
+        recorded is not in it yet."""
+        returns = func._schema.returns
+        if not func._schema.is_mutable and any(one.alias_info is not None for one in returns):
+            return  # a view
+        for position, argument in enumerate(func._schema.arguments):
+            if argument.alias_info is None or not argument.alias_info.is_write:
+                continue
+            given = args[position] if position < len(args) else kwargs.get(argument.name)
+            if any(isinstance(one, torch.Tensor) and recorder.is_model(one) for one in tree_flatten(given)[0]):
+                raise NotCaptured(f"the loader changes the model in another way than by copying into it ({func})")
+        if any(recorder.is_model(one) and recorder.is_written(one) for one in tensors):
+            raise NotCaptured(f"the loader looks at what it has copied into the model ({func})")
 
     def _meta(one: Any) -> Any:
         return one if one.device.type == "meta" else torch.empty_like(one, device="meta")
@@ -220,8 +302,9 @@ class CapturedLoader:
     At the first update, and whenever other tensors come, `load_weights` is run once on tensors that have shapes but no
     memory and record what becomes of them: views, slices, transposes, concatenations and stacks, casts, and in the end
     the copies into the model. Later updates copy each byte from the sender straight to its place, with the library's
-    kernel. What can't be replayed (computing with values, looking at them, keeping a tensor) is received beside the model
-    and given to `load_weights` after each update, tensor by tensor; `plan` says which and why.
+    kernel, and fill what it fills. What can't be replayed (computing with values, looking at them or at what was copied,
+    seeing bytes as another dtype, writing twice to a place, keeping a tensor) is received beside the model and given to
+    `load_weights` after each update, tensor by tensor; `plan` says which and why.
 
     Args:
         load_weights: takes a list of (name, tensor). It must do the same with a tensor of that name each time; it is
@@ -229,7 +312,7 @@ class CapturedLoader:
         model: the torch module, mapping or (name, tensor) pairs whose memory it writes to. That memory must stay where it
             is; after it has moved, make a new one.
 
-    What `load_weights` gets itself, and what is converted, is written after the commit: if that fails, the error is
+    What `load_weights` fills or gets itself, and what is converted, is written after the commit: if that fails, the error is
     raised, the sender believes that the version is held, and `torn` is true until a later one is whole.
     """
 
@@ -239,6 +322,7 @@ class CapturedLoader:
         self._infos: Optional[List[TensorInfo]] = None
         self._layout: Optional[bytes] = None  # of an update that had these
         self._places = Destinations()
+        self._fills: List[Tuple[Any, Any]] = []  # (into, value)
         self._conversions: List[Tuple[Any, Any]] = []  # (into, from)
         self._beside: Dict[str, Any] = {}
         self._plan: Optional[CapturedPlan] = None
@@ -277,7 +361,7 @@ class CapturedLoader:
     def _load(self, update: Update, after: Any) -> "Generator[Operation[Any], Any, LoadReport]":
         before = self._unfinished
         # Who cancels this too late to stop the commit is not told of it.
-        self._unfinished = before or bool(self._conversions or self._beside)
+        self._unfinished = before or bool(self._fills or self._conversions or self._beside)
         try:
             report: LoadReport = yield last(update.load_into(self._places, after=after))
         except (TransferError, TimeoutError):
@@ -287,6 +371,8 @@ class CapturedLoader:
         import torch
 
         with torch.no_grad():
+            for into, value in self._fills:
+                into.fill_(value)
             for into, come in self._conversions:
                 into.copy_(come)
             if self._beside:
@@ -323,16 +409,23 @@ class CapturedLoader:
         """The sources that the loader still holds: it will look at them later."""
         from torch.multiprocessing.reductions import StorageWeakRef
 
-        watched = {name: StorageWeakRef(tensor.untyped_storage()) for name, tensor in recorder.tensors}
+        watched = [({name}, StorageWeakRef(tensor.untyped_storage())) for name, tensor in recorder.tensors]
+        watched += [(recorder.made_of(storage), StorageWeakRef(storage)) for storage in recorder.kept]
         recorder.tensors.clear()
-        if not all(one.expired() for one in watched.values()):
+        recorder.kept.clear()
+        if not all(one.expired() for _, one in watched):
             gc.collect()
-        return {name: "the loader keeps it beyond its call" for name, one in watched.items() if not one.expired()}
+        kept = {name for names, one in watched if not one.expired() for name in names}
+        return {name: "the loader keeps it beyond its call" for name in kept}
 
     def _build(self, infos: List[TensorInfo], recorder: _Recorder, missed: Dict[str, str]) -> None:
         import torch
 
         beside = dict(missed)
+        for pair in recorder.overlapping():
+            for write in pair:
+                for name, _ in write.copies:
+                    beside[name] = "it is written to memory that the loader writes to twice"
         planned: List[Tuple[_Write, List[Tuple[str, _boxes.Box]]]] = []
         for write in recorder.writes.values():
             try:
@@ -352,6 +445,7 @@ class CapturedLoader:
                         changed = True
         by_name = {info.name: info for info in infos}
         places, conversions, used, converted = Destinations(), [], set(), set()
+        fills = [(write.into, write.value) for write in recorder.writes.values() if write.value is not None]
         extra = 0
         for write, found in planned:
             names = {name for name, _ in found}
@@ -381,7 +475,8 @@ class CapturedLoader:
         unused = tuple(info.name for info in infos if info.name not in used and info.name not in beside)
         if unused:
             places.allow_unplaced()
-        self._infos, self._places, self._conversions, self._beside = infos, places, conversions, memory
+        self._infos, self._places, self._beside = infos, places, memory
+        self._fills, self._conversions = fills, conversions
         self._plan = CapturedPlan(tuple(info.name for info in infos if info.name in used - converted),
                                   tuple(info.name for info in infos if info.name in converted), beside, unused, extra)
 

@@ -242,6 +242,96 @@ def test_memory_that_is_not_the_models_is_not_taken_for_it(pair, device):
     assert torch.equal(engine.weights["norm"], weights["norm"])
 
 
+# What a loader does beside copying: (what it does, dtype of the tensors sent, of the model's "w", and why it is not replayed).
+# "w" has eight elements and "x" four; sent are "a", of as many as "w", and "b" of two. Shapes of one dimension.
+BESIDE = {
+    "changes it afterwards": (lambda w, x, a, b: w.copy_(a).mul_(2), "float32", "float32", "changes the model"),
+    "copies on within the model": (lambda w, x, a, b: (w.copy_(a), x.copy_(w[:4])), "float32", "float32", "changes the model"),
+    "computes from what it has copied": (lambda w, x, a, b: (w.copy_(a), x.copy_(-torch.exp(w[:4]))), "float32", "float32",
+                                         "looks at what it has copied"),
+    "writes twice to a place": (lambda w, x, a, b: (w.copy_(a), w[1:3].copy_(b)), "float32", "float32", "writes to twice"),
+    "and converts once of these": (lambda w, x, a, b: (w.copy_(a), w[1:3].copy_(b.to(torch.bfloat16))), "float32", "float32",
+                                   "converted twice"),
+    "fills, and copies into that": (lambda w, x, a, b: (w.fill_(7), w[1:3].copy_(b)), "float32", "float32", "writes to twice"),
+    "sees bytes as other ones": (lambda w, x, a, b: w.copy_(a.view(torch.float8_e4m3fn)), "uint8", "float32",
+                                 "as something else"),
+    "writes other ones": (lambda w, x, a, b: w.view(torch.int32).copy_(a), "int32", "float32", "as another dtype"),
+    "turns signs": (lambda w, x, a, b: w.copy_(a.conj()), "complex64", "complex64", "as something else"),
+    "takes a part of each": (lambda w, x, a, b: w.copy_(a.imag), "complex64", "float32", "as something else"),
+}
+
+
+@pytest.mark.parametrize("what", BESIDE)
+def test_what_a_loader_does_beside_copying_is_not_lost(pair, device, what):
+    load, sent, held, why = BESIDE[what]
+    sender, receiver = pair
+
+    def model():
+        return {"w": torch.ones(8, dtype=getattr(torch, held), device=device), "x": torch.ones(4, device=device)}
+
+    def loader_of(own):
+        def load_weights(tensors):
+            given = dict(tensors)
+            if len(given) < 2:  # not all at once: what it is given is looked at by itself
+                given = {"a": next(iter(given.values())), "b": next(iter(given.values()))[:2]}
+            load(own["w"], own["x"], given["a"], given["b"])
+        return load_weights
+
+    own, ran = model(), model()
+    loader = ropeway.CapturedLoader(loader_of(own), own)
+    spelling = {"float32": "F32", "uint8": "U8", "int32": "I32", "complex64": "C64"}[sent]
+    loader.capture([ropeway.TensorInfo(name, spelling, (size,)) for name, size in (("a", 8), ("b", 2))])
+    assert all(torch.equal(own[name], fresh) for name, fresh in model().items()), "capturing wrote to the model"
+    for version in (1, 2):
+        words = torch.Generator().manual_seed(version)
+        weights = {name: (torch.randint(1, 90, (size,), generator=words).to(getattr(torch, sent))
+                          if not sent.startswith("complex") else torch.randn(size, generator=words, dtype=torch.complex64)
+                          ).to(device) for name, size in (("a", 8), ("b", 2))}
+        sending = sender.send_weights(version, weights)
+        loader.load(receiver.next_update().wait(60)).wait(60)
+        assert sending.wait(60).count("committed") == 1 and not loader.torn
+        loader_of(ran)(list(weights.items()))
+        for name, wanted in ran.items():
+            assert torch.equal(own[name].view(torch.uint8), wanted.view(torch.uint8)), name
+    assert why in " ".join(loader.plan.by_tensor.values())
+
+
+def test_what_a_loader_fills_is_filled_at_each_update(pair, device):
+    sender, receiver = pair
+    own = {"w": torch.ones(2, 6, device=device)}
+
+    def load_weights(tensors):
+        for _, tensor in tensors:
+            own["w"][:, :4].copy_(tensor)
+            own["w"][:, 4:].fill_(7)  # padding
+
+    loader = ropeway.CapturedLoader(load_weights, own)
+    loader.capture([ropeway.TensorInfo("a", "F32", (2, 4))])
+    assert torch.equal(own["w"].cpu(), torch.ones(2, 6)) and loader.plan.replayed == ("a",)
+    for version in (1, 2):
+        own["w"][:, 4:] = 0
+        weights = {"a": torch.full((2, 4), float(version), device=device)}
+        sending = sender.send_weights(version, weights)
+        loader.load(receiver.next_update().wait(60)).wait(60)
+        sending.wait(60)
+        assert own["w"].tolist() == [[version] * 4 + [7, 7]] * 2
+
+
+def test_a_loader_that_keeps_what_it_made_of_a_tensor_gets_it_itself(pair, device):
+    sender, receiver = pair
+    kept = {}
+
+    def load_weights(tensors):
+        kept.update((name, tensor.clone()) for name, tensor in tensors)
+
+    loader = ropeway.CapturedLoader(load_weights, {"w": torch.zeros(4, device=device)})
+    sending = sender.send_weights(1, {"a": torch.arange(4.0, device=device)})
+    loader.load(receiver.next_update().wait(60)).wait(60)
+    sending.wait(60)
+    assert loader.plan.by_tensor == {"a": "the loader keeps it beyond its call"}
+    assert kept["a"].tolist() == [0, 1, 2, 3]
+
+
 # ---- boxes ----
 
 def addresses(shape, offset, strides):
