@@ -1,6 +1,7 @@
 """Buckets that are taken by hand, and loaders that are given whole tensors from them."""
 from __future__ import annotations
 
+import inspect
 import math
 import sys
 from types import TracebackType
@@ -143,6 +144,21 @@ class Bucket:
     def __exit__(self, kind: Optional[Type[BaseException]], error: Optional[BaseException],
                  trace: Optional[TracebackType]) -> None:
         self.release()
+
+
+def copied(array: Any) -> Any:
+    """The same in memory of its own."""
+    return array.copy() if hasattr(array, "copy") else array.clone()
+
+
+def run_loader(load_weights: Loader, tensors: List[Tuple[str, Any]]) -> None:
+    """Calls a loader; raises TypeError if that has done nothing yet."""
+    answer = load_weights(tensors)
+    if inspect.isawaitable(answer):
+        if inspect.iscoroutine(answer):
+            answer.close()
+        raise TypeError("the loader is asynchronous: it would run after the version was committed, when its tensors are "
+                        "gone; give a plain function")
 
 
 def array_kind(wanted: Optional[str]) -> str:

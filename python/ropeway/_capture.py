@@ -7,7 +7,7 @@ import math
 from typing import Any, Dict, Generator, Iterable, List, Mapping, NamedTuple, Optional, Sequence, Set, Tuple
 
 from . import _boxes, _tensors
-from ._bucket import Loader
+from ._bucket import Loader, run_loader
 from ._destinations import Destinations
 from ._errors import TransferError
 from ._operation import Operation, Steps, last
@@ -376,7 +376,7 @@ class CapturedLoader:
             for into, come in self._conversions:
                 into.copy_(come)
             if self._beside:
-                self._load_weights(list(self._beside.items()))
+                run_loader(self._load_weights, list(self._beside.items()))
         self._unfinished = False
         return dataclasses.replace(report, by_tensor=tuple(self._beside))
 
@@ -387,7 +387,7 @@ class CapturedLoader:
         recorder = _Recorder(infos, self._model, torch)
         try:
             with torch.no_grad(), _mode(recorder):
-                self._load_weights(list(recorder.tensors))
+                run_loader(self._load_weights, list(recorder.tensors))
             return recorder, self._kept_ones(recorder)
         except Exception:
             pass  # the loader says again why, one by one
@@ -397,7 +397,7 @@ class CapturedLoader:
             before = dict(recorder.writes)
             try:
                 with torch.no_grad(), _mode(recorder):
-                    self._load_weights([(name, tensor)])
+                    run_loader(self._load_weights, [(name, tensor)])
             except Exception as error:
                 missed[name] = _why(error)
                 recorder.writes = before

@@ -5,7 +5,7 @@ import asyncio
 import copy
 import time
 import weakref
-from typing import Any, Awaitable, Callable, Dict, Generator, Generic, Optional, TypeVar, cast
+from typing import Any, Awaitable, Callable, Dict, Generator, Generic, List, Optional, TypeVar, cast
 
 from . import _core
 from ._errors import TransferError
@@ -18,22 +18,27 @@ class _Box:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.core = _core.Mailbox()
-        self._waiting: Dict[int, "asyncio.Future[None]"] = {}
+        self._waiting: Dict[int, List["asyncio.Future[None]"]] = {}  # by operation
         loop.add_reader(self.core.fileno(), self._drain)
 
     def _drain(self) -> None:
         for ended in self.core.take():
-            future = self._waiting.pop(ended, None)
-            if future is not None and not future.done():
-                future.set_result(None)
+            for future in self._waiting.pop(ended, ()):
+                if not future.done():
+                    future.set_result(None)
+
+    def _wait_for(self, core: _core.Operation) -> "asyncio.Future[None]":
+        future: "asyncio.Future[None]" = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(core.id, []).append(future)
+        return future
 
     async def until_ended(self, core: _core.Operation) -> None:
         """Returns, or raises CancelledError, only when the operation has ended: its copies touch no memory then."""
-        loop = asyncio.get_running_loop()
-        self._waiting[core.id] = future = loop.create_future()
-        told = False
+        another = core.id in self._waiting  # task waits for it, and it will be told of
+        future = self._wait_for(core)
+        told = another
         try:
-            told = core.tell(self.core)
+            told = told or core.tell(self.core)
         finally:
             if not told:
                 del self._waiting[core.id]
@@ -46,12 +51,11 @@ class _Box:
             cancelled = error
         core.stop()
         while not core.ended():
-            self._waiting[core.id] = future = loop.create_future()
+            future = self._wait_for(core)
             try:
                 await future
             except asyncio.CancelledError:
                 pass  # it was told to stop, and can't be told twice
-        self._waiting.pop(core.id, None)
         raise cancelled
 
 
@@ -86,7 +90,8 @@ class Operation(Generic[T]):
     or raise what went wrong, and both end only when no copy touches the caller's memory any more, also when they are
     cancelled. An operation that nobody waits for goes on by itself, and keeps what it needs.
 
-    Thread-safety: may be started on one thread and waited for on another; by one at a time.
+    Thread-safety: may be started on one thread and waited for on another; by one at a time, or by several tasks of one
+    loop, which all get what comes of it.
     """
 
     _last = False
@@ -245,6 +250,7 @@ class Steps(Operation[T]):
         self._step: Optional[Operation[Any]] = None
         self._given_up = False
         self._finished = False
+        self._running: Optional["asyncio.Future[None]"] = None  # of the task that goes through them
         self._value: Any = None
         self._error: Optional[BaseException] = None
         self._advance(lambda: steps.send(None))
@@ -271,14 +277,29 @@ class Steps(Operation[T]):
         return self._result()
 
     async def _run(self) -> T:
-        while not self._finished:
-            step = cast("Operation[Any]", self._step)
-            try:
-                value = await step
-            except BaseException as error:
-                self._throw(error)
-            else:
-                self._send(value)
+        if self._running is not None and not self._running.done():  # another task goes through them
+            cancelled: Optional[asyncio.CancelledError] = None
+            while not self._running.done():
+                try:
+                    await asyncio.shield(self._running)
+                except asyncio.CancelledError as error:
+                    cancelled = error
+                    self.cancel()
+            if cancelled is not None:
+                raise cancelled
+            return self._result()
+        self._running = asyncio.get_running_loop().create_future()
+        try:
+            while not self._finished:
+                step = cast("Operation[Any]", self._step)
+                try:
+                    value = await step
+                except BaseException as error:
+                    self._throw(error)
+                else:
+                    self._send(value)
+        finally:
+            self._running.set_result(None)
         return self._result()
 
     def _send(self, value: Any) -> None:

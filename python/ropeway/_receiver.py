@@ -9,9 +9,9 @@ from types import TracebackType
 from typing import Any, Dict, Generator, Iterable, List, Mapping, Optional, Sequence, Tuple, Type, Union
 
 from . import _core, _tensors
-from ._bucket import Assembler, Bucket, Loader, array_kind
+from ._bucket import Assembler, Bucket, Loader, array_kind, copied, run_loader
 from ._destinations import Destinations, ShadowDestinations
-from ._errors import ReleasedError
+from ._errors import ReleasedError, TransferError
 from ._operation import Operation, Ready, Single, Steps, last
 from ._reports import LoadReport, ReceiverStatus, TensorInfo
 from ._sender import _open
@@ -65,7 +65,8 @@ class Update:
         into = _looked_at(into)
         return Single(self._core.load_into(into._core, _tensors.ready_after(after, into._devices)), of=self)
 
-    def load_with(self, load_weights: Loader, *, tensors: Optional[str] = None) -> Operation[LoadReport]:
+    def load_with(self, load_weights: Loader, *, tensors: Optional[str] = None,
+                  copy: bool = False) -> Operation[LoadReport]:
         """Gives a loader, as engines have it, the tensors of each bucket, and commits.
 
         Args:
@@ -74,11 +75,14 @@ class Update:
                 queues on torch's current stream is waited for. A loader that keeps one (without copying it) fails the
                 update with `ReleasedError`, which names it; the kept tensor stays valid, and its slot taken.
             tensors: ``"torch"`` or ``"numpy"``; by default torch's, if it is imported.
+            copy: gives it copies, which it may change and keep. Needed for loaders that work in place on what they are
+                given: torch knows no read-only tensors, and to write to a view ends the process (host memory) or breaks the
+                CUDA context.
 
         A tensor that spans buckets is put together in memory of its own first (`LoadReport.assembled` says how much).
         Raises what `load_weights` raises, whose words stand in the sender's report; else as `load_into`.
         """
-        return Steps(self._load_with(load_weights, array_kind(tensors)))
+        return Steps(self._load_with(load_weights, array_kind(tensors), copy))
 
     def next_bucket(self) -> Operation[Optional[Bucket]]:
         """Accepts at the first call; then the next bucket, in order, or None after the last. Fails with
@@ -98,7 +102,7 @@ class Update:
         """Says that another time is better, in `retry` seconds perhaps. Before acceptance only."""
         self._core.not_now(retry, why)
 
-    def _load_with(self, load_weights: Loader, kind: str) -> "Generator[Operation[Any], Any, LoadReport]":
+    def _load_with(self, load_weights: Loader, kind: str, copy: bool) -> "Generator[Operation[Any], Any, LoadReport]":
         assembler = Assembler(self.tensors, kind, self._device)
         try:
             while True:
@@ -108,7 +112,9 @@ class Update:
                 try:
                     loaded: Optional[List[Tuple[str, Any]]] = assembler.whole(bucket)
                     if loaded:
-                        load_weights(loaded)
+                        if copy:
+                            loaded = [(name, copied(tensor)) for name, tensor in loaded]
+                        run_loader(load_weights, loaded)
                     loaded = None
                 except BaseException as error:
                     loaded = None
@@ -125,11 +131,13 @@ class Update:
                                         "it is given end with the call, so keep `tensor.clone()` or `array.copy()`")
             empty = assembler.empty()
             if empty:
-                load_weights(empty)
+                run_loader(load_weights, empty)
             report: LoadReport = yield last(self.commit())
         except GeneratorExit:
             raise
         except BaseException as error:
+            if isinstance(error, TransferError) and error.code == "busy":
+                raise  # somebody else loads it
             self.refuse(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
             raise
         return dataclasses.replace(report, assembled=assembler.most) if assembler.most else report

@@ -229,7 +229,9 @@ class Sender:
             prepared = self._prepared(tensors, cast, after)
             return Single(self._core.send(version, prepared._core, self._when(prepared, after)), of=self)
         if isinstance(tensors, Source):
-            return Steps(self._send_source(version, tensors, cast, after))
+            if cast is not None:
+                raise TypeError("a Source says what is sent: state the dtypes there, instead of `cast`")
+            return Steps(self._send_source(version, tensors, after))
         if hasattr(tensors, "__aiter__"):
             return Steps(self._send_async(version, tensors, cast, after))
         wire = _tensors.plain_wire(cast)
@@ -339,8 +341,7 @@ class Sender:
         report: SendReport = yield last(self.send_weights(version, pairs, cast=cast, after=after))
         return report
 
-    def _send_source(self, version: int, source: Source, cast: Cast,
-                     after: Any) -> "Generator[Operation[Any], Any, SendReport]":
+    def _send_source(self, version: int, source: Source, after: Any) -> "Generator[Operation[Any], Any, SendReport]":
         stated = source.stated
         bridge = self._core.source([(one.name, _tensors.dtype_number(one.dtype), one.shape) for one in stated],
                                    source._ordinal)

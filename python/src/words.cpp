@@ -208,10 +208,30 @@ ready_after ready_from(nb::handle when) {
   return after(reinterpret_cast<CUstream_st*>(handle), where);
 }
 
-sender_options sender_options_from(nb::dict const& knobs) {
-  sender_options options;
+namespace {
+
+/// Calls `set` for each; what can't be taken for a knob's value is said with its name.
+template <class Set>
+void each_knob(nb::dict const& knobs, Set const& set) {
   for (auto const& [key, value] : knobs) {
     auto const knob = text_of(key);
+    auto const refuse = [&, given = nb::handle(value)] {
+      throw nb::type_error((knob + " can't be " + nb::repr(given).c_str()).c_str());
+    };
+    try {
+      set(std::string_view(knob), nb::handle(value));
+    } catch (std::bad_cast const&) { refuse(); } catch (nb::python_error& error) {
+      if (!error.matches(PyExc_TypeError)) throw;
+      refuse();
+    }
+  }
+}
+
+} // namespace
+
+sender_options sender_options_from(nb::dict const& knobs) {
+  sender_options options;
+  each_knob(knobs, [&](std::string_view knob, nb::handle value) {
     if (knob == "bucket_bytes") options.bucket_bytes(nb::cast<std::uint64_t>(value));
     if (knob == "slots") options.slots(nb::cast<std::uint32_t>(value));
     if (knob == "min_receivers") options.min_receivers(nb::cast<std::uint32_t>(value));
@@ -227,15 +247,14 @@ sender_options sender_options_from(nb::dict const& knobs) {
       options.digests(nb::cast<bool>(value) ? digest_choice::tensors : digest_choice::none);
     if (knob == "allowed_users") options.allowed_users(users_from(value));
     if (knob == "allow_shared_directory") options.allow_shared_directory(nb::cast<bool>(value));
-  }
+  });
   return options;
 }
 
 receiver_options receiver_options_from(nb::dict const& knobs) {
   receiver_options options;
   copy_pace pace;
-  for (auto const& [key, value] : knobs) {
-    auto const knob = text_of(key);
+  each_knob(knobs, [&](std::string_view knob, nb::handle value) {
     if (knob == "name") options.name(text_of(value));
     if (knob == "device") {
       auto const word = text_of(value);
@@ -262,7 +281,7 @@ receiver_options receiver_options_from(nb::dict const& knobs) {
     if (knob == "max_manifest_bytes") options.max_manifest_bytes(nb::cast<std::uint64_t>(value));
     if (knob == "allowed_users") options.allowed_users(users_from(value));
     if (knob == "allow_shared_directory") options.allow_shared_directory(nb::cast<bool>(value));
-  }
+  });
   options.pace(pace);
   return options;
 }

@@ -310,3 +310,48 @@ def test_reports_are_whole(pair):
 def test_words_for_tensors():
     with pytest.raises(ValueError, match="jax"):
         ropeway._bucket.array_kind("jax")
+
+
+def test_an_asynchronous_loader_is_refused_and_nothing_is_committed(pair):
+    sender, receiver = pair
+
+    async def load_weights(tensors):
+        raise AssertionError("never awaited")
+
+    sending, update = announce(sender, receiver)
+    with pytest.raises(TypeError, match="asynchronous"):
+        update.load_with(load_weights, tensors="numpy").wait()
+    with pytest.raises(ropeway.TransferError):
+        sending.wait()
+    assert receiver.version is None
+
+
+def test_a_second_load_of_an_update_leaves_the_first_alone(pair):
+    sender, receiver = pair
+    held = {name: np.zeros_like(tensor) for name, tensor in WEIGHTS.items()}
+    sending, update = announce(sender, receiver)
+    loading = update.load_into(held)
+    with pytest.raises(ropeway.TransferError) as second:
+        update.load_with(lambda tensors: None, tensors="numpy").wait()
+    assert second.value.code == "busy"
+    assert loading.wait().version == 1 and sending.wait().count("committed") == 1
+    np.testing.assert_array_equal(held["large"], WEIGHTS["large"])
+
+
+@pytest.mark.parametrize("kind", ["numpy", "torch"])
+def test_copies_may_be_changed_and_kept(pair, kind):
+    if kind == "torch":
+        pytest.importorskip("torch", reason="torch is not installed")
+    sender, receiver = pair
+    kept = {}
+
+    def load_weights(tensors):
+        for name, tensor in tensors:
+            kept[name] = tensor
+            tensor += 1
+
+    sending, update = announce(sender, receiver)
+    assert update.load_with(load_weights, tensors=kind, copy=True).wait().version == 1
+    assert sending.wait().count("committed") == 1
+    for name, tensor in WEIGHTS.items():
+        np.testing.assert_array_equal(np.asarray(kept[name]), tensor + 1)

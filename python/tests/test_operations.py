@@ -513,3 +513,41 @@ def test_without_numpy_and_torch(address):
         assert into == b"weights" and "numpy" not in sys.modules
     """
     subprocess.run([sys.executable, "-c", program, address], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_several_tasks_may_await_one_operation(address, run, cancelled):
+    async def main():
+        async with ropeway.Sender(address) as sender, ropeway.Receiver() as receiver:
+            await receiver.connect(address)
+            into = zeros()
+            operations = [sender.send_weights(1, WEIGHTS), receiver.next_update()]
+            if cancelled:
+                waiting = [asyncio.ensure_future(operations[0]) for _ in range(3)]
+                await asyncio.sleep(0)
+                waiting[1].cancel()
+                ends = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 30)
+                assert isinstance(ends[1], asyncio.CancelledError)
+                assert [end.code for end in (ends[0], ends[2])] == ["operation_aborted"] * 2
+                return
+            update = await operations[1]
+            loading = update.load_with(lambda tensors: [into[name].__setitem__(..., one) for name, one in tensors],
+                                       tensors="numpy")  # several steps
+            waiting = [asyncio.ensure_future(one) for one in (loading, operations[0]) for _ in range(3)]
+            ends = await asyncio.wait_for(asyncio.gather(*waiting), 30)
+            assert {one.version for one in ends} == {1} and len({id(one) for one in ends}) == 2
+            assert arrived(into)
+
+    run(main())
+
+
+@pytest.mark.parametrize("knob, value", [("slots", "2"), ("slots", -1), ("bucket_bytes", 1e6), ("digests", 1),
+                                         ("source_limit", "5"), ("allowed_users", "abc")])
+def test_what_a_knob_cannot_be_is_said_with_its_name(address, knob, value):
+    with pytest.raises(TypeError, match=f"^{knob} can't be "):
+        ropeway.Sender(address, **{knob: value})
+
+
+def test_a_receivers_name_is_text():
+    with pytest.raises(TypeError, match="^name can't be 5"):
+        ropeway.Receiver(name=5)

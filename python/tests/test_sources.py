@@ -243,3 +243,8 @@ def test_what_is_stated_is_cast_to(address):
         ropeway.Source([], [], device="tpu")
     with pytest.raises(TypeError, match="send_weights"):
         sender.start(1, source)
+
+
+def test_a_source_states_its_dtypes_itself(address):
+    with ropeway.Sender(address) as sender, pytest.raises(TypeError, match="instead of `cast`"):
+        sender.send_weights(1, ropeway.Source(STATED, lambda: iter(())), cast="BF16")
