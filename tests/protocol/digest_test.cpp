@@ -216,6 +216,30 @@ TEST_CASE("watchers are told the last digest, and what receivers found of the ve
   CHECK(std::get<seen_sender>(said(2)).digest_version == 42);
 }
 
+TEST_CASE("the last digest is that of the last version that somebody holds") {
+  digest_bench b;
+  b.connect(2);
+  b.machine.take();
+  b.from(2, watch{hello_magic, 1, 1, schema_hash()});
+  auto const known = [&] {
+    b.machine.take();
+    b.from(2, watch{hello_magic, 1, 1, schema_hash()});
+    for (auto const& one : b.machine.take())
+      if (auto const* const say = std::get_if<send_action::say>(&one))
+        if (auto const* const seen = std::get_if<seen_sender>(&say->what)) return seen->has_digest == 1;
+    return false;
+  };
+  b.greet(1);
+  b.start_with_digests(0, 1);
+  b.from(1, accept{b.update});
+  b.machine.digested(whole, b.now);
+  CHECK_FALSE(known()); // it runs
+  b.from(1, all_copied{b.update, whole});
+  CHECK_FALSE(known());
+  b.from(1, committed{b.update});
+  CHECK(known());
+}
+
 TEST_CASE("a receiver compares when everything is in place and the digests are ready, in either order") {
   for (bool const ready_first : {false, true}) {
     digest_receiver b;

@@ -229,7 +229,6 @@ void sender_machine::impl::digested(bytes16 const& whole) {
   if (!running || !running->digest_asked || running->digest) return;
   --running->copies;
   running->digest = whole;
-  last_digest = {running->facts.version, whole};
   free_source();
 }
 
@@ -329,6 +328,10 @@ void sender_machine::impl::check_finished() {
   send_action::finished end;
   end.code = u.code;
   end.text = u.text;
+  // Who watches compares it with what receivers hold: while an update runs that is what came before it.
+  if (u.digest && std::any_of(u.participants.begin(), u.participants.end(),
+                              [](auto const& p) { return p.result.what == outcome::committed; }))
+    last_digest = {u.facts.version, *u.digest};
   for (auto& p : u.participants) end.results.push_back(std::move(p.result));
   running.reset();
   actions.emplace_back(std::move(end));
