@@ -344,6 +344,9 @@ CO_TEST("a server is told what it holds and where its session is, since when and
   CHECK_FALSE(during.version.has_value());
   CHECK(during.from == from);
   CHECK_FALSE(during.whole());
+  CHECK(during.since >= before);
+  auto const opened = std::chrono::system_clock::now();
+  CHECK(during.since <= opened);
   open.set();
   auto const sent = co_await send.join();
   CHECK(sent.ok());
@@ -356,7 +359,9 @@ CO_TEST("a server is told what it holds and where its session is, since when and
   CHECK(after.whole());
   CHECK(after.version == 5);
   CHECK_FALSE(after.arriving.has_value());
-  CHECK(after.since >= during.since);
+  CHECK(after.since >= opened);
+  CHECK(after.since <= std::chrono::system_clock::now());
+  CHECK(after.from == from);
   failing_source doomed(whole, 7, "the optimiser has diverged");
   auto again = beside(executor, load_next(server, into));
   auto const failed = co_await try_to(over.sender().send_weights(6, doomed));
