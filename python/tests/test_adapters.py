@@ -11,6 +11,7 @@ import pathlib
 import subprocess
 import sys
 import threading
+import time
 import types
 
 import pytest
@@ -47,6 +48,14 @@ def trained(version):
     words = torch.Generator().manual_seed(version)
     return {"gate": torch.randn(8, 4, generator=words), "up": torch.randn(8, 4, generator=words),
             "norm": torch.randn(4, generator=words)}
+
+
+@contextlib.contextmanager
+def at_once():
+    """What waits for a limit takes a multiple of this."""
+    began = time.monotonic()
+    yield
+    assert time.monotonic() - began < 10
 
 
 def test_no_engine_is_imported():
@@ -324,6 +333,72 @@ def test_vllm_worker_that_fails(vllm, address):
     engine.shutdown()
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_vllm_source_that_fails(vllm, address, ranks, stream, error):
+    engines, source = workers(vllm, ranks), vllm.source()
+    broken = []
+
+    class Breaking(type(source)):
+        def iter_full(self):
+            pairs = iter(super().iter_full() if hasattr(super(), "iter_full") else super().__iter__())
+            yield next(pairs)
+            if broken:
+                raise error("no disk")
+            yield from pairs
+
+        __iter__ = iter_full
+
+    source.__class__ = Breaking
+    info = vllm.trainer.init_info_cls(rank=0, path=address, receivers=ranks, stream=stream)
+    trainer = vllm.trainer_init(info, client=Ranks(engines), source=source)
+    for version in (1, 2):
+        source.weights = trained(version)
+        broken[:] = [True]
+        with at_once(), pytest.raises((error, ropeway.TransferError)) as caught:
+            trainer.send_weights()
+        assert isinstance(caught.value, error) or isinstance(caught.value.__cause__, error)
+        broken.clear()
+        trainer.send_weights()
+        assert all(engine.model.holds(source.weights) for engine in engines)
+    trainer.shutdown()
+    for engine in engines:
+        engine.shutdown()
+
+
+def test_vllm_call_that_fails(vllm, address):
+    (engine,), source = workers(vllm, 1), vllm.source()
+    client = Ranks([engine])
+    trainer = vllm.trainer_init(vllm.trainer.init_info_cls(rank=0, path=address), client=client, source=source)
+    update = client.update_weights
+
+    def fail(info):
+        raise ConnectionError("the server is away")
+
+    client.update_weights = fail
+    with at_once(), pytest.raises(ConnectionError, match="away"):
+        trainer.send_weights()
+    client.update_weights = update
+    trainer.send_weights()
+    assert engine.model.holds(source.weights)
+    trainer.shutdown()
+    engine.shutdown()
+
+
+def test_vllm_limits_reach_the_workers(vllm, address):
+    engines = workers(vllm, 2)
+    info = vllm.trainer.init_info_cls(rank=0, path=address, receivers=2, connect_limit=23, update_limit=42)
+    told = []
+    client = Ranks(engines)
+    client.init_weight_transfer_engine = lambda words: (told.append(words), Ranks(engines).init_weight_transfer_engine(words))
+    trainer = vllm.trainer_init(info, client=client, source=vllm.source())
+    assert [engine.limit for engine in engines] == [42, 42] and told[0]["connect_limit"] == 23
+    trainer.shutdown()
+    for engine in engines:
+        engine.shutdown()
+
+
 def test_vllm_without_a_trainer_engine(vllm, address):
     (engine,), weights = workers(vllm, 1), trained(5)
     sending = threading.Thread(target=vllm.worker.trainer_send_weights, args=(
@@ -333,6 +408,13 @@ def test_vllm_without_a_trainer_engine(vllm, address):
     engine.update_weights({"version": 5})
     sending.join(60)
     assert engine.model.holds(weights)
+    with at_once():
+        sending = threading.Thread(target=pytest.raises, args=(TypeError, vllm.worker.trainer_send_weights, iter(
+            [("gate", "no tensor")]), {"path": address, "version": 6}))
+        sending.start()
+        with pytest.raises(ropeway.TransferError, match="has closed"):
+            engine.update_weights({"version": 6})
+        sending.join(60)
     vllm.adapter.close_senders()
     engine.shutdown()
 
@@ -437,6 +519,69 @@ def test_sglang(address):
         with pytest.raises(ropeway.TransferError) as caught:
             engine.update_weights_from_tensor(weights)
         assert "no room for it" in caught.value.report.receivers[0].text
+    finally:
+        engine.close()
+        sglang.close()
+
+
+@pytest.mark.parametrize("late", [0, 1])  # the server looks when the send has failed already
+def test_sglang_sends_that_fail(address, late):
+    from ropeway.adapters import sglang
+
+    model = Model()
+
+    class Late(SGLang):
+        def update_weights_from_tensor(self, *given, **knobs):
+            time.sleep(late)
+            return super().update_weights_from_tensor(*given, **knobs)
+
+    def interrupted():
+        yield "gate", torch.zeros(8, 4)
+        raise KeyboardInterrupt
+
+    def right():
+        weights = trained(1)
+        assert engine.update_weights_from_tensor(list(weights.items())) == (True, "Success") and model.holds(weights)
+
+    engine = sglang.RopewayEngine(Late([model]), address, limit=60)
+    try:
+        for wrong, error in (([("gate", "no tensor")], TypeError), (interrupted(), KeyboardInterrupt),
+                             ([("norm", torch.zeros(4))] * 2, ropeway.TransferError)):
+            with at_once(), pytest.raises(error) as caught:
+                engine.update_weights_from_tensor(wrong)
+            assert caught.value.__cause__ is None  # that the server ended its call is no cause of it
+            right()
+    finally:
+        engine.close()
+        sglang.close()
+
+
+@pytest.mark.parametrize("answer", [ConnectionError("not reached"), (False, "not reached")])
+def test_sglang_server_that_does_not_look(address, answer):
+    from ropeway.adapters import sglang
+
+    model = Model()
+
+    class Away(SGLang):
+        away = True
+
+        def update_weights_from_tensor(self, *given, **knobs):
+            if not self.away:
+                return super().update_weights_from_tensor(*given, **knobs)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+    inner, weights = Away([model]), trained(1)
+    engine = sglang.RopewayEngine(inner, address, limit=60)
+    try:
+        for connected in (False, True):
+            inner.away = True
+            with at_once(), pytest.raises((ConnectionError, RuntimeError), match="not reached"):
+                engine.update_weights_from_tensor(list(weights.items()))
+            inner.away = False
+            assert engine.update_weights_from_tensor(list(weights.items())) == (True, "Success")
+        assert model.holds(weights)
     finally:
         engine.close()
         sglang.close()

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Dict, Iterator, Optional, Tuple
 
 from .._sender import Sender, Source
-from ._beside import send_beside
+from ._beside import Publisher
 from ._server import Taker
 
 BACKEND = "ropeway"
@@ -101,13 +101,19 @@ class WorkerSide:
         """Sends from a trainer that has no engine of the other factory.
 
         `trainer_args`: a dict with ``path`` and ``version``; ``receivers`` (1) and ``limit`` (60 s) say how many must be
-        connected. The sender of a path is made at the first call and kept; `close_senders` ends it."""
+        connected. The sender of a path is made at the first call and kept until one fails; `close_senders` ends it."""
         arguments = dict(trainer_args)
         sender = _senders.get(arguments["path"])
         if sender is None:
             sender = _senders[arguments["path"]] = Sender(arguments["path"])
-        sender.wait_for_receivers(int(arguments.get("receivers", 1)), float(arguments.get("limit", 60))).wait()
-        sender.send_weights(int(arguments["version"]), iterator).wait()
+        try:
+            sender.wait_for_receivers(int(arguments.get("receivers", 1)), float(arguments.get("limit", 60))).wait()
+            sender.send_weights(int(arguments["version"]), iterator).wait()
+        except BaseException:
+            # Workers that wait for this version learn from the end of their sessions that it will not come.
+            del _senders[arguments["path"]]
+            sender.close().wait()
+            raise
 
 
 _senders: Dict[str, Sender] = {}
@@ -149,7 +155,7 @@ def _in_parts() -> Any:
 class TrainerSide:
     """What a rank of the trainer does; `register` makes vLLM's engine of it. Rank 0 sends, the others gather."""
 
-    sender: Optional[Sender] = None
+    publisher: Optional[Publisher] = None
     client: Any
     source: Any
     is_sender: bool
@@ -161,10 +167,13 @@ class TrainerSide:
         if not self.is_sender:
             return
         # A server may finish what it computes before it looks at an update.
-        self.sender = Sender(init_info.path, min_receivers=init_info.receivers, decide_limit=init_info.update_limit)
+        self.publisher = Publisher(init_info.path, init_info.receivers, init_info.connect_limit,
+                                   min_receivers=init_info.receivers, decide_limit=init_info.update_limit)
         try:
-            self.client.init_weight_transfer_engine({"path": init_info.path, "capture": init_info.capture})
-            self.sender.wait_for_receivers(init_info.receivers, init_info.connect_limit).wait()
+            self.client.init_weight_transfer_engine({
+                "path": init_info.path, "capture": init_info.capture, "connect_limit": init_info.connect_limit,
+                "update_limit": init_info.update_limit})
+            self.publisher.wait_for_receivers()
         except BaseException:
             self.shutdown()
             raise
@@ -172,21 +181,21 @@ class TrainerSide:
     def send_weights(self) -> None:
         """One version: start, update and transfer at the same time, finish. On every rank."""
         self.version += 1
-        if self.sender is None:
+        if self.publisher is None:
             for _ in self._pairs():  # its part of the collectives
                 pass
             return
         self.client.start_weight_update()
-        sender, version = self.sender, self.version
-        send_beside("ropeway-vllm-update", lambda: self.client.update_weights({"version": version}),
-                    lambda: sender.send_weights(version, self._tensors()).wait())
+        version = self.version
+        self.publisher.send("ropeway-vllm-update", version, self._tensors,
+                            lambda: self.client.update_weights({"version": version}))
         self.client.finish_weight_update()
 
     def shutdown(self) -> None:
         """Says goodbye to the server's ranks."""
-        if self.sender is not None:
-            self.sender.close().wait()
-            self.sender = None
+        if self.publisher is not None:
+            self.publisher.close()
+            self.publisher = None
 
     def _pairs(self) -> Iterator[Tuple[str, Any]]:
         """Whole tensors, gathered as they come."""
@@ -276,7 +285,7 @@ def trainer_engine(base: Any) -> Any:
         """Gathers each tensor when its turn comes, instead of all of them first."""
         connect_limit: float = 60.0
         update_limit: float = 600.0
-        """How long the server may take until it looks at an update."""
+        """How long the server may take until it looks at an update, and the trainer until it sends what it announced."""
 
         def __post_init__(self) -> None:
             self.path = self.path or default_path()
