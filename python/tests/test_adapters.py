@@ -275,9 +275,10 @@ class NewSource:
         return iter(self.weights.items())
 
 
-def workers(vllm, ranks):
-    return [vllm.worker(None, types.SimpleNamespace(model_config=None, parallel_config=types.SimpleNamespace(
-        rank=rank, world_size=ranks, data_parallel_rank=0)), torch.device("cpu"), Model()) for rank in range(ranks)]
+def workers(vllm, ranks, server="1a2b3", first=0, **parallel):
+    return [vllm.worker(None, types.SimpleNamespace(model_config=None, instance_id=server, parallel_config=types.SimpleNamespace(
+        **{"rank": first + rank, "world_size": ranks, "data_parallel_rank": 0, **parallel})), torch.device("cpu"), Model())
+        for rank in range(ranks)]
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
@@ -394,6 +395,47 @@ def test_vllm_limits_reach_the_workers(vllm, address):
     client.init_weight_transfer_engine = lambda words: (told.append(words), Ranks(engines).init_weight_transfer_engine(words))
     trainer = vllm.trainer_init(info, client=client, source=vllm.source())
     assert [engine.limit for engine in engines] == [42, 42] and told[0]["connect_limit"] == 23
+    trainer.shutdown()
+    for engine in engines:
+        engine.shutdown()
+
+
+@pytest.mark.parametrize("second", [dict(server="4c5d6"), dict(data_parallel_rank=1), dict(data_parallel_index=1), dict(first=2)],
+                         ids=["server", "replica", "replica of a dense model", "replica of the launcher's"])
+def test_vllm_two_groups_at_one_trainer(vllm, address, second):
+    engines, source = workers(vllm, 2) + workers(vllm, 2, **second), vllm.source()
+    info = vllm.trainer.init_info_cls(rank=0, path=address, receivers=4)
+    trainer = vllm.trainer_init(info, client=Ranks(engines), source=source)
+    trainer.send_weights()
+    assert all(engine.model.holds(source.weights) for engine in engines)
+    trainer.shutdown()
+    for engine in engines:
+        engine.shutdown()
+
+
+def test_vllm_ranks_with_configurations_of_their_own_are_one_group(vllm, address, monkeypatch):
+    distributed = pytest.importorskip("torch.distributed")
+    if not distributed.is_available():
+        pytest.skip("this torch has no torch.distributed")
+    stores = {"1": distributed.HashStore(), "2": distributed.HashStore()}  # of the process group of each server
+    ours = threading.local()
+    monkeypatch.setattr(distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed.distributed_c10d, "_get_default_store", lambda: stores[ours.server])
+    engines, source = [], vllm.source()
+    for server in stores:
+        for rank in range(2):
+            engines.append(workers(vllm, 2, f"{server}-{rank}")[rank])
+            connect = engines[-1].init_transfer_engine
+
+            def run(info, connect=connect, server=server):
+                ours.server = server
+                connect(info)
+
+            engines[-1].init_transfer_engine = run
+    info = vllm.trainer.init_info_cls(rank=0, path=address, receivers=4)
+    trainer = vllm.trainer_init(info, client=Ranks(engines), source=source)
+    trainer.send_weights()  # which no group does whose members are not all there
+    assert all(engine.model.holds(source.weights) for engine in engines)
     trainer.shutdown()
     for engine in engines:
         engine.shutdown()

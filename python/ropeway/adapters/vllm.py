@@ -54,11 +54,10 @@ class WorkerSide:
         parallel = self.vllm_config.parallel_config
         rank = int(getattr(parallel, "rank", 0))
         size = int(getattr(parallel, "world_size", 1))
-        replica = int(getattr(parallel, "data_parallel_rank", 0) or 0)
         knobs: Dict[str, Any] = {"name": f"vllm rank {rank}", "device": _device(self.device),
                                  "connect_limit": init_info.connect_limit}
         if size > 1:
-            knobs.update(group=f"{init_info.group}.{replica}", group_size=size)
+            knobs.update(group=f"{init_info.group}.{_server(self.vllm_config)}.{_replica(parallel)}", group_size=size)
         self.capture = bool(init_info.capture)
         self.limit = float(init_info.update_limit)
         self.taker = Taker(init_info.path, **knobs)
@@ -135,6 +134,30 @@ def _device(device: Any) -> str:
 
         index = torch.cuda.current_device()
     return f"cuda:{index}"
+
+
+def _server(vllm_config: Any) -> str:
+    """What is the same for all ranks of one server, and another for each server: of each launch, not of its address."""
+    try:
+        # The ranks' process group, whose store the first of them writes to. They have it in common also where each has
+        # made a configuration of its own (external_launcher), with an instance_id of its own.
+        from torch.distributed import distributed_c10d, is_available, is_initialized
+
+        if is_available() and is_initialized():
+            word = distributed_c10d._get_default_store().compare_set("ropeway.server", "", os.urandom(6).hex())
+            return word.decode() if isinstance(word, bytes) else str(word)
+    except (ImportError, AttributeError, NotImplementedError):
+        pass
+    return str(getattr(vllm_config, "instance_id", "") or "")  # copied from the engine into each of its ranks
+
+
+def _replica(parallel: Any) -> int:
+    """Of a server's copies of the model. What vLLM calls a rank is 0 in each of them where they know nothing of each other."""
+    index = getattr(parallel, "data_parallel_index", None)
+    if index is None:
+        index = getattr(parallel, "data_parallel_rank", 0)
+    # Ranks beyond the first copy's: launched by somebody else, who knows of the copies, while vLLM does not.
+    return int(index or 0) + int(getattr(parallel, "rank", 0)) // int(getattr(parallel, "world_size", 1))
 
 
 def _reload(name: str) -> Any:
