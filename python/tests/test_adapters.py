@@ -276,9 +276,12 @@ class NewSource:
 
 
 def workers(vllm, ranks, server="1a2b3", first=0, **parallel):
-    return [vllm.worker(None, types.SimpleNamespace(model_config=None, instance_id=server, parallel_config=types.SimpleNamespace(
-        **{"rank": first + rank, "world_size": ranks, "data_parallel_rank": 0, **parallel})), torch.device("cpu"), Model())
-        for rank in range(ranks)]
+    def worker(rank):
+        known = types.SimpleNamespace(**{"rank": rank, "world_size": ranks, "data_parallel_rank": 0, **parallel})
+        config = types.SimpleNamespace(model_config=None, instance_id=server, parallel_config=known)
+        return vllm.worker(None, config, torch.device("cpu"), Model())
+
+    return [worker(first + rank) for rank in range(ranks)]
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
@@ -400,6 +403,49 @@ def test_vllm_limits_reach_the_workers(vllm, address):
         engine.shutdown()
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_vllm_source_that_gives_less_than_it_states(vllm, address, stream):
+    (engine,), source = workers(vllm, 1), vllm.source()
+
+    class Less(type(source)):
+        def iter_full(self):
+            for name, tensor in super().iter_full() if hasattr(super(), "iter_full") else super().__iter__():
+                if name != "norm":
+                    yield name, tensor
+
+        __iter__ = iter_full
+
+    source.__class__ = Less
+    info = vllm.trainer.init_info_cls(rank=0, path=address, stream=stream)
+    trainer = vllm.trainer_init(info, client=Ranks([engine]), source=source)
+    with at_once(), pytest.raises((ValueError, ropeway.TransferError), match="ended .*'norm'"):
+        trainer.send_weights()
+    assert not engine.model.norm.any() and engine.taker.receiver.version is None
+    trainer.shutdown()
+    engine.shutdown()
+
+
+@pytest.mark.parametrize("rank", [0, 1])  # both, or one would wait for the other in a collective
+def test_vllm_source_of_parts(vllm, address, rank):
+    source = vllm.source()
+    if isinstance(source, WeightSource):
+        pytest.skip("sources had no owners before 0.33")
+
+    class Partly(type(source)):
+        def owned_names(self, rank):
+            return [one.name for one in self.metadata if (one.name == "norm") == (rank == 1)]
+
+    class Local(type(source)):
+        def implements_iter_full(self):
+            return False
+
+    for kind, error, words in ((Partly, ValueError, "does not own 'norm'"), (Local, TypeError, "iter_full")):
+        source.__class__ = kind
+        with pytest.raises(error, match=words):
+            vllm.trainer_init(vllm.trainer.init_info_cls(rank=rank, path=address), client=None, source=source)
+    assert not os.path.exists(address)  # nobody waits there
+
+
 @pytest.mark.parametrize("second", [dict(server="4c5d6"), dict(data_parallel_rank=1), dict(data_parallel_index=1), dict(first=2)],
                          ids=["server", "replica", "replica of a dense model", "replica of the launcher's"])
 def test_vllm_two_groups_at_one_trainer(vllm, address, second):
@@ -450,9 +496,14 @@ def test_vllm_without_a_trainer_engine(vllm, address):
     engine.update_weights({"version": 5})
     sending.join(60)
     assert engine.model.holds(weights)
+
+    def wrong():
+        time.sleep(1)  # the worker waits for it meanwhile
+        yield "gate", "no tensor"
+
     with at_once():
-        sending = threading.Thread(target=pytest.raises, args=(TypeError, vllm.worker.trainer_send_weights, iter(
-            [("gate", "no tensor")]), {"path": address, "version": 6}))
+        sending = threading.Thread(target=pytest.raises, args=(TypeError, vllm.worker.trainer_send_weights, wrong(),
+                                                               {"path": address, "version": 6}))
         sending.start()
         with pytest.raises(ropeway.TransferError, match="has closed"):
             engine.update_weights({"version": 6})

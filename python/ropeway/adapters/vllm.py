@@ -20,7 +20,7 @@ import importlib
 import inspect
 import os
 from dataclasses import dataclass
-from typing import Any, ClassVar, Dict, Iterator, Optional, Tuple
+from typing import Any, ClassVar, Dict, Iterable, Iterator, List, Optional, Tuple
 
 from .._sender import Sender, Source
 from ._beside import Publisher
@@ -187,6 +187,7 @@ class TrainerSide:
         """Listens, and has the server's ranks connect."""
         self.version = 0
         self.stream = bool(init_info.stream)
+        self._check_source()
         if not self.is_sender:
             return
         # A server may finish what it computes before it looks at an update.
@@ -220,17 +221,39 @@ class TrainerSide:
             self.publisher.close()
             self.publisher = None
 
+    def _check_source(self) -> None:
+        """Raises where rank 0 can't give all that the source states. On every rank: those that don't send would wait for
+        the one that has raised."""
+        source = self.source
+        implements = getattr(source, "implements_iter_full", None)  # since 0.33, as owned_names
+        if implements is not None and not implements():
+            raise TypeError(f"ropeway sends whole tensors, and {type(source).__name__} does not implement iter_full()")
+        owned_names = getattr(source, "owned_names", None)
+        if owned_names is not None:
+            self._raise_for_missing(owned_names(0), "rank 0, which sends, does not own")
+
+    def _raise_for_missing(self, names: Iterable[str], what: str) -> None:
+        there = set(names)
+        missing = [name for name, _, _ in self._stated() if name not in there]
+        if missing:
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise ValueError(f"{what} {missing[0]!r}{more} of what the source states: the server would keep old weights")
+
+    def _stated(self) -> List[Tuple[str, Any, Tuple[int, ...]]]:
+        metadata = self.source.metadata
+        return [(one.name, one.dtype, tuple(one.shape)) for one in (metadata() if callable(metadata) else metadata)]
+
     def _pairs(self) -> Iterator[Tuple[str, Any]]:
         """Whole tensors, gathered as they come."""
         full = getattr(self.source, "iter_full", None)
         return full() if full is not None else iter(self.source)
 
     def _tensors(self) -> Any:
-        if not self.stream:
-            return list(self._pairs())
-        metadata = self.source.metadata
-        stated = [(one.name, one.dtype, tuple(one.shape)) for one in (metadata() if callable(metadata) else metadata)]
-        return Source(stated, self._pairs)
+        if self.stream:
+            return Source(self._stated(), self._pairs)
+        pairs = list(self._pairs())
+        self._raise_for_missing([name for name, _ in pairs], "the iterator ended without")
+        return pairs
 
 
 # ---- vLLM's classes ----
