@@ -546,7 +546,32 @@ def test_verl(tmp_path, run, asynchronous, two):
         assert set(held) == set(weights) and all(torch.equal(held[name], weights[name]) for name in weights)
         assert sender.report.count("committed") == 1
         held.clear()
-    assert not two or (last[-1] and last.count(True) == 2)
+        assert not two or (last[-1] and last.count(True) == 1)
+        last.clear()
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("weights", [{}, {"gate": torch.zeros(0, 4)}, {"gate": torch.ones(8, 4)}])
+def test_verl_last_call_that_fails(tmp_path, run, weights):
+    from ropeway.adapters.verl import BucketedWeightReceiver, BucketedWeightSender
+
+    handle, calls = f"ipc://{tmp_path}/verl.sock", []
+
+    def fail(loaded, is_last):
+        calls.append((len(loaded), is_last))
+        raise ValueError("no adapter is added")
+
+    def receive():
+        with pytest.raises(ValueError, match="no adapter"):
+            BucketedWeightReceiver(handle, torch.device("cpu")).receive_weights(fail)
+
+    receiving = threading.Thread(target=receive)
+    receiving.start()
+    with pytest.raises(ropeway.TransferError) as caught:
+        run(BucketedWeightSender(handle).async_send_weights(weights.items()))
+    receiving.join(60)
+    assert "no adapter is added" in caught.value.report.receivers[0].text and calls == [(len(weights), True)]
+    assert os.listdir(tmp_path) == []
 
 
 def test_verl_errors_cross(tmp_path):
