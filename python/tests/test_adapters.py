@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import inspect
 import logging
 import os
 import pathlib
@@ -572,6 +573,58 @@ def test_verl_last_call_that_fails(tmp_path, run, weights):
     receiving.join(60)
     assert "no adapter is added" in caught.value.report.receivers[0].text and calls == [(len(weights), True)]
     assert os.listdir(tmp_path) == []
+
+
+@pytest.fixture
+def published_verl(monkeypatch):
+    """verl's own file."""
+    folder = os.environ.get("ROPEWAY_PEERS")
+    if not folder:
+        pytest.skip("ROPEWAY_PEERS names no folder with verl's published files")
+    before, path = dict(sys.modules), list(sys.path)
+    monkeypatch.syspath_prepend(str(pathlib.Path(__file__).parents[2] / "benchmarks"))
+    import published
+
+    yield published.verl(folder, "cpu")[0]
+    sys.path[:] = path
+    for added in set(sys.modules) - set(before):
+        if added.partition(".")[0] in ("verl", "published"):
+            del sys.modules[added]
+
+
+@pytest.mark.parametrize("name, methods", [("BucketedWeightSender", ["__init__", "async_send_weights"]),
+                                           ("BucketedWeightReceiver", ["__init__", "receive_weights"])])
+def test_verl_is_called_as_its_own(published_verl, name, methods):
+    from ropeway.adapters import verl
+
+    for method in methods:
+        theirs = list(inspect.signature(getattr(getattr(published_verl, name), method)).parameters.values())
+        ours = list(inspect.signature(getattr(getattr(verl, name), method)).parameters.values())
+        assert [(one.name, one.kind, one.default) for one in ours[:len(theirs)]] == [
+            (one.name, one.kind, one.default) for one in theirs]
+        assert all(one.default is not one.empty for one in ours[len(theirs):])  # what we add, nobody needs to give
+
+
+def test_verl_does_as_its_own(published_verl, tmp_path):
+    from ropeway.adapters import verl
+
+    weights, seen = {f"w{number}": torch.randn(300, 300) for number in range(8)}, []  # 2.7 buckets
+    for module in (published_verl, verl):
+        handle, held, last = f"ipc://{tmp_path}/{len(seen)}.sock", {}, []
+
+        def loaded(bucket, is_last, held=held, last=last):
+            held.update((name, tensor.clone()) for name, tensor in bucket)
+            last.append((bool(bucket), is_last))
+
+        receiver = module.BucketedWeightReceiver(handle, torch.device("cpu"), use_shm=True)
+        receiving = threading.Thread(target=receiver.receive_weights, args=(loaded,))
+        receiving.start()
+        asyncio.run(module.BucketedWeightSender(handle, 1, use_shm=True).async_send_weights(iter(weights.items())))
+        receiving.join(60)
+        assert not receiving.is_alive() and all(torch.equal(held[name], weights[name]) for name in weights)
+        # How many buckets there are differs: verl's hold whole tensors.
+        seen.append((list(held), last[-1], sum(is_last for _, is_last in last), os.listdir(tmp_path)))
+    assert seen[0] == seen[1]
 
 
 def test_verl_errors_cross(tmp_path):
