@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import inspect
 import logging
 import os
 import pathlib
 import subprocess
 import sys
 import threading
+import time
 import types
 
 import pytest
@@ -47,6 +49,14 @@ def trained(version):
     words = torch.Generator().manual_seed(version)
     return {"gate": torch.randn(8, 4, generator=words), "up": torch.randn(8, 4, generator=words),
             "norm": torch.randn(4, generator=words)}
+
+
+@contextlib.contextmanager
+def at_once():
+    """What waits for a limit takes a multiple of this."""
+    began = time.monotonic()
+    yield
+    assert time.monotonic() - began < 10
 
 
 def test_no_engine_is_imported():
@@ -266,9 +276,13 @@ class NewSource:
         return iter(self.weights.items())
 
 
-def workers(vllm, ranks):
-    return [vllm.worker(None, types.SimpleNamespace(model_config=None, parallel_config=types.SimpleNamespace(
-        rank=rank, world_size=ranks, data_parallel_rank=0)), torch.device("cpu"), Model()) for rank in range(ranks)]
+def workers(vllm, ranks, server="1a2b3", first=0, **parallel):
+    def worker(rank):
+        known = types.SimpleNamespace(**{"rank": rank, "world_size": ranks, "data_parallel_rank": 0, **parallel})
+        config = types.SimpleNamespace(model_config=None, instance_id=server, parallel_config=known)
+        return vllm.worker(None, config, torch.device("cpu"), Model())
+
+    return [worker(first + rank) for rank in range(ranks)]
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
@@ -324,6 +338,156 @@ def test_vllm_worker_that_fails(vllm, address):
     engine.shutdown()
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_vllm_source_that_fails(vllm, address, ranks, stream, error):
+    engines, source = workers(vllm, ranks), vllm.source()
+    broken = []
+
+    class Breaking(type(source)):
+        def iter_full(self):
+            pairs = iter(super().iter_full() if hasattr(super(), "iter_full") else super().__iter__())
+            yield next(pairs)
+            if broken:
+                raise error("no disk")
+            yield from pairs
+
+        __iter__ = iter_full
+
+    source.__class__ = Breaking
+    info = vllm.trainer.init_info_cls(rank=0, path=address, receivers=ranks, stream=stream)
+    trainer = vllm.trainer_init(info, client=Ranks(engines), source=source)
+    for version in (1, 2):
+        source.weights = trained(version)
+        broken[:] = [True]
+        with at_once(), pytest.raises((error, ropeway.TransferError)) as caught:
+            trainer.send_weights()
+        assert isinstance(caught.value, error) or isinstance(caught.value.__cause__, error)
+        broken.clear()
+        trainer.send_weights()
+        assert all(engine.model.holds(source.weights) for engine in engines)
+    trainer.shutdown()
+    for engine in engines:
+        engine.shutdown()
+
+
+def test_vllm_call_that_fails(vllm, address):
+    (engine,), source = workers(vllm, 1), vllm.source()
+    client = Ranks([engine])
+    trainer = vllm.trainer_init(vllm.trainer.init_info_cls(rank=0, path=address), client=client, source=source)
+    update = client.update_weights
+
+    def fail(info):
+        raise ConnectionError("the server is away")
+
+    client.update_weights = fail
+    with at_once(), pytest.raises(ConnectionError, match="away"):
+        trainer.send_weights()
+    client.update_weights = update
+    trainer.send_weights()
+    assert engine.model.holds(source.weights)
+    trainer.shutdown()
+    engine.shutdown()
+
+
+def test_vllm_limits_reach_the_workers(vllm, address):
+    engines = workers(vllm, 2)
+    info = vllm.trainer.init_info_cls(rank=0, path=address, receivers=2, connect_limit=23, update_limit=42)
+    told = []
+    client = Ranks(engines)
+    client.init_weight_transfer_engine = lambda words: (told.append(words), Ranks(engines).init_weight_transfer_engine(words))
+    trainer = vllm.trainer_init(info, client=client, source=vllm.source())
+    assert [engine.limit for engine in engines] == [42, 42] and told[0]["connect_limit"] == 23
+    trainer.shutdown()
+    for engine in engines:
+        engine.shutdown()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_vllm_source_that_gives_less_than_it_states(vllm, address, stream):
+    (engine,), source = workers(vllm, 1), vllm.source()
+
+    class Less(type(source)):
+        def iter_full(self):
+            for name, tensor in super().iter_full() if hasattr(super(), "iter_full") else super().__iter__():
+                if name != "norm":
+                    yield name, tensor
+
+        __iter__ = iter_full
+
+    source.__class__ = Less
+    info = vllm.trainer.init_info_cls(rank=0, path=address, stream=stream)
+    trainer = vllm.trainer_init(info, client=Ranks([engine]), source=source)
+    with at_once(), pytest.raises((ValueError, ropeway.TransferError), match="ended .*'norm'"):
+        trainer.send_weights()
+    assert not engine.model.norm.any() and engine.taker.receiver.version is None
+    trainer.shutdown()
+    engine.shutdown()
+
+
+@pytest.mark.parametrize("rank", [0, 1])  # both, or one would wait for the other in a collective
+def test_vllm_source_of_parts(vllm, address, rank):
+    source = vllm.source()
+    if isinstance(source, WeightSource):
+        pytest.skip("sources had no owners before 0.33")
+
+    class Partly(type(source)):
+        def owned_names(self, rank):
+            return [one.name for one in self.metadata if (one.name == "norm") == (rank == 1)]
+
+    class Local(type(source)):
+        def implements_iter_full(self):
+            return False
+
+    for kind, error, words in ((Partly, ValueError, "does not own 'norm'"), (Local, TypeError, "iter_full")):
+        source.__class__ = kind
+        with pytest.raises(error, match=words):
+            vllm.trainer_init(vllm.trainer.init_info_cls(rank=rank, path=address), client=None, source=source)
+    assert not os.path.exists(address)  # nobody waits there
+
+
+@pytest.mark.parametrize("second", [dict(server="4c5d6"), dict(data_parallel_rank=1), dict(data_parallel_index=1), dict(first=2)],
+                         ids=["server", "replica", "replica of a dense model", "replica of the launcher's"])
+def test_vllm_two_groups_at_one_trainer(vllm, address, second):
+    engines, source = workers(vllm, 2) + workers(vllm, 2, **second), vllm.source()
+    info = vllm.trainer.init_info_cls(rank=0, path=address, receivers=4)
+    trainer = vllm.trainer_init(info, client=Ranks(engines), source=source)
+    trainer.send_weights()
+    assert all(engine.model.holds(source.weights) for engine in engines)
+    trainer.shutdown()
+    for engine in engines:
+        engine.shutdown()
+
+
+def test_vllm_ranks_with_configurations_of_their_own_are_one_group(vllm, address, monkeypatch):
+    distributed = pytest.importorskip("torch.distributed")
+    if not distributed.is_available():
+        pytest.skip("this torch has no torch.distributed")
+    stores = {"1": distributed.HashStore(), "2": distributed.HashStore()}  # of the process group of each server
+    ours = threading.local()
+    monkeypatch.setattr(distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed.distributed_c10d, "_get_default_store", lambda: stores[ours.server])
+    engines, source = [], vllm.source()
+    for server in stores:
+        for rank in range(2):
+            engines.append(workers(vllm, 2, f"{server}-{rank}")[rank])
+            connect = engines[-1].init_transfer_engine
+
+            def run(info, connect=connect, server=server):
+                ours.server = server
+                connect(info)
+
+            engines[-1].init_transfer_engine = run
+    info = vllm.trainer.init_info_cls(rank=0, path=address, receivers=4)
+    trainer = vllm.trainer_init(info, client=Ranks(engines), source=source)
+    trainer.send_weights()  # which no group does whose members are not all there
+    assert all(engine.model.holds(source.weights) for engine in engines)
+    trainer.shutdown()
+    for engine in engines:
+        engine.shutdown()
+
+
 def test_vllm_without_a_trainer_engine(vllm, address):
     (engine,), weights = workers(vllm, 1), trained(5)
     sending = threading.Thread(target=vllm.worker.trainer_send_weights, args=(
@@ -333,6 +497,18 @@ def test_vllm_without_a_trainer_engine(vllm, address):
     engine.update_weights({"version": 5})
     sending.join(60)
     assert engine.model.holds(weights)
+
+    def wrong():
+        time.sleep(1)  # the worker waits for it meanwhile
+        yield "gate", "no tensor"
+
+    with at_once():
+        sending = threading.Thread(target=pytest.raises, args=(TypeError, vllm.worker.trainer_send_weights, wrong(),
+                                                               {"path": address, "version": 6}))
+        sending.start()
+        with pytest.raises(ropeway.TransferError, match="has closed"):
+            engine.update_weights({"version": 6})
+        sending.join(60)
     vllm.adapter.close_senders()
     engine.shutdown()
 
@@ -371,7 +547,84 @@ def test_verl(tmp_path, run, asynchronous, two):
         assert set(held) == set(weights) and all(torch.equal(held[name], weights[name]) for name in weights)
         assert sender.report.count("committed") == 1
         held.clear()
-    assert not two or (last[-1] and last.count(True) == 2)
+        assert not two or (last[-1] and last.count(True) == 1)
+        last.clear()
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("weights", [{}, {"gate": torch.zeros(0, 4)}, {"gate": torch.ones(8, 4)}])
+def test_verl_last_call_that_fails(tmp_path, run, weights):
+    from ropeway.adapters.verl import BucketedWeightReceiver, BucketedWeightSender
+
+    handle, calls = f"ipc://{tmp_path}/verl.sock", []
+
+    def fail(loaded, is_last):
+        calls.append((len(loaded), is_last))
+        raise ValueError("no adapter is added")
+
+    def receive():
+        with pytest.raises(ValueError, match="no adapter"):
+            BucketedWeightReceiver(handle, torch.device("cpu")).receive_weights(fail)
+
+    receiving = threading.Thread(target=receive)
+    receiving.start()
+    with pytest.raises(ropeway.TransferError) as caught:
+        run(BucketedWeightSender(handle).async_send_weights(weights.items()))
+    receiving.join(60)
+    assert "no adapter is added" in caught.value.report.receivers[0].text and calls == [(len(weights), True)]
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.fixture
+def published_verl(monkeypatch):
+    """verl's own file."""
+    folder = os.environ.get("ROPEWAY_PEERS")
+    if not folder:
+        pytest.skip("ROPEWAY_PEERS names no folder with verl's published files")
+    before, path = dict(sys.modules), list(sys.path)
+    monkeypatch.syspath_prepend(str(pathlib.Path(__file__).parents[2] / "benchmarks"))
+    import published
+
+    yield published.verl(folder, "cpu")[0]
+    sys.path[:] = path
+    for added in set(sys.modules) - set(before):
+        if added.partition(".")[0] in ("verl", "published"):
+            del sys.modules[added]
+
+
+@pytest.mark.parametrize("name, methods", [("BucketedWeightSender", ["__init__", "async_send_weights"]),
+                                           ("BucketedWeightReceiver", ["__init__", "receive_weights"])])
+def test_verl_is_called_as_its_own(published_verl, name, methods):
+    from ropeway.adapters import verl
+
+    for method in methods:
+        theirs = list(inspect.signature(getattr(getattr(published_verl, name), method)).parameters.values())
+        ours = list(inspect.signature(getattr(getattr(verl, name), method)).parameters.values())
+        assert [(one.name, one.kind, one.default) for one in ours[:len(theirs)]] == [
+            (one.name, one.kind, one.default) for one in theirs]
+        assert all(one.default is not one.empty for one in ours[len(theirs):])  # what we add, nobody needs to give
+
+
+def test_verl_does_as_its_own(published_verl, tmp_path):
+    from ropeway.adapters import verl
+
+    weights, seen = {f"w{number}": torch.randn(300, 300) for number in range(8)}, []  # 2.7 buckets
+    for module in (published_verl, verl):
+        handle, held, last = f"ipc://{tmp_path}/{len(seen)}.sock", {}, []
+
+        def loaded(bucket, is_last, held=held, last=last):
+            held.update((name, tensor.clone()) for name, tensor in bucket)
+            last.append((bool(bucket), is_last))
+
+        receiver = module.BucketedWeightReceiver(handle, torch.device("cpu"), use_shm=True)
+        receiving = threading.Thread(target=receiver.receive_weights, args=(loaded,))
+        receiving.start()
+        asyncio.run(module.BucketedWeightSender(handle, 1, use_shm=True).async_send_weights(iter(weights.items())))
+        receiving.join(60)
+        assert not receiving.is_alive() and all(torch.equal(held[name], weights[name]) for name in weights)
+        # How many buckets there are differs: verl's hold whole tensors.
+        seen.append((list(held), last[-1], sum(is_last for _, is_last in last), os.listdir(tmp_path)))
+    assert seen[0] == seen[1]
 
 
 def test_verl_errors_cross(tmp_path):
@@ -437,6 +690,69 @@ def test_sglang(address):
         with pytest.raises(ropeway.TransferError) as caught:
             engine.update_weights_from_tensor(weights)
         assert "no room for it" in caught.value.report.receivers[0].text
+    finally:
+        engine.close()
+        sglang.close()
+
+
+@pytest.mark.parametrize("late", [0, 1])  # the server looks when the send has failed already
+def test_sglang_sends_that_fail(address, late):
+    from ropeway.adapters import sglang
+
+    model = Model()
+
+    class Late(SGLang):
+        def update_weights_from_tensor(self, *given, **knobs):
+            time.sleep(late)
+            return super().update_weights_from_tensor(*given, **knobs)
+
+    def interrupted():
+        yield "gate", torch.zeros(8, 4)
+        raise KeyboardInterrupt
+
+    def right():
+        weights = trained(1)
+        assert engine.update_weights_from_tensor(list(weights.items())) == (True, "Success") and model.holds(weights)
+
+    engine = sglang.RopewayEngine(Late([model]), address, limit=60)
+    try:
+        for wrong, error in (([("gate", "no tensor")], TypeError), (interrupted(), KeyboardInterrupt),
+                             ([("norm", torch.zeros(4))] * 2, ropeway.TransferError)):
+            with at_once(), pytest.raises(error) as caught:
+                engine.update_weights_from_tensor(wrong)
+            assert caught.value.__cause__ is None  # that the server ended its call is no cause of it
+            right()
+    finally:
+        engine.close()
+        sglang.close()
+
+
+@pytest.mark.parametrize("answer", [ConnectionError("not reached"), (False, "not reached")])
+def test_sglang_server_that_does_not_look(address, answer):
+    from ropeway.adapters import sglang
+
+    model = Model()
+
+    class Away(SGLang):
+        away = True
+
+        def update_weights_from_tensor(self, *given, **knobs):
+            if not self.away:
+                return super().update_weights_from_tensor(*given, **knobs)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+    inner, weights = Away([model]), trained(1)
+    engine = sglang.RopewayEngine(inner, address, limit=60)
+    try:
+        for connected in (False, True):
+            inner.away = True
+            with at_once(), pytest.raises((ConnectionError, RuntimeError), match="not reached"):
+                engine.update_weights_from_tensor(list(weights.items()))
+            inner.away = False
+            assert engine.update_weights_from_tensor(list(weights.items())) == (True, "Success")
+        assert model.holds(weights)
     finally:
         engine.close()
         sglang.close()

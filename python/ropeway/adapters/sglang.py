@@ -15,8 +15,7 @@ from __future__ import annotations
 import os
 from typing import Any, Dict, List, Optional, Tuple
 
-from .._sender import Sender
-from ._beside import send_beside
+from ._beside import Publisher
 from ._server import Taker
 
 LOADER = "ropeway.adapters.sglang.load_weights"
@@ -66,9 +65,8 @@ class RopewayEngine:
     def __init__(self, engine: Any, path: Optional[str] = None, receivers: int = 1, limit: float = 600.0) -> None:
         self._engine = engine
         self._path = path or f"/tmp/ropeway-{os.getuid()}/sglang.sock"
-        self._receivers = receivers
         self._limit = limit
-        self._sender = Sender(self._path, min_receivers=receivers, decide_limit=limit)
+        self._publisher = Publisher(self._path, receivers, limit, min_receivers=receivers, decide_limit=limit)
         self._version = 0
 
     def __getattr__(self, name: str) -> Any:
@@ -77,7 +75,8 @@ class RopewayEngine:
     def update_weights_from_tensor(self, named_tensors: List[Tuple[str, Any]], load_format: Optional[str] = None,
                                    flush_cache: bool = True) -> Any:
         """Sends the tensors, and gives what the engine answered. `load_format` is ropeway's own here, and can't be
-        chosen. Raises TransferError, or what the engine raised."""
+        chosen. Raises TransferError, what the engine raised, or RuntimeError with its words if it answered that it has
+        not updated them."""
         if load_format not in (None, LOADER):
             raise ValueError(f"tensors come through ropeway's loader, and not as {load_format!r}")
         import torch
@@ -86,15 +85,14 @@ class RopewayEngine:
         ticket = torch.tensor([float(self._version), self._limit], dtype=torch.float64)
 
         def call() -> Any:
-            return self._engine.update_weights_from_tensor(
+            answer = self._engine.update_weights_from_tensor(
                 [(TICKET + self._path, ticket)], load_format=LOADER, flush_cache=flush_cache)
+            if isinstance(answer, (tuple, list)) and answer and answer[0] is False:  # no rank will take the version
+                raise RuntimeError(f"SGLang has not updated the weights: {answer[1] if len(answer) > 1 else answer}")
+            return answer
 
-        def send() -> None:
-            self._sender.wait_for_receivers(self._receivers, self._limit).wait()
-            self._sender.send_weights(self._version, named_tensors).wait()
-
-        return send_beside("ropeway-sglang-update", call, send)
+        return self._publisher.send("ropeway-sglang-update", self._version, lambda: named_tensors, call)
 
     def close(self) -> None:
         """Says goodbye to the server's ranks; the engine is left alone."""
-        self._sender.close().wait()
+        self._publisher.close()

@@ -20,10 +20,10 @@ import importlib
 import inspect
 import os
 from dataclasses import dataclass
-from typing import Any, ClassVar, Dict, Iterator, Optional, Tuple
+from typing import Any, ClassVar, Dict, Iterable, Iterator, List, Optional, Tuple
 
 from .._sender import Sender, Source
-from ._beside import send_beside
+from ._beside import Publisher
 from ._server import Taker
 
 BACKEND = "ropeway"
@@ -54,11 +54,10 @@ class WorkerSide:
         parallel = self.vllm_config.parallel_config
         rank = int(getattr(parallel, "rank", 0))
         size = int(getattr(parallel, "world_size", 1))
-        replica = int(getattr(parallel, "data_parallel_rank", 0) or 0)
         knobs: Dict[str, Any] = {"name": f"vllm rank {rank}", "device": _device(self.device),
                                  "connect_limit": init_info.connect_limit}
         if size > 1:
-            knobs.update(group=f"{init_info.group}.{replica}", group_size=size)
+            knobs.update(group=f"{init_info.group}.{_server(self.vllm_config)}.{_replica(parallel)}", group_size=size)
         self.capture = bool(init_info.capture)
         self.limit = float(init_info.update_limit)
         self.taker = Taker(init_info.path, **knobs)
@@ -101,13 +100,19 @@ class WorkerSide:
         """Sends from a trainer that has no engine of the other factory.
 
         `trainer_args`: a dict with ``path`` and ``version``; ``receivers`` (1) and ``limit`` (60 s) say how many must be
-        connected. The sender of a path is made at the first call and kept; `close_senders` ends it."""
+        connected. The sender of a path is made at the first call and kept until one fails; `close_senders` ends it."""
         arguments = dict(trainer_args)
         sender = _senders.get(arguments["path"])
         if sender is None:
             sender = _senders[arguments["path"]] = Sender(arguments["path"])
-        sender.wait_for_receivers(int(arguments.get("receivers", 1)), float(arguments.get("limit", 60))).wait()
-        sender.send_weights(int(arguments["version"]), iterator).wait()
+        try:
+            sender.wait_for_receivers(int(arguments.get("receivers", 1)), float(arguments.get("limit", 60))).wait()
+            sender.send_weights(int(arguments["version"]), iterator).wait()
+        except BaseException:
+            # Workers that wait for this version learn from the end of their sessions that it will not come.
+            del _senders[arguments["path"]]
+            sender.close().wait()
+            raise
 
 
 _senders: Dict[str, Sender] = {}
@@ -131,6 +136,30 @@ def _device(device: Any) -> str:
     return f"cuda:{index}"
 
 
+def _server(vllm_config: Any) -> str:
+    """What is the same for all ranks of one server, and another for each server: of each launch, not of its address."""
+    try:
+        # The ranks' process group, whose store the first of them writes to. They have it in common also where each has
+        # made a configuration of its own (external_launcher), with an instance_id of its own.
+        from torch.distributed import distributed_c10d, is_available, is_initialized
+
+        if is_available() and is_initialized():
+            word = distributed_c10d._get_default_store().compare_set("ropeway.server", "", os.urandom(6).hex())
+            return word.decode() if isinstance(word, bytes) else str(word)
+    except (ImportError, AttributeError, NotImplementedError):
+        pass
+    return str(getattr(vllm_config, "instance_id", "") or "")  # copied from the engine into each of its ranks
+
+
+def _replica(parallel: Any) -> int:
+    """Of a server's copies of the model. What vLLM calls a rank is 0 in each of them where they know nothing of each other."""
+    index = getattr(parallel, "data_parallel_index", None)
+    if index is None:
+        index = getattr(parallel, "data_parallel_rank", 0)
+    # Ranks beyond the first copy's: launched by somebody else, who knows of the copies, while vLLM does not.
+    return int(index or 0) + int(getattr(parallel, "rank", 0)) // int(getattr(parallel, "world_size", 1))
+
+
 def _reload(name: str) -> Any:
     return getattr(importlib.import_module("vllm.model_executor.model_loader.reload"), name)
 
@@ -149,7 +178,7 @@ def _in_parts() -> Any:
 class TrainerSide:
     """What a rank of the trainer does; `register` makes vLLM's engine of it. Rank 0 sends, the others gather."""
 
-    sender: Optional[Sender] = None
+    publisher: Optional[Publisher] = None
     client: Any
     source: Any
     is_sender: bool
@@ -158,13 +187,17 @@ class TrainerSide:
         """Listens, and has the server's ranks connect."""
         self.version = 0
         self.stream = bool(init_info.stream)
+        self._check_source()
         if not self.is_sender:
             return
         # A server may finish what it computes before it looks at an update.
-        self.sender = Sender(init_info.path, min_receivers=init_info.receivers, decide_limit=init_info.update_limit)
+        self.publisher = Publisher(init_info.path, init_info.receivers, init_info.connect_limit,
+                                   min_receivers=init_info.receivers, decide_limit=init_info.update_limit)
         try:
-            self.client.init_weight_transfer_engine({"path": init_info.path, "capture": init_info.capture})
-            self.sender.wait_for_receivers(init_info.receivers, init_info.connect_limit).wait()
+            self.client.init_weight_transfer_engine({
+                "path": init_info.path, "capture": init_info.capture, "connect_limit": init_info.connect_limit,
+                "update_limit": init_info.update_limit})
+            self.publisher.wait_for_receivers()
         except BaseException:
             self.shutdown()
             raise
@@ -172,21 +205,43 @@ class TrainerSide:
     def send_weights(self) -> None:
         """One version: start, update and transfer at the same time, finish. On every rank."""
         self.version += 1
-        if self.sender is None:
+        if self.publisher is None:
             for _ in self._pairs():  # its part of the collectives
                 pass
             return
         self.client.start_weight_update()
-        sender, version = self.sender, self.version
-        send_beside("ropeway-vllm-update", lambda: self.client.update_weights({"version": version}),
-                    lambda: sender.send_weights(version, self._tensors()).wait())
+        version = self.version
+        self.publisher.send("ropeway-vllm-update", version, self._tensors,
+                            lambda: self.client.update_weights({"version": version}))
         self.client.finish_weight_update()
 
     def shutdown(self) -> None:
         """Says goodbye to the server's ranks."""
-        if self.sender is not None:
-            self.sender.close().wait()
-            self.sender = None
+        if self.publisher is not None:
+            self.publisher.close()
+            self.publisher = None
+
+    def _check_source(self) -> None:
+        """Raises where rank 0 can't give all that the source states. On every rank: those that don't send would wait for
+        the one that has raised."""
+        source = self.source
+        implements = getattr(source, "implements_iter_full", None)  # since 0.33, as owned_names
+        if implements is not None and not implements():
+            raise TypeError(f"ropeway sends whole tensors, and {type(source).__name__} does not implement iter_full()")
+        owned_names = getattr(source, "owned_names", None)
+        if owned_names is not None:
+            self._raise_for_missing(owned_names(0), "rank 0, which sends, does not own")
+
+    def _raise_for_missing(self, names: Iterable[str], what: str) -> None:
+        there = set(names)
+        missing = [name for name, _, _ in self._stated() if name not in there]
+        if missing:
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise ValueError(f"{what} {missing[0]!r}{more} of what the source states: the server would keep old weights")
+
+    def _stated(self) -> List[Tuple[str, Any, Tuple[int, ...]]]:
+        metadata = self.source.metadata
+        return [(one.name, one.dtype, tuple(one.shape)) for one in (metadata() if callable(metadata) else metadata)]
 
     def _pairs(self) -> Iterator[Tuple[str, Any]]:
         """Whole tensors, gathered as they come."""
@@ -194,11 +249,11 @@ class TrainerSide:
         return full() if full is not None else iter(self.source)
 
     def _tensors(self) -> Any:
-        if not self.stream:
-            return list(self._pairs())
-        metadata = self.source.metadata
-        stated = [(one.name, one.dtype, tuple(one.shape)) for one in (metadata() if callable(metadata) else metadata)]
-        return Source(stated, self._pairs)
+        if self.stream:
+            return Source(self._stated(), self._pairs)
+        pairs = list(self._pairs())
+        self._raise_for_missing([name for name, _ in pairs], "the iterator ended without")
+        return pairs
 
 
 # ---- vLLM's classes ----
@@ -276,7 +331,7 @@ def trainer_engine(base: Any) -> Any:
         """Gathers each tensor when its turn comes, instead of all of them first."""
         connect_limit: float = 60.0
         update_limit: float = 600.0
-        """How long the server may take until it looks at an update."""
+        """How long the server may take until it looks at an update, and the trainer until it sends what it announced."""
 
         def __post_init__(self) -> None:
             self.path = self.path or default_path()
