@@ -1,10 +1,10 @@
 // Peers that lie: any message at any time. The machines neither throw nor crash, and act for nobody who is
 // gone.
 #include <doctest/doctest.h>
-#include <utility>
 
 #include <random>
 #include <set>
+#include <utility>
 
 #include "base/codec.hpp"
 #include "bench.hpp"
