@@ -11,7 +11,7 @@
   COMMAND must compile, in the order of the page, after <ropeway/ropeway.hpp>. All guides are one file for the
   compiler, a namespace each, because Asio's headers take it longer than everything else here.
 - A word in backticks that looks like a file of the project (src/..., tests/..., samples/demo.sh) exists.
-- A relative link leads to a file, and its #anchor to a heading there.
+- A relative link leads to a file, and its #anchor to a heading there; [words][name] has its [name]: address.
 - A ```sh block is what bash can read, and its scripts and programs (samples/demo.sh, build/src/cli/ropeway) are there: of
   a program, its name in the meson.build of its folder.
 - An --option in backticks or in a shell block is one that a program or script of ours has. Where `ropeway` is called, in
@@ -40,6 +40,7 @@ import tempfile
 BLOCK = re.compile(r"^([ ]*)```(\w*)[^\n]*\n(.*?)^\1```[ ]*$", re.MULTILINE | re.DOTALL)
 TICKS = re.compile(r"`([^`\s]+)`")
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+REFERENCE = re.compile(r"\]\[([\w-]+)\]")
 HEADING = re.compile(r"^#{1,6} +(.*?)[ #]*$", re.MULTILINE)
 PLACES = ("include", "src", "tests", "samples", "benchmarks", "docs", "scripts", "packaging", "python", ".ci")
 PATH = re.compile(r"^(?:%s)/[\w./*{},+-]*$" % "|".join(map(re.escape, PLACES)))
@@ -376,6 +377,8 @@ def check(root, command):
             if good and anchor and page.suffix == ".md":
                 good = anchor in anchors(page.read_text(encoding="utf-8"))
             verdict(good, f"{name}: a link leads nowhere: {target}")
+        for label in sorted(set(REFERENCE.findall(re.sub(r"`[^`]+`", "``", prose)))):
+            verdict(f"\n[{label}]: " in prose, f"{name}: a link leads nowhere: [{label}]")
     error = guide_error(command, guides) if command and guides else ""
     verdict(not error, f"the guides' blocks do not compile: {error}")
     passed += len(guides) - 1 if guides and not error else 0
@@ -385,8 +388,9 @@ def check(root, command):
 # The option is spelt so that nobody has it.
 PLANTED = """# Planted
 
-Words at [a heading](#planted), [none](#plantd), [another page](routes.md#no-such-heading) and [no page](rutes.md).
-An `-\x2donse`, and `scripts/no_such.py`. What `ropeway recieve` says, and `ropeway bench --receivers 4G`; `send --interval 1`.
+Words at [a heading](#planted), [none](#plantd), [another page](routes.md#no-such-heading) and [no page](rutes.md);
+[`a[i][j]`][undefined]. An `-\x2donse`, and `scripts/no_such.py`. What `ropeway recieve` says, and
+`ropeway bench --receivers 4G`; `send --interval 1`.
 `-Dcudda=auto`, and `-Dcuda=on`. This is errc::group_incomplet; `receiver_options::idle_mapping_limt`, `send_weihgts`.
 `GET /healthz`, `POST /slepp`, `GET /sleep` and `/is_slepping`.
 
@@ -406,9 +410,9 @@ stands_nowhere();
 |---|---|
 | nothing | `tests/cli/parts_test.cpp`: "no such title" |
 """
-PLANTED_COMPLAINTS = """#plantd; routes.md#no-such-heading; rutes.md; -\x2donse; scripts/no_such.py; ropeway recieve;
---receivers; --interval; option cudda; can't be on; errc::group_incomplet; idle_mapping_limt; send_weihgts; POST /slepp; GET /sleep; no /is_slepping;
-scripts/nothing.sh; has no --trace; POST /serch; option sampels; stands_nowhere; no such title"""
+PLANTED_COMPLAINTS = """#plantd; routes.md#no-such-heading; rutes.md; [undefined]; -\x2donse; scripts/no_such.py; ropeway recieve;
+--receivers; --interval; option cudda; can't be on; errc::group_incomplet; idle_mapping_limt; send_weihgts; POST /slepp;
+GET /sleep; no /is_slepping; scripts/nothing.sh; has no --trace; POST /serch; option sampels; stands_nowhere; no such title"""
 
 
 def self_test():
