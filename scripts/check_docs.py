@@ -411,8 +411,8 @@ stands_nowhere();
 | nothing | `tests/cli/parts_test.cpp`: "no such title" |
 """
 PLANTED_COMPLAINTS = """#plantd; routes.md#no-such-heading; rutes.md; [undefined]; -\x2donse; scripts/no_such.py; ropeway recieve;
---receivers; --interval; option cudda; can't be on; errc::group_incomplet; idle_mapping_limt; send_weihgts; POST /slepp;
-GET /sleep; no /is_slepping; scripts/nothing.sh; has no --trace; POST /serch; option sampels; stands_nowhere; no such title"""
+--receivers; --interval; option cudda; can't be on; errc::group_incomplet; idle_mapping_limt; send_weihgts;
+POST /slepp; GET /sleep; no /is_slepping; scripts/nothing.sh; has no --trace; POST /serch; option sampels; stands_nowhere; no such title"""
 
 
 def self_test():
