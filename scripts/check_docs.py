@@ -46,9 +46,9 @@ PLACES = ("include", "src", "tests", "samples", "benchmarks", "docs", "scripts",
 PATH = re.compile(r"^(?:%s)/[\w./*{},+-]*$" % "|".join(map(re.escape, PLACES)))
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
 # Options of other people's programs.
-FOREIGN = {"--custom-weight-loader", "--gpus", "--ipc", "--libs", "--reconfigure"}
+FOREIGN = {"--args", "--custom-weight-loader", "--gpus", "--ipc", "--libs", "--reconfigure"}
 # Names in other people's code.
-FOREIGN_NAMES = {"check_model_weights_status", "packed_ipc_producer"}
+FOREIGN_NAMES = {"check_model_weights_status", "epoll_wait", "frame_ptr", "packed_ipc_producer"}
 MESON = {"buildtype", "debug", "optimization", "werror", "cpp_args", "cpp_std", "default_library", "prefix", "libdir"}
 DEFINE = re.compile(r"(?<![\w-])-D([a-z]\w*)(?:=([\w|]+))?")
 NAME = re.compile(r"(?<![\w./:-])[a-z]+(?:_[a-z0-9]+)+(?![\w./-])")
