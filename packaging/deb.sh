@@ -27,4 +27,10 @@ cp -r packaging/debian "$room/ropeway-$version/debian"
 mkdir -p build-deb
 rm -f build-deb/*.deb
 mv "$room"/*.deb build-deb/
+# For tests/packages/run.sh, which asks whether they have what this machine could give them.
+if [ "${ROPEWAY_CUDA-auto}" != disabled ] && PATH=$PATH:/usr/local/cuda/bin:/opt/cuda/bin command -v nvcc >/dev/null; then
+  echo yes
+else
+  echo no
+fi >build-deb/with-cuda
 ls -l build-deb

@@ -9,6 +9,7 @@ What a reader sees from the words around a block, a comment just above it says h
                                  is ended with the page
     <!-- run: side by side -->   each line in a terminal of its own; all must end well
     <!-- run: prints WORDS -->   its output has these words
+    <!-- run: falls WORDS -->    its output has numbers after these words, each less than the one before
     <!-- not run: REASON -->     it is left out
 
 Variables that a block sets hold in those after it. What the compiler warns about is a failure: it is the first thing that a
@@ -28,7 +29,7 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 BLOCK = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-NOTE = re.compile(r"<!-- (run: (?:until|prints) .+|run: side by side|not run: .+) -->$")
+NOTE = re.compile(r"<!-- (run: (?:until|prints|falls) .+|run: side by side|not run: .+) -->$")
 LIMIT = 1800  # seconds for one block: the first ones build
 
 
@@ -83,6 +84,11 @@ def blocks(page):
         yield text.count("\n", 0, found.start()) + 1, note.group(1) if note else "", found.group(1)
 
 
+def falls(words, said):
+    numbers = [float(number) for number in re.findall(re.escape(words) + r"\s+(-?[\d.]+(?:e-?\d+)?)", said)]
+    return len(numbers) > 1 and all(after < before for before, after in zip(numbers, numbers[1:]))
+
+
 class Reader:
     """Somebody who types what a page says."""
 
@@ -108,6 +114,8 @@ class Reader:
             return "\n".join(line for line in terminal.said.splitlines() if "warning:" in line)
         if note.startswith("run: prints ") and note[len("run: prints "):] not in terminal.said:
             return f"it printed:\n{terminal.said[-4000:]}"
+        if note.startswith("run: falls ") and not falls(note[len("run: falls "):], terminal.said):
+            return f"it does not fall:\n{terminal.said[-4000:]}"
         return ""
 
     def leave(self):

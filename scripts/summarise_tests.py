@@ -20,7 +20,7 @@ def count(test):
     result = test["result"]
     if result == "SKIP":
         lines = [line for line in said.splitlines() if line.strip()]
-        return 0, 0, 1, "SKIPPED: " + (lines[-1].strip() if lines else "no reason given")
+        return 0, 0, 1, "SKIPPED: " + (lines[-1].strip().removeprefix("SKIPPED: ") if lines else "no reason given")
     cases = [tuple(map(int, found)) for found in CASES.findall(said)]
     passed, failed = sum(c[1] for c in cases), sum(c[2] for c in cases)
     if result in ("OK", "EXPECTEDFAIL"):

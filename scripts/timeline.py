@@ -13,6 +13,7 @@ bucket k+1 or a later one is packed.
 """
 import argparse
 import json
+import re
 import sys
 from xml.sax.saxutils import escape
 
@@ -49,10 +50,14 @@ def read(path):
         need(isinstance(event.get("args"), dict), "no args")
         if event["ph"] == "M":
             if event["name"] == "process_name":
+                need(isinstance(event["args"].get("name"), str), "a process without a name")
                 names[event["pid"]] = event["args"]["name"]
             continue
         for key in ("ts", "dur"):
             need(isinstance(event.get(key), (int, float)) and event[key] >= 0, f"no {key}")
+        need(isinstance(event.get("cat"), str), "no cat, which says what stage it is")
+        need(event["cat"] != "update" or isinstance(event["args"].get("version"), int), "an update without a version")
+        need(isinstance(event["args"].get("bucket", 0), int), "a bucket that is no number")
         stretches.append(event)
     # Readers nest what overlaps on one line, so nothing may.
     for event in sorted(stretches, key=lambda one: one["ts"]):
@@ -112,9 +117,11 @@ def draw(stretches, names, version, only, title):
     own = [one for one in chosen if one["cat"] in COLOURS and "receiver" not in one["args"]]
     if only:
         first, last = only
-        begin = min(one["ts"] for one in own if one["cat"] == "pack" and one["args"].get("bucket") == first)
-        end = max(one["ts"] + one["dur"] for one in own
-                  if one["cat"] == "load" and one["args"].get("bucket") == last)
+        begin = min((one["ts"] for one in own if one["cat"] == "pack" and one["args"].get("bucket") == first), default=None)
+        end = max((one["ts"] + one["dur"] for one in own
+                   if one["cat"] == "load" and one["args"].get("bucket") == last), default=None)
+        if begin is None or end is None or end <= begin:
+            fail(f"version {version} has no packing of bucket {first} and loading of bucket {last} after it")
     else:
         begin, end = min(one["ts"] for one in own), max(one["ts"] + one["dur"] for one in own)
     own = [one for one in own if one["ts"] < end and one["ts"] + one["dur"] > begin]
@@ -173,13 +180,17 @@ def main():
     for version in versions:
         for pid, total, both, count, of_them in overlaps(stretches, version):
             print(f"version {version}, {names.get(pid, pid)}: {total / 1000:.3f} ms of loading, {both / 1000:.3f} ms "
-                  f"({both / total:.0%}) of it while a later bucket is packed; {of_them} of {count} buckets")
+                  f"({both / total if total else 0:.0%}) of it while a later bucket is packed; {of_them} of {count} buckets")
     if not said.picture:
         return
     if not versions:
         fail("there is no update in it")
     version = said.version if said.version is not None else versions[-1]
-    only = tuple(int(part) for part in said.buckets.split("-")) if said.buckets else None
+    only = None
+    if said.buckets:
+        if not re.fullmatch(r"\d+-\d+", said.buckets):
+            fail(f"--buckets {said.buckets}: it takes two numbers, as in 3-7")
+        only = tuple(int(part) for part in said.buckets.split("-"))
     with open(said.picture, "w", encoding="utf-8") as file:
         file.write(draw(stretches, names, version, only, said.title or f"version {version}"))
 

@@ -416,8 +416,12 @@ CO_TEST("asleep it refuses updates and answers nothing; awake it serves from the
   co_await on.follow();
   co_await on.send(1, variant(1));
   auto client = on.client();
+  auto const before = co_await client.get("/is_sleeping");
+  CHECK(before.body.at("is_sleeping") == false);
   auto const asleep = co_await client.ask("POST", "/sleep?level=1");
   CHECK(asleep.status == 200);
+  auto const sleeping = co_await client.get("/is_sleeping");
+  CHECK(sleeping.body.at("is_sleeping") == true);
   auto const unanswered = co_await client.post("/embed", texts("cat"));
   CHECK(unanswered.status == 503);
   CHECK(unanswered.error() == "asleep");
@@ -432,6 +436,8 @@ CO_TEST("asleep it refuses updates and answers nothing; awake it serves from the
 
   auto const awake = co_await client.post("/wake_up");
   CHECK(awake.body.at("serving") == false);
+  auto const after = co_await client.get("/is_sleeping");
+  CHECK(after.body.at("is_sleeping") == false);
   auto const still = co_await client.post("/embed", texts("cat"));
   CHECK(still.status == 503);
   CHECK(still.error() == "no version has come yet");
