@@ -30,6 +30,7 @@ struct send_arguments : common_arguments {
   std::uint32_t slots = 2;
   std::uint32_t receivers = 1;
   std::chrono::milliseconds wait = std::chrono::seconds(60);
+  bool hold = false; ///< the last version, until a signal, for receivers that come later
 };
 
 struct receive_arguments : common_arguments {

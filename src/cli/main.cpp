@@ -12,7 +12,8 @@ namespace {
 
 constexpr char send_examples[] = "Examples:\n"
                                  "  ropeway send model.safetensors --socket ~/weights/s --receivers 2\n"
-                                 "  ropeway send model/ --socket ~/weights/s --device cuda:0 --bucket 256M";
+                                 "  ropeway send model/ --socket ~/weights/s --device cuda:0 --bucket 256M\n"
+                                 "  ropeway send model/ --socket ~/weights/s --check --hold";
 constexpr char receive_examples[] =
     "Examples:\n"
     "  ropeway receive --socket ~/weights/s --device cuda:0\n"
@@ -110,6 +111,9 @@ void add_send(CLI::App& app, words& said) {
       ->check(CLI::Range(1, 63));
   command.footer(send_examples);
   command.add_option("--wait", said.wait, "for so long at most")->capture_default_str()->check(time);
+  command.add_flag("--hold", said.send.hold,
+                   "when all is sent, hold the last version until Ctrl-C: who comes later is given it, and "
+                   "watch and verify find it");
 }
 
 void add_receive(CLI::App& app, words& said) {

@@ -136,8 +136,9 @@ class verify_run {
 
   void look_at(watched_sender const& seen) {
     if (!seen.last)
-      throw transfer_error(errc::digest_missing,
-                           "the sender has sent no version with digests (ropeway send --check does)");
+      throw transfer_error(
+          errc::digest_missing,
+          "the sender has sent no version with digests: ropeway send --check --hold sends one, and stays");
     for (auto const& one : seen.receivers)
       found_.receivers.push_back({one.name, one.version, one.digest, verdict_on(one, *seen.last)});
     for (auto const& file : found_.files)

@@ -197,3 +197,35 @@ TEST_CASE("send --check says that versions were compared, with the digest that r
   CHECK(testing::run({"verify", file, "--json"})
             .out.find(std::string(sent.at("versions").at(0).at("digest").as_string())) != std::string::npos);
 }
+
+TEST_CASE("send --hold gives its last version to who comes later, and is there for verify, until a signal") {
+  scratch const place;
+  auto const file = place.file("model.safetensors"), socket = place.file("s");
+  write(file, bytes_of(0));
+  for (int const signal : {SIGINT, SIGTERM}) {
+    program sender({"send", file, "--socket", socket, "--versions", "2", "--check", "--hold", "--json"});
+    auto const first = testing::run({"receive", "--socket", socket, "--versions", "2", "--json"});
+    CHECK_MESSAGE(first.status == 0, first.err);
+    sender.wait_for("holding version 2");
+    program late({"receive", "--socket", socket, "--name", "late", "--json"});
+    late.wait_for("version 2: ");
+    sender.wait_for("delivered version 2");
+    auto const looked = testing::run({"verify", "--socket", socket, "--json"});
+    CHECK_MESSAGE(looked.status == 0, looked.err);
+    CHECK(report_of(looked).at("sender").at("version") == 2);
+    CHECK(report_of(looked).at("receivers").at(0).at("verdict") == "same");
+    sender.signal(signal);
+    auto const end = sender.wait(), held = late.wait();
+    CHECK(end.status == 128 + signal);
+    CHECK(held.status == 0);
+    // Two that were sent, and one delivery.
+    auto const versions = report_of(end).at("versions").as_array();
+    REQUIRE(versions.size() == 3);
+    CHECK(versions[2].at("version") == 2);
+    CHECK(versions[2].at("digest") == versions[1].at("digest"));
+    CHECK(versions[2].at("receivers").at(0).at("name").as_string().starts_with("late"));
+    CHECK(versions[2].at("receivers").at(0).at("outcome") == "committed");
+    CHECK(report_of(held).at("versions").at(0).at("digest") == versions[1].at("digest"));
+    CHECK(report_of(first).at("versions").at(1).at("digest") == versions[1].at("digest"));
+  }
+}
