@@ -155,7 +155,8 @@ void add_watch(CLI::App& app, words& said) {
   command.add_option("--connect-limit", said.watch_limit, "how long to wait for the sender to appear")
       ->capture_default_str()
       ->check(time);
-  command.add_flag("--json", said.watch.json, "each look as one line of JSON");
+  command.add_flag("--json", said.watch.json,
+                   "each look as one line of JSON, and one with sender null when it is gone");
 }
 
 void add_verify(CLI::App& app, words& said) {

@@ -18,6 +18,7 @@
 #include "cli/findings.hpp"
 #include "cli/quantity.hpp"
 #include "cli/report_json.hpp"
+#include "cli/screen.hpp"
 #include "cli/table.hpp"
 #include "cli/versions.hpp"
 #include "ropeway/error.hpp"
@@ -68,6 +69,20 @@ TEST_CASE("a table is as wide as it needs to be, in characters") {
   std::ostringstream out;
   rows.print(out);
   CHECK(out.str() == "name       size\nä             1\nlong name   100\n");
+}
+
+TEST_CASE("what is drawn on a terminal takes one row a line, and one less than it has") {
+  CHECK(fitted("one\ntwo\n", {}) == "one\ntwo\n");
+  CHECK(fitted("", {80, 24}) == "");
+  CHECK(fitted("12345\n123456\n", {5, 0}) == "12345\n12345\n");
+  CHECK(fitted("äöü\n", {2, 0}) == "äö\n");
+  // Wide characters are not cut in the middle.
+  CHECK(fitted("漢字\n", {4, 0}) == "漢字\n");
+  CHECK(fitted("漢字\n", {3, 0}) == "漢\n");
+  CHECK(fitted("1\n2\n3\n", {80, 4}) == "1\n2\n3\n");
+  CHECK(fitted("1\n2\n3\n4\n", {80, 4}) == "1\n2\nand 2 more line(s)\n");
+  CHECK(fitted("1\n2\n3\n", {5, 2}) == "and 3\n");
+  CHECK(fitted("1\n2\n", {80, 1}) == "and 2 more line(s)\n");
 }
 
 TEST_CASE("every error leads to the status that the program promises") {
