@@ -85,7 +85,7 @@ int watch(watch_arguments const& arguments);
 int verify(verify_arguments const& arguments);
 /// Looks for what keeps weights from going fast, or at all, and says what to change.
 int doctor(doctor_arguments const& arguments);
-/// Times every way that this machine has.
+/// Times every route that works between each two places that this machine has for weights.
 int bench(bench_arguments const& arguments);
 
 } // namespace ropeway::cli

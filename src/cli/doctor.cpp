@@ -45,7 +45,7 @@ void look_at_devices(std::vector<finding>& all, std::vector<memory::device_uuid>
   }
 }
 
-/// A small transfer between two processes, for each way that there is.
+/// A small transfer between two processes, for each two places that there are.
 void try_ways(std::vector<finding>& all, std::vector<device> const& places) {
   for (auto const from : places)
     for (auto const to : places) {

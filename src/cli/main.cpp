@@ -186,11 +186,14 @@ void add_doctor(CLI::App& app, words& said) {
 }
 
 void add_bench(CLI::App& app, words& said) {
-  auto& command = *app.add_subcommand("bench", "Time every way that this machine has for weights");
+  auto& command =
+      *app.add_subcommand("bench", "Time every route that works between each two places for weights");
   auto const size = word(
       "SIZE", [](auto& text) { return parse_size(text).has_value(); }, "a size such as 64M or 1G");
   command.add_option("--size", said.bench_size, "of the weights")->capture_default_str()->check(size);
-  command.add_option("--bucket", said.bench_bucket, "bytes of a slot of the ring")
+  command
+      .add_option("--bucket", said.bench_bucket,
+                  "bytes of a slot of the ring, for the routes that have one: staged and host")
       ->capture_default_str()
       ->check(size);
   command.add_option("--slots", said.bench.slots, "slots of the ring")

@@ -95,12 +95,13 @@ trial_result try_out(trial const& what) {
     private_directory const place;
     auto const socket = place.file("trial.sock");
     auto const tensors = shapes(what.bytes);
-    weights const held(tensors, what.from);
+    weights const held(tensors, what.from, what.shared);
     fill(held);
     sender_options options;
-    options.bucket_bytes(what.bucket_bytes).slots(what.slots);
+    options.bucket_bytes(what.bucket_bytes).slots(what.slots).use_route(what.route);
     asio::io_context loop(1);
     sender from(loop.get_executor(), socket, options);
+    for (auto const& memory : held.shared()) from.share(memory);
     receiving const other(what, socket);
     asio::co_spawn(loop, send_all(what, from, held, result),
                    [&](std::exception_ptr error) { failed = error; });

@@ -15,6 +15,8 @@ struct trial {
   std::uint64_t bytes = std::uint64_t(64) << 20;
   std::uint64_t bucket_bytes = std::uint64_t(64) << 20;
   std::uint32_t slots = 2;
+  route_choice route = route_choice::automatic;
+  bool shared = false;       ///< weights on the host lie where receivers can map them
   std::uint32_t repeats = 1; ///< after one that makes and maps what is made once
 };
 
