@@ -528,8 +528,18 @@ TEST_CASE("a command line that makes no sense is a usage error in one line") {
     CHECK(result.out == "");
   }
   check_complaint(testing::run({"fly"}), 2, {"there is no command fly"});
-  for (auto const& words : std::vector<strings>{{"--help"}, {"send", "--help"}, {"--version"}})
-    CHECK(testing::run(words).status == 0);
+  CHECK(testing::run({"--version"}).status == 0);
+}
+
+TEST_CASE("every command has examples and the exit statuses in its help") {
+  for (std::string const command : {"", "send", "receive", "inspect", "watch", "verify", "doctor", "bench"}) {
+    auto const help = testing::run(command.empty() ? strings{"--help"} : strings{command, "--help"});
+    INFO(command, help.out);
+    CHECK(help.status == 0);
+    CHECK(help.out.find("\n  ropeway " + command) != std::string::npos);
+    CHECK(help.out.find("Exit status: 0 done") != std::string::npos);
+    CHECK(help.out.find("143 after a request to terminate") != std::string::npos);
+  }
 }
 
 TEST_CASE("watch shows a sender and its receivers, once or again and again") {
