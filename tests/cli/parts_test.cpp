@@ -20,6 +20,7 @@
 #include "cli/report_json.hpp"
 #include "cli/screen.hpp"
 #include "cli/table.hpp"
+#include "cli/trial.hpp"
 #include "cli/versions.hpp"
 #include "ropeway/error.hpp"
 #include "support/scratch.hpp"
@@ -208,6 +209,20 @@ TEST_CASE("the doctor tells machines apart, and says what to change") {
   CHECK(about_connections("8", true).how == level::good);
   for (auto const& one : look_around("", false))
     CHECK_MESSAGE(one.how != level::bad, one.about << ": " << one.said);
+}
+
+TEST_CASE("a trial whose receiver dies ends with what that one said last") {
+  testing::scratch const place;
+  trial what;
+  what.bytes = what.bucket_bytes = 65536;
+  what.program = place.file("program");
+  std::ofstream(what.program) << "#!/bin/sh\necho a warning >&2\necho ropeway: no room for it >&2\nexit 5\n";
+  REQUIRE(::chmod(what.program.c_str(), 0700) == 0);
+  CHECK(try_out(what).error == "no room for it");
+  what.program = "/bin/false";
+  CHECK(try_out(what).error == "the receiving process ended without a word");
+  what.program = place.file("nothing");
+  CHECK(try_out(what).error.find("no second process can be started") != std::string::npos);
 }
 
 TEST_CASE("the doctor looks at a socket's path and changes nothing") {
