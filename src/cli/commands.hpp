@@ -61,8 +61,9 @@ struct verify_arguments {
 };
 
 struct doctor_arguments {
-  std::string version; ///< of this program
-  std::string socket;  ///< to look at as well; may be empty
+  std::string version;      ///< of this program
+  bool has_io_uring = true; ///< it was built with it
+  std::string socket;       ///< to look at as well; may be empty
   bool with_trials = true;
   bool json = false;
 };

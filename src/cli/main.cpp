@@ -236,6 +236,7 @@ int run(CLI::App& app, words& said) {
   said.bench.bytes = *parse_size(said.bench_size);
   said.bench.bucket_bytes = *parse_size(said.bench_bucket);
   said.doctor.version = ROPEWAY_VERSION;
+  said.doctor.has_io_uring = ROPEWAY_HAS_IO_URING;
   if (app.got_subcommand("receive")) return receive(said.receive);
   said.watch.interval = *parse_seconds(said.interval);
   said.watch.connect_limit = *parse_seconds(said.watch_limit);

@@ -106,6 +106,12 @@ TEST_CASE("what a peer said stands in the line once, and can't disturb a termina
   CHECK(line.find("not\\x0anow") != line.npos);
 }
 
+TEST_CASE("an error's own words stand without the sentence of its code, and that alone if there are none") {
+  CHECK(own_words(transfer_error(errc::no_device, "no driver; use host memory")) ==
+        "no driver; use host memory");
+  CHECK(own_words(transfer_error(errc::no_device, "")) == make_error_code(errc::no_device).message());
+}
+
 TEST_CASE("text of any bytes becomes JSON") {
   CHECK(json_text("Größe") == "Größe");
   CHECK(json_text("a\xff\xc3") == "a\xef\xbf\xbd\xef\xbf\xbd");
@@ -190,10 +196,12 @@ TEST_CASE("the doctor tells machines apart, and says what to change") {
   CHECK(about_locked_memory(65536, "5.12.1").how == level::good);
   CHECK(about_locked_memory(65536, "6.1.0").how == level::good);
   CHECK(about_locked_memory(UINT64_MAX, "4.19").how == level::good);
-  CHECK(about_io_uring(0, {}).how == level::good);
-  CHECK(about_io_uring(EPERM, 2).advice.find("kernel.io_uring_disabled is 2") != std::string::npos);
-  CHECK(about_io_uring(EPERM, 0).advice.find("seccomp") != std::string::npos);
-  CHECK(about_io_uring(ENOSYS, {}).how == level::hint);
+  CHECK(about_io_uring(true, 0, {}).how == level::good);
+  CHECK(about_io_uring(true, EPERM, 2).advice.find("kernel.io_uring_disabled is 2") != std::string::npos);
+  CHECK(about_io_uring(true, EPERM, 0).advice.find("seccomp") != std::string::npos);
+  CHECK(about_io_uring(true, ENOSYS, {}).how == level::hint);
+  CHECK(about_io_uring(false, 0, {}).how == level::hint);
+  CHECK(about_io_uring(false, EPERM, {}).advice.find("liburing") != std::string::npos);
   CHECK(about_memfd(0).how == level::good);
   CHECK(about_memfd(EPERM).how == level::bad);
   CHECK(about_peer_watch(0, 0).how == level::good);
@@ -207,7 +215,7 @@ TEST_CASE("the doctor tells machines apart, and says what to change") {
   CHECK(about_connections("1", false).how == level::good);
   CHECK(about_connections("1", true).how == level::hint);
   CHECK(about_connections("8", true).how == level::good);
-  for (auto const& one : look_around("", false))
+  for (auto const& one : look_around("", false, true))
     CHECK_MESSAGE(one.how != level::bad, one.about << ": " << one.said);
 }
 
