@@ -22,7 +22,7 @@ _ropeway() {
   local options=''
   case $command in
     '') options='send receive inspect watch verify doctor bench --help --version' ;;
-    send) options='--socket --device --route --json --quiet --digest --no-digest --check --trace --versions --bucket --slots --receivers --wait' ;;
+    send) options='--socket --device --route --json --quiet --digest --no-digest --check --trace --versions --bucket --slots --receivers --wait --hold' ;;
     receive) options='--socket --device --route --json --quiet --digest --no-digest --check --trace --out --versions --name --connect-limit' ;;
     inspect) options='--json' ;;
     watch) options='--socket --interval --once --connect-limit --json' ;;

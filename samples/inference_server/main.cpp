@@ -72,7 +72,7 @@ int main(int argc, char** argv) try {
   server_settings settings;
   for (int i = 1; i < argc; i += 2) {
     std::string_view const option = argv[i];
-    if (option == "--help") {
+    if (option == "-h" || option == "--help") {
       std::fputs(usage, stdout);
       return 0;
     }

@@ -20,7 +20,13 @@ namespace {
 
 struct measured {
   device from, to;
+  route_choice asked; ///< automatic: the one that is taken if nobody asks
   trial_result result;
+
+  std::string way() const {
+    if (result.worked()) return std::string(name(result.way));
+    return asked == route_choice::automatic ? "none" : "no " + std::string(name(asked));
+  }
 };
 
 /// What one thread does with one copy of the bytes.
@@ -56,12 +62,11 @@ void print_table(std::ostream& out, bench_arguments const& arguments, std::vecto
   for (auto const& one : all) {
     bool const worked = one.result.worked();
     auto const time = one.result.median();
-    rows.add({to_string(one.from), to_string(one.to), worked ? std::string(name(one.result.way)) : "none",
-              worked ? time_text(time) : "-", worked ? rate_text(arguments.bytes, time) : "-",
-              remark(one.result)});
+    rows.add({to_string(one.from), to_string(one.to), one.way(), worked ? time_text(time) : "-",
+              worked ? rate_text(arguments.bytes, time) : "-", remark(one.result)});
   }
   rows.add({"host", "host", "memcpy", time_text(copy), rate_text(arguments.bytes, copy),
-            "one thread, one copy; every route copies twice"});
+            "one thread, one copy, as mapped makes; staged and host make two"});
   rows.print(out);
 }
 
@@ -73,6 +78,7 @@ boost::json::object to_json(bench_arguments const& arguments, std::vector<measur
     boost::json::object entry;
     entry["from"] = to_string(one.from);
     entry["to"] = to_string(one.to);
+    entry["asked"] = name(one.asked);
     if (one.result.worked()) {
       entry["route"] = name(one.result.way);
       entry["median_seconds"] = seconds(one.result.median());
@@ -107,6 +113,36 @@ void check_memory(bench_arguments const& arguments) {
                                                 " are available; use a smaller --size");
 }
 
+/// Times all routes from one place to another: the one that is taken unasked, and the slower ones that are
+/// there beside it.
+void time_all(bench_arguments const& arguments, device from, device to, std::vector<measured>& all) {
+  auto const time = [&](route_choice asked, bool shared = false) {
+    trial what;
+    what.from = from;
+    what.to = to;
+    what.bytes = arguments.bytes;
+    what.bucket_bytes = arguments.bucket_bytes;
+    what.slots = arguments.slots;
+    what.repeats = arguments.repeats;
+    what.route = asked;
+    what.shared = shared;
+    return try_out(what);
+  };
+  all.push_back({from, to, route_choice::automatic, time(route_choice::automatic)});
+  bool const worked = all.back().result.worked();
+  auto const fastest = all.back().result.way;
+  if (worked && from.is_cuda() && fastest == route::mapped)
+    // Where the ring can't be mapped, although the tensors can, this is the host route.
+    if (auto staged = time(route_choice::staged); !staged.worked() || staged.way == route::staged)
+      all.push_back({from, to, route_choice::staged, std::move(staged)});
+  if (worked && from.is_cuda() && fastest != route::host)
+    all.push_back({from, to, route_choice::host, time(route_choice::host)});
+  if (worked && !from.is_cuda() && !to.is_cuda()) {
+    all.push_back({from, to, route_choice::mapped, time(route_choice::mapped, true)});
+    all.back().result.why = "the tensors are host memory that is shared";
+  }
+}
+
 } // namespace
 
 int bench(bench_arguments const& arguments) {
@@ -116,16 +152,7 @@ int bench(bench_arguments const& arguments) {
     check_memory(arguments);
     auto const where = places(memory::system_backends()->cuda_devices());
     for (auto const from : where)
-      for (auto const to : where) {
-        trial what;
-        what.from = from;
-        what.to = to;
-        what.bytes = arguments.bytes;
-        what.bucket_bytes = arguments.bucket_bytes;
-        what.slots = arguments.slots;
-        what.repeats = arguments.repeats;
-        all.push_back({from, to, try_out(what)});
-      }
+      for (auto const to : where) time_all(arguments, from, to, all);
     copy = one_memcpy(arguments.bytes, arguments.repeats);
     return 0;
   };

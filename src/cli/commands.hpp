@@ -30,6 +30,7 @@ struct send_arguments : common_arguments {
   std::uint32_t slots = 2;
   std::uint32_t receivers = 1;
   std::chrono::milliseconds wait = std::chrono::seconds(60);
+  bool hold = false; ///< the last version, until a signal, for receivers that come later
 };
 
 struct receive_arguments : common_arguments {
@@ -60,8 +61,9 @@ struct verify_arguments {
 };
 
 struct doctor_arguments {
-  std::string version; ///< of this program
-  std::string socket;  ///< to look at as well; may be empty
+  std::string version;      ///< of this program
+  bool has_io_uring = true; ///< it was built with it
+  std::string socket;       ///< to look at as well; may be empty
   bool with_trials = true;
   bool json = false;
 };
@@ -84,7 +86,7 @@ int watch(watch_arguments const& arguments);
 int verify(verify_arguments const& arguments);
 /// Looks for what keeps weights from going fast, or at all, and says what to change.
 int doctor(doctor_arguments const& arguments);
-/// Times every way that this machine has.
+/// Times every route that works between each two places that this machine has for weights.
 int bench(bench_arguments const& arguments);
 
 } // namespace ropeway::cli

@@ -24,7 +24,7 @@ void look_at_devices(std::vector<finding>& all, std::vector<memory::device_uuid>
     std::string why = "none";
     try {
       (void)memory.get(device::cuda(0));
-    } catch (std::exception const& error) { why = error.what(); }
+    } catch (transfer_error const& error) { why = own_words(error); }
     all.push_back({level::hint, "CUDA", why, "weights in host memory need nothing of it"});
   }
   for (std::size_t i = 0; i < devices.size(); ++i) {
@@ -45,7 +45,7 @@ void look_at_devices(std::vector<finding>& all, std::vector<memory::device_uuid>
   }
 }
 
-/// A small transfer between two processes, for each way that there is.
+/// A small transfer between two processes, for each two places that there are.
 void try_ways(std::vector<finding>& all, std::vector<device> const& places) {
   for (auto const from : places)
     for (auto const to : places) {
@@ -103,7 +103,8 @@ int doctor(doctor_arguments const& arguments) {
     utsname kernel{};
     ::uname(&kernel);
     all.push_back({level::good, "ropeway", arguments.version + ", Linux " + kernel.release, {}});
-    for (auto& one : look_around(arguments.socket, !devices.empty())) all.push_back(std::move(one));
+    for (auto& one : look_around(arguments.socket, !devices.empty(), arguments.has_io_uring))
+      all.push_back(std::move(one));
     std::vector<device> places{device::host()};
     for (std::size_t i = 0; i < devices.size(); ++i) places.push_back(device::cuda(static_cast<int>(i)));
     // Before this process touches a device: the trials' receivers are started from it.

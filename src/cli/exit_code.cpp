@@ -4,8 +4,6 @@
 #include <iostream>
 #include <new>
 
-#include "ropeway/error.hpp"
-
 namespace ropeway::cli {
 
 exit_code to_exit_code(std::error_code const& error) noexcept {
@@ -55,15 +53,19 @@ std::string printable(std::string_view text) {
   return out;
 }
 
+std::string own_words(transfer_error const& error) {
+  std::string line = error.what();
+  if (std::string const tail = ": " + error.code().message(); line.ends_with(tail))
+    line.erase(line.size() - tail.size());
+  return line.empty() ? error.code().message() : line;
+}
+
 verdict judge(std::exception_ptr const& error) {
   try {
     std::rethrow_exception(error);
   } catch (transfer_error const& e) {
-    std::string line = e.what();
-    // The code's own sentence speaks of a report; where the error has words of its own, they say it all.
-    if (std::string const tail = ": " + e.code().message();
-        e.code() == errc::too_few_receivers && line.ends_with(tail))
-      line.erase(line.size() - tail.size());
+    // This code's sentence speaks of a report; where the error has words of its own, they say it all.
+    std::string line = e.code() == errc::too_few_receivers ? own_words(e) : e.what();
     if (!e.peer_words().empty() && line.find(e.peer_words()) == line.npos)
       line += " (the other side said: " + e.peer_words() + ")";
     return {to_exit_code(e.code()), printable(line)};

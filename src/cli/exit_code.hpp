@@ -6,6 +6,8 @@
 #include <string_view>
 #include <system_error>
 
+#include "ropeway/error.hpp"
+
 namespace ropeway::cli {
 
 /// A signal ends the program with 128 and its number: 130 for an interrupt, 143 for a request to terminate.
@@ -18,6 +20,10 @@ enum class exit_code : int {
 };
 
 exit_code to_exit_code(std::error_code const& error) noexcept;
+
+/// What the error says itself, without the sentence of its code at the end. (All of it, where it says
+/// nothing.)
+std::string own_words(transfer_error const& error);
 
 /// The status and the one line for whatever was thrown.
 struct verdict {

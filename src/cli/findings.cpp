@@ -156,10 +156,15 @@ finding about_locked_memory(std::uint64_t limit, std::string_view kernel) {
   return one;
 }
 
-finding about_io_uring(int error, std::optional<int> disabled) {
+finding about_io_uring(bool built, int error, std::optional<int> disabled) {
   finding one{level::good, "io_uring", "allowed", {}};
-  if (error == 0) return one;
+  if (built && error == 0) return one;
   one.how = level::hint;
+  if (!built) {
+    one.said = "this build has none; checkpoints are read with pread threads, which works";
+    one.advice = "install liburing 2.3 or newer (Debian: liburing-dev), and build ropeway again";
+    return one;
+  }
   one.said = "refused (" + reason(error) + "); checkpoints are read with pread threads, which works";
   if (error == ENOSYS)
     one.advice = "this kernel has no io_uring, or a container's seccomp profile hides it";
@@ -249,7 +254,7 @@ finding about_socket(std::string const& path) {
   return one;
 }
 
-std::vector<finding> look_around(std::string const& socket, bool has_devices) {
+std::vector<finding> look_around(std::string const& socket, bool has_devices, bool has_io_uring) {
   utsname kernel{};
   ::uname(&kernel);
   std::vector<finding> all{
@@ -257,7 +262,7 @@ std::vector<finding> look_around(std::string const& socket, bool has_devices) {
       about_memory(memory::host::available_memory()),
       about_descriptors(limit_of(RLIMIT_NOFILE)),
       about_locked_memory(limit_of(RLIMIT_MEMLOCK), kernel.release),
-      about_io_uring(try_io_uring(), setting("/proc/sys/kernel/io_uring_disabled")),
+      about_io_uring(has_io_uring, try_io_uring(), setting("/proc/sys/kernel/io_uring_disabled")),
       about_peer_watch(try_peer_pidfd(), try_pidfd_open()),
       about_container(container_signs()),
       about_dev_shm(dev_shm()),

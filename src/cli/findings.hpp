@@ -28,8 +28,9 @@ finding about_descriptors(std::uint64_t limit);
 finding about_memory(std::uint64_t available);
 /// `limit`: RLIMIT_MEMLOCK. `kernel`: as uname has it, "6.1.0-18-amd64".
 finding about_locked_memory(std::uint64_t limit, std::string_view kernel);
-/// `error`: what io_uring_setup said, 0 for nothing. `disabled`: kernel.io_uring_disabled, if there is one.
-finding about_io_uring(int error, std::optional<int> disabled);
+/// `built`: whether this build can use it. `error`: what io_uring_setup said, 0 for nothing. `disabled`:
+/// kernel.io_uring_disabled, if there is one.
+finding about_io_uring(bool built, int error, std::optional<int> disabled);
 /// `error`: what memfd_create with sealing said.
 finding about_memfd(int error);
 /// `error`: what SO_PEERPIDFD said; `pidfd_open_error`: what pidfd_open of the own process said.
@@ -43,7 +44,8 @@ finding about_connections(char const* value, bool has_devices);
 /// Looks at a socket's path and directory without changing them, and whether somebody listens there.
 finding about_socket(std::string const& path);
 
-/// All that this machine can be asked without a trial; `socket` may be empty.
-std::vector<finding> look_around(std::string const& socket, bool has_devices);
+/// All that this machine can be asked without a trial; `socket` may be empty. `has_io_uring`: this build
+/// does.
+std::vector<finding> look_around(std::string const& socket, bool has_devices, bool has_io_uring);
 
 } // namespace ropeway::cli

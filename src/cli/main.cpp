@@ -12,7 +12,8 @@ namespace {
 
 constexpr char send_examples[] = "Examples:\n"
                                  "  ropeway send model.safetensors --socket ~/weights/s --receivers 2\n"
-                                 "  ropeway send model/ --socket ~/weights/s --device cuda:0 --bucket 256M";
+                                 "  ropeway send model/ --socket ~/weights/s --device cuda:0 --bucket 256M\n"
+                                 "  ropeway send model/ --socket ~/weights/s --check --hold";
 constexpr char receive_examples[] =
     "Examples:\n"
     "  ropeway receive --socket ~/weights/s --device cuda:0\n"
@@ -24,9 +25,26 @@ constexpr char verify_examples[] = "Examples:\n"
                                    "  ropeway verify --socket ~/weights/s\n"
                                    "  ropeway verify model.safetensors copy.safetensors\n"
                                    "  ropeway verify model/ --socket ~/weights/s --json";
-constexpr char footer[] = "Exit status: 0 done, 2 usage, 3 peer (missing, refused, died), 4 data (checkpoint "
-                          "or tensors), 5 system;\n"
-                          "130 after Ctrl-C, 143 after a request to terminate.";
+constexpr char inspect_examples[] = "Examples:\n"
+                                    "  ropeway inspect model.safetensors\n"
+                                    "  ropeway inspect model/ --json";
+constexpr char doctor_examples[] = "Examples:\n"
+                                   "  ropeway doctor --socket ~/weights/s\n"
+                                   "  ropeway doctor --no-trials --json";
+constexpr char bench_examples[] = "Examples:\n"
+                                  "  ropeway bench\n"
+                                  "  ropeway bench --size 4G --bucket 256M --repeats 9";
+constexpr char examples[] = "Examples, the first two in two terminals:\n"
+                            "  ropeway send model.safetensors --socket ~/weights/s --check --hold\n"
+                            "  ropeway receive --socket ~/weights/s --versions 1 --out copy.safetensors\n"
+                            "  ropeway watch --socket ~/weights/s\n"
+                            "  ropeway doctor --socket ~/weights/s";
+constexpr char statuses[] = "Exit status: 0 done, 2 usage, 3 peer (missing, refused, died), 4 data "
+                            "(checkpoint, tensors, or what differs),\n"
+                            "5 system, 130 after Ctrl-C (watch: 0), 143 after a request to terminate.";
+
+/// What stands below the options of a command.
+std::string footer(char const* shown) { return std::string(shown) + "\n\n" + statuses; }
 
 /// What the command line said, before it is understood.
 struct words {
@@ -108,15 +126,18 @@ void add_send(CLI::App& app, words& said) {
   command.add_option("--receivers", said.send.receivers, "wait for so many; each version must reach as many")
       ->capture_default_str()
       ->check(CLI::Range(1, 63));
-  command.footer(send_examples);
+  command.footer(footer(send_examples));
   command.add_option("--wait", said.wait, "for so long at most")->capture_default_str()->check(time);
+  command.add_flag("--hold", said.send.hold,
+                   "when all is sent, hold the last version until Ctrl-C: who comes later is given it, and "
+                   "watch and verify find it");
 }
 
 void add_receive(CLI::App& app, words& said) {
   auto& command = *app.add_subcommand("receive", "Receive weights into this process's memory, and a file");
   auto const time = word(
       "SECONDS", [](auto& text) { return parse_seconds(text).has_value(); }, "a time in seconds");
-  command.footer(receive_examples);
+  command.footer(footer(receive_examples));
   add_common(command, said.receive, said);
   command.add_option("--out", said.receive.out, "write the last version here")->type_name("FILE.safetensors");
   command
@@ -131,6 +152,7 @@ void add_receive(CLI::App& app, words& said) {
 
 void add_inspect(CLI::App& app, words& said) {
   auto& command = *app.add_subcommand("inspect", "Show what a checkpoint holds");
+  command.footer(footer(inspect_examples));
   command
       .add_option("checkpoint", said.inspect.path,
                   "a .safetensors file, an index, or a directory with either")
@@ -142,7 +164,7 @@ void add_watch(CLI::App& app, words& said) {
   auto& command = *app.add_subcommand("watch", "Show a sender and its receivers, again and again");
   auto const time = word(
       "SECONDS", [](auto& text) { return parse_seconds(text).has_value(); }, "a time in seconds");
-  command.footer(watch_examples);
+  command.footer(footer(watch_examples));
   command.add_option("--socket", said.watch.socket, "where the sender listens")
       ->required()
       ->type_name("PATH");
@@ -151,7 +173,8 @@ void add_watch(CLI::App& app, words& said) {
   command.add_option("--connect-limit", said.watch_limit, "how long to wait for the sender to appear")
       ->capture_default_str()
       ->check(time);
-  command.add_flag("--json", said.watch.json, "each look as one line of JSON");
+  command.add_flag("--json", said.watch.json,
+                   "each look as one line of JSON, and one with sender null when it is gone");
 }
 
 void add_verify(CLI::App& app, words& said) {
@@ -159,7 +182,7 @@ void add_verify(CLI::App& app, words& said) {
       *app.add_subcommand("verify", "Compare checkpoints, a sender and its receivers by their digests");
   auto const time = word(
       "SECONDS", [](auto& text) { return parse_seconds(text).has_value(); }, "a time in seconds");
-  command.footer(verify_examples);
+  command.footer(footer(verify_examples));
   command.add_option("checkpoints", said.verify.checkpoints,
                      "each a .safetensors file, an index, or a directory with either");
   command
@@ -174,6 +197,7 @@ void add_verify(CLI::App& app, words& said) {
 
 void add_doctor(CLI::App& app, words& said) {
   auto& command = *app.add_subcommand("doctor", "Look for what keeps weights from going fast, or at all");
+  command.footer(footer(doctor_examples));
   command.add_option("--socket", said.doctor.socket, "also whether this path would do")->type_name("PATH");
   command.add_flag("--trials,!--no-trials", said.doctor.with_trials,
                    "send 16 MiB each way between two processes (default: yes)");
@@ -181,11 +205,15 @@ void add_doctor(CLI::App& app, words& said) {
 }
 
 void add_bench(CLI::App& app, words& said) {
-  auto& command = *app.add_subcommand("bench", "Time every way that this machine has for weights");
+  auto& command =
+      *app.add_subcommand("bench", "Time every route that works between each two places for weights");
   auto const size = word(
       "SIZE", [](auto& text) { return parse_size(text).has_value(); }, "a size such as 64M or 1G");
+  command.footer(footer(bench_examples));
   command.add_option("--size", said.bench_size, "of the weights")->capture_default_str()->check(size);
-  command.add_option("--bucket", said.bench_bucket, "bytes of a slot of the ring")
+  command
+      .add_option("--bucket", said.bench_bucket,
+                  "bytes of a slot of the ring, for the routes that have one: staged and host")
       ->capture_default_str()
       ->check(size);
   command.add_option("--slots", said.bench.slots, "slots of the ring")
@@ -208,6 +236,7 @@ int run(CLI::App& app, words& said) {
   said.bench.bytes = *parse_size(said.bench_size);
   said.bench.bucket_bytes = *parse_size(said.bench_bucket);
   said.doctor.version = ROPEWAY_VERSION;
+  said.doctor.has_io_uring = ROPEWAY_HAS_IO_URING;
   if (app.got_subcommand("receive")) return receive(said.receive);
   said.watch.interval = *parse_seconds(said.interval);
   said.watch.connect_limit = *parse_seconds(said.watch_limit);
@@ -227,7 +256,7 @@ int main(int argc, char** argv) {
   // Whoever reads our output may leave; that must not keep us from cleaning up.
   std::signal(SIGPIPE, SIG_IGN);
   CLI::App app("Carries model weights from a trainer to inference servers on the same host.", "ropeway");
-  app.footer(footer);
+  app.footer(footer(examples));
   app.require_subcommand(1);
   app.set_version_flag("--version", ROPEWAY_VERSION);
   words said;

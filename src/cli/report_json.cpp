@@ -110,6 +110,16 @@ object to_json(watched_sender const& seen) {
   return out;
 }
 
+object gone_json(std::string const& why) {
+  object out;
+  out["sender"] = nullptr;
+  out["gone"] = json_text(why);
+  out["last"] = nullptr;
+  out["updating"] = nullptr;
+  out["receivers"] = array();
+  return out;
+}
+
 object to_json(checkpoint const& opened) {
   object metadata;
   for (auto const& [key, text] : opened.metadata()) metadata[json_text(key)] = json_text(text);

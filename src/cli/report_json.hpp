@@ -17,6 +17,8 @@ boost::json::object to_json(stage_times const& times);
 boost::json::object to_json(send_report const& report, std::string const& digest);
 boost::json::object to_json(load_report const& report, std::string const& digest);
 boost::json::object to_json(watched_sender const& seen);
+/// The same of a sender that is there no more, for the reason in "gone".
+boost::json::object gone_json(std::string const& why);
 boost::json::object to_json(checkpoint const& opened);
 
 /// Text that may hold any bytes as JSON can carry it: what is no UTF-8 becomes U+FFFD.

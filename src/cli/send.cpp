@@ -1,4 +1,5 @@
 #include <asio/io_context.hpp>
+#include <asio/steady_timer.hpp>
 #include <asio/thread_pool.hpp>
 #include <exception>
 #include <iostream>
@@ -34,6 +35,21 @@ sender_options options_for(send_arguments const& arguments, observer& watch) {
   return options;
 }
 
+/// Hears of what a version that is held is given to; nobody awaits these updates.
+class deliveries final : public observer {
+ public:
+  explicit deliveries(std::function<void(send_report const&)> tell) : tell_(std::move(tell)) {}
+  /// What comes from now on are deliveries.
+  void begin() noexcept { holding_ = true; }
+  void update_sent(send_report const& report) override {
+    if (holding_) tell_(report);
+  }
+
+ private:
+  std::function<void(send_report const&)> const tell_;
+  bool holding_ = false;
+};
+
 /// One run of `ropeway send`. What can be wrong is found out before anything large is read: checkpoint,
 /// device, socket.
 class send_run {
@@ -45,7 +61,8 @@ class send_run {
       , from_(checkpoint::open(arguments.checkpoint))
       , window_(arguments.where)
       , timeline_(arguments.trace, "ropeway send")
-      , watchers_({&watch_, timeline_.watching()})
+      , deliveries_([this](send_report const& report) { add_delivery(report); })
+      , watchers_({&watch_, timeline_.watching(), &deliveries_})
       , sender_(loop_.get_executor(), arguments.socket, options_for(arguments, watchers_)) {}
 
   /// The signal that ended it, or 0. What was sent by then stands in the list it was given.
@@ -78,9 +95,23 @@ class send_run {
         sent_.push_back(std::move(entry));
         throw;
       }
-      tell(entry);
+      tell(entry, "version ");
       sent_.push_back(std::move(entry));
     }
+    if (!arguments_.hold) co_return;
+    watch_.line("holding version " + std::to_string(arguments_.versions) + " until Ctrl-C");
+    deliveries_.begin();
+    held_ = sender_.hold(arguments_.versions, prepared);
+    // Only a signal ends this.
+    asio::steady_timer never(loop_, asio::steady_timer::time_point::max());
+    co_await never.async_wait(use_awaitable);
+  }
+
+  void add_delivery(send_report const& report) {
+    // The bytes are those of the version that was sent last.
+    sent_version entry{report, sent_.empty() ? std::string() : sent_.back().digest};
+    tell(entry, "delivered version ");
+    sent_.push_back(std::move(entry));
   }
 
   void load_checkpoint(std::atomic<bool> const& stop) {
@@ -102,9 +133,9 @@ class send_run {
     return wanted ? digest(weights_, window_, stop) : std::string();
   }
 
-  void tell(sent_version const& entry) {
+  void tell(sent_version const& entry, std::string const& what) {
     auto const& report = entry.report;
-    watch_.line("version " + std::to_string(report.version) + ": " + size_text(report.bytes) + " in " +
+    watch_.line(what + std::to_string(report.version) + ": " + size_text(report.bytes) + " in " +
                 std::to_string(report.buckets) + " bucket(s) to " +
                 std::to_string(report.count(outcome::committed)) + " of " +
                 std::to_string(report.receivers.size()) + " receiver(s) in " + time_text(report.total) +
@@ -117,11 +148,13 @@ class send_run {
   checkpoint from_;
   host_window window_;
   timeline timeline_;
+  deliveries deliveries_;
   observers watchers_;
   weights weights_;
   asio::io_context loop_{1};
   asio::thread_pool pool_{1};
   sender sender_;
+  held_version held_; ///< its sender closes before it ends: nobody waits for anybody then
 };
 
 boost::json::object json_report(send_arguments const& arguments, std::vector<sent_version> const& sent) {

@@ -15,7 +15,10 @@ struct trial {
   std::uint64_t bytes = std::uint64_t(64) << 20;
   std::uint64_t bucket_bytes = std::uint64_t(64) << 20;
   std::uint32_t slots = 2;
-  std::uint32_t repeats = 1; ///< after one that makes and maps what is made once
+  route_choice route = route_choice::automatic;
+  bool shared = false;                    ///< weights on the host lie where receivers can map them
+  std::string program = "/proc/self/exe"; ///< that is started as `receive`
+  std::uint32_t repeats = 1;              ///< after one that makes and maps what is made once
 };
 
 struct trial_result {
@@ -28,8 +31,8 @@ struct trial_result {
 };
 
 /// Starts this program once more, as `ropeway receive`, and sends it made-up tensors. Blocks; takes what the
-/// transfers take, and a minute at most to find out that they don't come about. Throws nothing but
-/// std::bad_alloc.
+/// transfers take, and a minute at most to find out that they don't come about; when the other process ends
+/// before, its last line on standard error is the reason. Throws nothing but std::bad_alloc.
 trial_result try_out(trial const& what);
 
 } // namespace ropeway::cli

@@ -136,8 +136,9 @@ class verify_run {
 
   void look_at(watched_sender const& seen) {
     if (!seen.last)
-      throw transfer_error(errc::digest_missing,
-                           "the sender has sent no version with digests (ropeway send --check does)");
+      throw transfer_error(
+          errc::digest_missing,
+          "the sender has sent no version with digests: ropeway send --check --hold sends one, and stays");
     for (auto const& one : seen.receivers)
       found_.receivers.push_back({one.name, one.version, one.digest, verdict_on(one, *seen.last)});
     for (auto const& file : found_.files)
@@ -174,6 +175,8 @@ boost::json::object json_report(findings const& found) {
     sender["id"] = found.sender->id;
     sender["version"] = found.sender->last->version;
     sender["digest"] = to_string(found.sender->last->digest);
+    auto const& running = found.sender->updating;
+    sender["updating"] = running ? boost::json::value(running->version) : boost::json::value(nullptr);
     out["sender"] = std::move(sender);
   }
   for (auto const& one : found.receivers) {
@@ -194,12 +197,15 @@ void print_table(std::ostream& out, findings const& found) {
   table rows({"what", ">version", "digest", "verdict"});
   for (auto const& one : found.files) rows.add({printable(one.path), "-", to_string(one.digest), ""});
   if (found.sender && found.sender->last)
-    rows.add({"the sender", std::to_string(found.sender->last->version),
+    rows.add({"the sender, last with digests", std::to_string(found.sender->last->version),
               to_string(found.sender->last->digest), ""});
   for (auto const& one : found.receivers)
     rows.add({printable(one.name), one.version ? std::to_string(*one.version) : "-",
               one.digest ? to_string(*one.digest) : "-", one.verdict});
   rows.print(out);
+  if (found.sender && found.receivers.empty()) out << "no receiver is connected\n";
+  if (found.sender && found.sender->updating)
+    out << "version " << found.sender->updating->version << " is on its way\n";
   for (std::size_t i = 0; i < std::min(found.differences.size(), most_named); ++i)
     out << found.differences[i] << '\n';
   if (found.differences.size() > most_named)
@@ -215,7 +221,11 @@ std::string disagreement(findings const& found) {
   if (!found.differences.empty()) text = std::to_string(found.differences.size()) + " difference(s)";
   if (others != 0)
     text += (text.empty() ? "" : ", and ") + std::to_string(others) + " of " +
-            std::to_string(found.receivers.size()) + " receiver(s) do not hold what was sent last";
+            std::to_string(found.receivers.size()) +
+            " receiver(s) do not hold what was sent last with digests";
+  if (others != 0 && found.sender && found.sender->updating)
+    text += ": version " + std::to_string(found.sender->updating->version) +
+            " is on its way, so look again when it is there";
   return text;
 }
 

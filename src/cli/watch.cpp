@@ -11,6 +11,7 @@
 #include "cli/exit_code.hpp"
 #include "cli/quantity.hpp"
 #include "cli/report_json.hpp"
+#include "cli/screen.hpp"
 #include "cli/table.hpp"
 #include "cli/until_signal.hpp"
 #include "ropeway/ropeway.hpp"
@@ -61,7 +62,7 @@ class watch_run {
     std::string gone;
     for (bool first = true;; first = false) {
       if (!first) {
-        show("the sender is gone: " + printable(gone) + "\nwaiting for another one\n");
+        tell_gone(gone);
         watcher_ = watcher(loop_.get_executor(), receiver_options().connect_limit(std::chrono::years(1)));
       }
       co_await watcher_.connect(arguments_.socket);
@@ -88,17 +89,35 @@ class watch_run {
       show(as_table(seen));
   }
 
+  void tell_gone(std::string const& why) {
+    if (arguments_.json)
+      std::cout << boost::json::serialize(gone_json(why)) << std::endl;
+    else
+      show("the sender is gone: " + printable(why) + "\nwaiting for another one\n");
+  }
+
   /// In the place of what was shown before, on a terminal.
   void show(std::string const& text) {
-    if (arguments_.json) return;
-    if (terminal_ && lines_ > 0) std::cout << "\x1b[" << lines_ << "A\x1b[J";
-    std::cout << text << std::flush;
-    lines_ = std::count(text.begin(), text.end(), '\n');
+    if (!terminal_) {
+      std::cout << text << std::flush;
+      return;
+    }
+    auto const size = size_of(STDOUT_FILENO);
+    // What a terminal makes of old lines when its size changes, it alone knows.
+    if (size != drawn_on_ && lines_ > 0)
+      std::cout << "\x1b[H\x1b[J";
+    else if (lines_ > 0)
+      std::cout << "\x1b[" << lines_ << "A\x1b[J";
+    auto const drawn = fitted(text, size);
+    std::cout << drawn << std::flush;
+    lines_ = std::ranges::count(drawn, '\n');
+    drawn_on_ = size;
   }
 
   watch_arguments const& arguments_;
   bool const terminal_;
-  std::ptrdiff_t lines_ = 0;
+  std::ptrdiff_t lines_ = 0; ///< that stand on the terminal
+  screen_size drawn_on_;     ///< and how large it was then
   asio::io_context loop_{1};
   asio::steady_timer timer_{loop_};
   watcher watcher_;

@@ -21,17 +21,17 @@ std::uint64_t size_of(tensor_info const& info) {
 
 } // namespace
 
-weights::weights(std::span<tensor_info const> tensors, device where) : where_(where) {
+weights::weights(std::span<tensor_info const> tensors, device where, bool shared) : where_(where) {
   entries_.reserve(tensors.size());
   for (auto const& info : tensors) entries_.push_back({info, size_of(info), nullptr});
-  place();
+  place(shared);
 }
 
 weights::weights(checkpoint const& from, device where, bool shared) : where_(where) {
   entries_.reserve(from.tensors().size());
   for (auto const& stored : from.tensors()) entries_.push_back({stored.info, stored.bytes, nullptr});
   if (where.is_cuda()) {
-    place();
+    place(false);
     return;
   }
   std::vector<std::uint64_t> ends(from.files().size());
@@ -50,7 +50,7 @@ weights::weights(checkpoint const& from, device where, bool shared) : where_(whe
   }
 }
 
-void weights::place() {
+void weights::place(bool shared) {
   std::uint64_t total = 0;
   std::vector<std::uint64_t> offsets;
   offsets.reserve(entries_.size());
@@ -64,6 +64,8 @@ void weights::place() {
   if (where_.is_cuda()) {
     region_ = memory::system_backends()->get(where_)->make_region(std::max<std::uint64_t>(total, 1)).memory;
     start = region_->data();
+  } else if (shared && total != 0) {
+    start = shared_.emplace_back(shared_memory::make(total)).data();
   } else {
     start = host_.emplace_back(total).data();
   }

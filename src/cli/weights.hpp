@@ -27,10 +27,10 @@ class weights {
 
   weights() = default;
   /// For these tensors, one after the other. Throws `errc::overflow`, `out_of_memory`, `no_device`.
-  weights(std::span<tensor_info const> tensors, device where);
-  /// For the tensors of a checkpoint. On the host they lie as they lie in its files, so that the disk can put
-  /// every byte where it is needed.
   /// With `shared`, host memory is such as receivers can map.
+  weights(std::span<tensor_info const> tensors, device where, bool shared = false);
+  /// For the tensors of a checkpoint. On the host they lie as they lie in its files, so that the disk can put
+  /// every byte where it is needed. `shared` as above.
   weights(checkpoint const& from, device where, bool shared = false);
 
   device where() const noexcept { return where_; }
@@ -44,7 +44,7 @@ class weights {
   std::vector<mutable_tensor_view> mutable_views() const;
 
  private:
-  void place();
+  void place(bool shared);
 
   device where_;
   std::vector<entry> entries_;

@@ -18,7 +18,9 @@
 #include "cli/findings.hpp"
 #include "cli/quantity.hpp"
 #include "cli/report_json.hpp"
+#include "cli/screen.hpp"
 #include "cli/table.hpp"
+#include "cli/trial.hpp"
 #include "cli/versions.hpp"
 #include "ropeway/error.hpp"
 #include "support/scratch.hpp"
@@ -70,6 +72,20 @@ TEST_CASE("a table is as wide as it needs to be, in characters") {
   CHECK(out.str() == "name       size\nä             1\nlong name   100\n");
 }
 
+TEST_CASE("what is drawn on a terminal takes one row a line, and one less than it has") {
+  CHECK(fitted("one\ntwo\n", {}) == "one\ntwo\n");
+  CHECK(fitted("", {80, 24}) == "");
+  CHECK(fitted("12345\n123456\n", {5, 0}) == "12345\n12345\n");
+  CHECK(fitted("äöü\n", {2, 0}) == "äö\n");
+  // Wide characters are not cut in the middle.
+  CHECK(fitted("漢字\n", {4, 0}) == "漢字\n");
+  CHECK(fitted("漢字\n", {3, 0}) == "漢\n");
+  CHECK(fitted("1\n2\n3\n", {80, 4}) == "1\n2\n3\n");
+  CHECK(fitted("1\n2\n3\n4\n", {80, 4}) == "1\n2\nand 2 more line(s)\n");
+  CHECK(fitted("1\n2\n3\n", {5, 2}) == "and 3\n");
+  CHECK(fitted("1\n2\n", {80, 1}) == "and 2 more line(s)\n");
+}
+
 TEST_CASE("every error leads to the status that the program promises") {
   CHECK(to_exit_code(make_error_code(errc::bad_checkpoint)) == exit_code::data);
   CHECK(to_exit_code(make_error_code(errc::too_few_receivers)) == exit_code::peer);
@@ -88,6 +104,12 @@ TEST_CASE("what a peer said stands in the line once, and can't disturb a termina
   CHECK(line.find('\n') == line.npos);
   CHECK(line.find('\x1b') == line.npos);
   CHECK(line.find("not\\x0anow") != line.npos);
+}
+
+TEST_CASE("an error's own words stand without the sentence of its code, and that alone if there are none") {
+  CHECK(own_words(transfer_error(errc::no_device, "no driver; use host memory")) ==
+        "no driver; use host memory");
+  CHECK(own_words(transfer_error(errc::no_device, "")) == make_error_code(errc::no_device).message());
 }
 
 TEST_CASE("text of any bytes becomes JSON") {
@@ -174,10 +196,12 @@ TEST_CASE("the doctor tells machines apart, and says what to change") {
   CHECK(about_locked_memory(65536, "5.12.1").how == level::good);
   CHECK(about_locked_memory(65536, "6.1.0").how == level::good);
   CHECK(about_locked_memory(UINT64_MAX, "4.19").how == level::good);
-  CHECK(about_io_uring(0, {}).how == level::good);
-  CHECK(about_io_uring(EPERM, 2).advice.find("kernel.io_uring_disabled is 2") != std::string::npos);
-  CHECK(about_io_uring(EPERM, 0).advice.find("seccomp") != std::string::npos);
-  CHECK(about_io_uring(ENOSYS, {}).how == level::hint);
+  CHECK(about_io_uring(true, 0, {}).how == level::good);
+  CHECK(about_io_uring(true, EPERM, 2).advice.find("kernel.io_uring_disabled is 2") != std::string::npos);
+  CHECK(about_io_uring(true, EPERM, 0).advice.find("seccomp") != std::string::npos);
+  CHECK(about_io_uring(true, ENOSYS, {}).how == level::hint);
+  CHECK(about_io_uring(false, 0, {}).how == level::hint);
+  CHECK(about_io_uring(false, EPERM, {}).advice.find("liburing") != std::string::npos);
   CHECK(about_memfd(0).how == level::good);
   CHECK(about_memfd(EPERM).how == level::bad);
   CHECK(about_peer_watch(0, 0).how == level::good);
@@ -191,8 +215,22 @@ TEST_CASE("the doctor tells machines apart, and says what to change") {
   CHECK(about_connections("1", false).how == level::good);
   CHECK(about_connections("1", true).how == level::hint);
   CHECK(about_connections("8", true).how == level::good);
-  for (auto const& one : look_around("", false))
+  for (auto const& one : look_around("", false, true))
     CHECK_MESSAGE(one.how != level::bad, one.about << ": " << one.said);
+}
+
+TEST_CASE("a trial whose receiver dies ends with what that one said last") {
+  testing::scratch const place;
+  trial what;
+  what.bytes = what.bucket_bytes = 65536;
+  what.program = place.file("program");
+  std::ofstream(what.program) << "#!/bin/sh\necho a warning >&2\necho ropeway: no room for it >&2\nexit 5\n";
+  REQUIRE(::chmod(what.program.c_str(), 0700) == 0);
+  CHECK(try_out(what).error == "no room for it");
+  what.program = "/bin/false";
+  CHECK(try_out(what).error == "the receiving process ended without a word");
+  what.program = place.file("nothing");
+  CHECK(try_out(what).error.find("no second process can be started") != std::string::npos);
 }
 
 TEST_CASE("the doctor looks at a socket's path and changes nothing") {

@@ -1,18 +1,24 @@
 // The program from outside: what it does, says, leaves behind, and how it ends. Part of ropeway; Apache-2.0.
 #include <doctest/doctest.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <boost/json.hpp>
 #include <csignal>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <map>
+#include <memory>
 #include <numeric>
 #include <set>
+#include <sstream>
 #include <thread>
 
 #include "program.hpp"
@@ -522,8 +528,18 @@ TEST_CASE("a command line that makes no sense is a usage error in one line") {
     CHECK(result.out == "");
   }
   check_complaint(testing::run({"fly"}), 2, {"there is no command fly"});
-  for (auto const& words : std::vector<strings>{{"--help"}, {"send", "--help"}, {"--version"}})
-    CHECK(testing::run(words).status == 0);
+  CHECK(testing::run({"--version"}).status == 0);
+}
+
+TEST_CASE("every command has examples and the exit statuses in its help") {
+  for (std::string const command : {"", "send", "receive", "inspect", "watch", "verify", "doctor", "bench"}) {
+    auto const help = testing::run(command.empty() ? strings{"--help"} : strings{command, "--help"});
+    INFO(command, help.out);
+    CHECK(help.status == 0);
+    CHECK(help.out.find("\n  ropeway " + command) != std::string::npos);
+    CHECK(help.out.find("Exit status: 0 done") != std::string::npos);
+    CHECK(help.out.find("143 after a request to terminate") != std::string::npos);
+  }
 }
 
 TEST_CASE("watch shows a sender and its receivers, once or again and again") {
@@ -565,13 +581,113 @@ TEST_CASE("watch shows a sender and its receivers, once or again and again") {
   CHECK(successor.wait().status == 130);
 }
 
-TEST_CASE("doctor finds nothing bad here, and a transfer that works; bench times one") {
+namespace {
+
+/// A terminal of so many columns and rows, and what was written to it.
+class terminal {
+ public:
+  terminal(unsigned short columns, unsigned short rows)
+      : outer_(::posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC)) {
+    REQUIRE(::grantpt(outer_.get()) == 0);
+    REQUIRE(::unlockpt(outer_.get()) == 0);
+    inner_ = unique_fd(::open(::ptsname(outer_.get()), O_RDWR | O_NOCTTY | O_CLOEXEC));
+    winsize const size{rows, columns, 0, 0};
+    REQUIRE(::ioctl(inner_.get(), TIOCSWINSZ, &size) == 0);
+  }
+  int inner() const { return inner_.get(); }
+  /// All of it, once it holds `text` so many times.
+  std::string const& read_until(std::string const& text, int times) {
+    auto const end = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+    for (;;) {
+      int found = 0;
+      for (auto at = said_.find(text); at != said_.npos; at = said_.find(text, at + text.size())) ++found;
+      if (found >= times) return said_;
+      pollfd more{outer_.get(), POLLIN, 0};
+      if (std::chrono::steady_clock::now() > end) throw std::runtime_error("it never said it: " + said_);
+      if (::poll(&more, 1, 1000) <= 0) continue;
+      std::array<char, 4096> part{};
+      auto const got = ::read(outer_.get(), part.data(), part.size());
+      if (got <= 0) throw std::runtime_error("the terminal is gone: " + said_);
+      said_.append(part.data(), static_cast<std::size_t>(got));
+    }
+  }
+
+ private:
+  unique_fd outer_, inner_;
+  std::string said_;
+};
+
+} // namespace
+
+TEST_CASE("watch draws over exactly what it has drawn, also on a small terminal") {
+  scratch const place;
+  auto const checkpoint = place.file("model.safetensors"), socket = place.file("s.sock");
+  write_checkpoint(checkpoint);
+  program sender({"send", checkpoint, "--socket", socket, "--receivers", "5", "--json"});
+  std::vector<std::unique_ptr<program>> receivers;
+  for (char const* name : {"first", "second", "third", "fourth"}) {
+    receivers.push_back(std::make_unique<program>(strings{"receive", "--socket", socket, "--name", name}));
+    receivers.back()->wait_for("connected");
+  }
+  terminal small_one(50, 5);
+  program watching({"watch", "--socket", socket, "--interval", "0.01"}, small_one.inner());
+  std::string const up = "\x1b[";
+  auto text = small_one.read_until("A\x1b[J", 4);
+  // Drawn, and drawn over; the last drawing may not be all there yet.
+  for (int drawing = 0; drawing < 4; ++drawing) {
+    auto const end = text.find(up);
+    REQUIRE(end != text.npos);
+    auto const drawn = text.substr(0, end);
+    text.erase(0, end + up.size());
+    auto const lines = std::count(drawn.begin(), drawn.end(), '\n');
+    INFO(drawn);
+    CHECK(lines == 4);
+    CHECK(text.starts_with(std::to_string(lines) + "A\x1b[J"));
+    text.erase(0, text.find('J') + 1);
+    CHECK(drawn.find("and 3 more line(s)") != drawn.npos);
+    std::istringstream in(drawn);
+    for (std::string line; std::getline(in, line);) CHECK(line.size() <= 50 + 1); // and a carriage return
+  }
+  watching.signal(SIGINT);
+  CHECK(watching.wait().status == 0);
+}
+
+TEST_CASE("watch --json says in a line of its own that the sender is gone") {
+  scratch const place;
+  auto const checkpoint = place.file("model.safetensors"), socket = place.file("s.sock");
+  write_checkpoint(checkpoint);
+  program sender({"send", checkpoint, "--socket", socket});
+  sender.wait_for("listening");
+  program watching({"watch", "--socket", socket, "--interval", "0.01", "--json"});
+  watching.wait_for_output("\"receivers\":[]");
+  sender.signal(SIGINT);
+  CHECK(sender.wait().status == 130);
+  watching.wait_for_output("\"gone\":", 1, std::chrono::seconds(20));
+  watching.signal(SIGINT);
+  auto const end = watching.wait();
+  CHECK(end.status == 0);
+  std::istringstream lines(end.out);
+  int gone = 0;
+  for (std::string line; std::getline(lines, line);) {
+    auto const look = boost::json::parse(line).as_object();
+    CHECK(look.at("receivers").as_array().empty());
+    if (!look.contains("gone")) continue;
+    ++gone;
+    CHECK(look.at("sender").is_null());
+    CHECK(!look.at("gone").as_string().empty());
+  }
+  CHECK(gone == 1);
+}
+
+TEST_CASE("doctor finds nothing bad here, and a transfer that works") {
   auto const looked = testing::run({"doctor", "--json"});
   CHECK_MESSAGE(looked.status == 0, looked.err);
   auto const findings = boost::json::parse(looked.out).at("findings").as_array();
   bool tried = false;
   for (auto const& one : findings) {
     CHECK(one.at("level").as_string() != "bad");
+    if (one.at("about").as_string() == "CUDA")
+      CHECK(!one.at("said").as_string().ends_with(make_error_code(errc::no_device).message()));
     if (one.at("about").as_string() == "host to host")
       tried = one.at("said").as_string().starts_with("host route");
   }
@@ -580,13 +696,24 @@ TEST_CASE("doctor finds nothing bad here, and a transfer that works; bench times
   CHECK(words.status == 5);
   CHECK(words.out.find("bad   socket: ") != std::string::npos);
   CHECK(words.complaints().size() == 1);
+}
 
+TEST_CASE("bench times every route that there is from host memory to host memory") {
   auto const timed = testing::run({"bench", "--size", "4M", "--bucket", "1M", "--repeats", "2", "--json"});
   CHECK_MESSAGE(timed.status == 0, timed.err);
-  auto const first = boost::json::parse(timed.out).at("cases").as_array().at(0);
-  CHECK(first.at("from").as_string() == "host");
-  CHECK(first.at("route").as_string() == "host");
-  CHECK(first.at("median_seconds").as_double() > 0);
+  auto const cases = report_of(timed).at("cases").as_array();
+  strings routes, asked;
+  for (auto const& one : cases) {
+    if (one.at("from") != "host" || one.at("to") != "host") continue;
+    routes.emplace_back(one.at("route").as_string());
+    asked.emplace_back(one.at("asked").as_string());
+    CHECK(one.at("median_seconds").as_double() > 0);
+  }
+  CHECK(routes == strings{"host", "mapped"});
+  CHECK(asked == strings{"automatic", "mapped"});
+  auto const words = testing::run({"bench", "--size", "4M", "--bucket", "1M", "--repeats", "1"});
+  CHECK(words.out.find("mapped  ") != std::string::npos);
+  CHECK(words.out.find("every route copies twice") == std::string::npos);
   // It would touch it all.
   check_complaint(testing::run({"bench", "--size", "4000G"}), 5, {"are available", "--size"});
 }

@@ -145,6 +145,7 @@ TEST_CASE("verify shows what a sender sent last, and which receivers hold that")
     auto const report = report_of(good);
     CHECK(report.at("agree") == true);
     CHECK(report.at("sender").at("version") == 7);
+    CHECK(report.at("sender").at("updating").is_null());
     CHECK(report.at("sender").at("digest") == report.at("files").at(0).at("digest"));
     REQUIRE(report.at("receivers").as_array().size() == 1);
     CHECK(report.at("receivers").at(0).at("verdict") == "same");
@@ -159,6 +160,11 @@ TEST_CASE("verify shows what a sender sent last, and which receivers hold that")
     CHECK(behind.status == 4);
     CHECK(behind.out.find("holds no version") != std::string::npos);
     CHECK(behind.out.find("same") != std::string::npos);
+    CHECK(behind.out.find("the sender, last with digests") != std::string::npos);
+    CHECK(behind.out.find("no receiver is connected") == std::string::npos);
+    REQUIRE(behind.complaints().size() == 1);
+    CHECK(behind.complaints()[0].find("1 of 2 receiver(s) do not hold what was sent last with digests") !=
+          std::string::npos);
     CHECK_FALSE(sends.send(8));
     auto const again = testing::run({"verify", "--socket", socket, "--json"});
     CHECK(again.status == 0);
@@ -196,4 +202,79 @@ TEST_CASE("send --check says that versions were compared, with the digest that r
   }
   CHECK(testing::run({"verify", file, "--json"})
             .out.find(std::string(sent.at("versions").at(0).at("digest").as_string())) != std::string::npos);
+}
+
+TEST_CASE("verify says that no receiver is connected, which is no difference") {
+  scratch const place;
+  auto const file = place.file("model.safetensors"), changed = place.file("changed.safetensors"),
+             socket = place.file("s");
+  write(file, bytes_of(0));
+  write(changed, bytes_of(1));
+  program sender({"send", file, "--socket", socket, "--check", "--hold"});
+  CHECK(testing::run({"receive", "--socket", socket, "--versions", "1"}).status == 0);
+  sender.wait_for("left: ");
+  auto const alone = testing::run({"verify", file, "--socket", socket});
+  CHECK(alone.status == 0);
+  CHECK(alone.out.find("no receiver is connected\n") != std::string::npos);
+  auto const other = testing::run({"verify", changed, "--socket", socket});
+  CHECK(other.status == 4);
+  CHECK(other.out.find("is not what the sender sent as version 1") != std::string::npos);
+}
+
+TEST_CASE("verify tells of an update that runs, for receivers may hold either version then") {
+  scratch const place;
+  auto const socket = place.file("s");
+  trainer sends(socket, digest_choice::tensors);
+  program slow({"receive", "--socket", socket, "--json"});
+  program quick({"receive", "--socket", socket, "--json"});
+  sends.wait_for(2);
+  CHECK_FALSE(sends.send(7));
+  slow.signal(SIGSTOP);
+  auto sending = std::async(std::launch::async, [&] { return sends.send(8); });
+  // The stopped one is waited for, and nobody has the new version while its digests are known.
+  program watching({"watch", "--socket", socket, "--json", "--interval", "0.01"});
+  watching.wait_for_output("\"last\":{\"version\":8");
+  auto const between = testing::run({"verify", "--socket", socket, "--json"});
+  auto const words = testing::run({"verify", "--socket", socket});
+  slow.signal(SIGCONT);
+  CHECK_FALSE(sending.get());
+  CHECK(report_of(between).at("sender").at("updating") == 8);
+  CHECK(words.status == 4);
+  CHECK(words.out.find("version 8 is on its way\n") != std::string::npos);
+  REQUIRE(words.complaints().size() == 1);
+  CHECK(words.complaints()[0].find("2 of 2 receiver(s)") != std::string::npos);
+  CHECK(words.complaints()[0].find("look again") != std::string::npos);
+  CHECK(testing::run({"verify", "--socket", socket}).status == 0);
+}
+
+TEST_CASE("send --hold gives its last version to who comes later, and is there for verify, until a signal") {
+  scratch const place;
+  auto const file = place.file("model.safetensors"), socket = place.file("s");
+  write(file, bytes_of(0));
+  for (int const signal : {SIGINT, SIGTERM}) {
+    program sender({"send", file, "--socket", socket, "--versions", "2", "--check", "--hold", "--json"});
+    auto const first = testing::run({"receive", "--socket", socket, "--versions", "2", "--json"});
+    CHECK_MESSAGE(first.status == 0, first.err);
+    sender.wait_for("holding version 2");
+    program late({"receive", "--socket", socket, "--name", "late", "--json"});
+    late.wait_for("version 2: ");
+    sender.wait_for("delivered version 2");
+    auto const looked = testing::run({"verify", "--socket", socket, "--json"});
+    CHECK_MESSAGE(looked.status == 0, looked.err);
+    CHECK(report_of(looked).at("sender").at("version") == 2);
+    CHECK(report_of(looked).at("receivers").at(0).at("verdict") == "same");
+    sender.signal(signal);
+    auto const end = sender.wait(), held = late.wait();
+    CHECK(end.status == 128 + signal);
+    CHECK(held.status == 0);
+    // Two that were sent, and one delivery.
+    auto const versions = report_of(end).at("versions").as_array();
+    REQUIRE(versions.size() == 3);
+    CHECK(versions[2].at("version") == 2);
+    CHECK(versions[2].at("digest") == versions[1].at("digest"));
+    CHECK(versions[2].at("receivers").at(0).at("name").as_string().starts_with("late"));
+    CHECK(versions[2].at("receivers").at(0).at("outcome") == "committed");
+    CHECK(report_of(held).at("versions").at(0).at("digest") == versions[1].at("digest"));
+    CHECK(report_of(first).at("versions").at(1).at("digest") == versions[1].at("digest"));
+  }
 }
