@@ -1,36 +1,66 @@
 #include "memory/host/available.hpp"
 
 #include <algorithm>
-#include <fstream>
+#include <charconv>
+#include <fcntl.h>
 #include <limits>
 #include <optional>
-#include <sstream>
 #include <string>
 #include <string_view>
+#include <unistd.h>
+
+#include "base/unique_fd.hpp"
 
 namespace ropeway::memory::host {
 namespace {
 
 constexpr std::uint64_t unknown = std::numeric_limits<std::uint64_t>::max();
 
+// No streams: what those take for a number depends on a locale that is the program's, and in an extension of
+// an interpreter perhaps on which of several C++ libraries that locale is of.
+
+/// As far as it can be read.
+std::string contents(std::string const& file) {
+  std::string read;
+  unique_fd const from(::open(file.c_str(), O_RDONLY | O_CLOEXEC));
+  if (!from) return read;
+  constexpr std::size_t step = 4096;
+  for (;;) {
+    auto const before = read.size();
+    read.resize(before + step);
+    auto const got = ::read(from.get(), read.data() + before, step);
+    read.resize(before + static_cast<std::size_t>(std::max<ssize_t>(got, 0)));
+    if (got <= 0) return read;
+  }
+}
+
+/// Takes the first line off `text`.
+std::string_view next_line(std::string_view& text) {
+  auto const line = text.substr(0, text.find('\n'));
+  text.remove_prefix(std::min(text.size(), line.size() + 1));
+  return line;
+}
+
+std::optional<std::uint64_t> number_in(std::string_view text) {
+  text.remove_prefix(std::min(text.find_first_not_of(" \t"), text.size()));
+  std::uint64_t value = 0;
+  auto const end = std::from_chars(text.data(), text.data() + text.size(), value);
+  return end.ec == std::errc() ? std::optional(value) : std::nullopt; // none is also "max"
+}
+
 // The number behind the first word of a line that is exactly `key`.
 std::optional<std::uint64_t> field(std::string const& file, std::string_view key) {
-  std::ifstream in(file);
-  for (std::string line; std::getline(in, line);) {
-    std::istringstream words(line);
-    std::string word;
-    std::uint64_t value = 0;
-    if (words >> word && word == key && words >> value) return value;
+  std::string const all = contents(file);
+  for (std::string_view rest = all; !rest.empty();) {
+    auto const line = next_line(rest);
+    if (line.starts_with(key) && line.size() > key.size() &&
+        (line[key.size()] == ' ' || line[key.size()] == '\t'))
+      return number_in(line.substr(key.size()));
   }
   return std::nullopt;
 }
 
-std::optional<std::uint64_t> number(std::string const& file) {
-  std::ifstream in(file);
-  std::uint64_t value = 0;
-  if (in >> value) return value;
-  return std::nullopt; // also "max"
-}
+std::optional<std::uint64_t> number(std::string const& file) { return number_in(contents(file)); }
 
 std::uint64_t of_machine() {
   auto const free = field("/proc/meminfo", "MemAvailable:");
@@ -72,8 +102,9 @@ std::uint64_t of_group(files const& names, std::string group) {
 
 std::uint64_t available_memory() {
   std::uint64_t least = of_machine();
-  std::ifstream in("/proc/self/cgroup");
-  for (std::string line; std::getline(in, line);) {
+  std::string const groups = contents("/proc/self/cgroup");
+  for (std::string_view rest = groups; !rest.empty();) {
+    std::string const line(next_line(rest));
     // "hierarchy:controllers:/group"
     auto const first = line.find(':');
     auto const second = first == std::string::npos ? first : line.find(':', first + 1);
