@@ -59,7 +59,6 @@ class _Recorder:
     def __init__(self, infos: Sequence[TensorInfo], model: Any, torch: Any) -> None:
         self.torch = torch
         self.writes: Dict[Tuple[Any, ...], _Write] = {}  # by place
-        self.failed: Dict[str, str] = {}
         self._frames: Dict[str, Tuple[int, ...]] = {}
         self._sources: Dict[int, str] = {}  # by storage
         self._made: Dict[int, _Made] = {}
@@ -80,14 +79,6 @@ class _Recorder:
     def _storage(self, tensor: Any) -> int:
         storage = tensor.untyped_storage()
         return int(storage._cdata)
-
-    def names(self, tensor: Any) -> Set[str]:
-        """The sources that a tensor has elements of."""
-        storage = self._storage(tensor)
-        if storage in self._sources:
-            return {self._sources[storage]}
-        made = self._made.get(storage)
-        return {piece.source for piece in made.pieces} if made else set()
 
     def made_of(self, storage: Any) -> Set[str]:
         """The sources of what a loader made."""

@@ -39,3 +39,7 @@ class TransferError(RuntimeError):
 class ReleasedError(ValueError):
     """A tensor of a bucket was used after the bucket was released, or was still referred to when it was."""
 
+
+def words_of(error: BaseException) -> str:
+    """What the other side is told of an exception."""
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

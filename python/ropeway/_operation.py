@@ -34,16 +34,10 @@ class _Box:
 
     async def until_ended(self, core: _core.Operation) -> None:
         """Returns, or raises CancelledError, only when the operation has ended: its copies touch no memory then."""
-        another = core.id in self._waiting  # task waits for it, and it will be told of
-        future = self._wait_for(core)
-        told = another
-        try:
-            told = told or core.tell(self.core)
-        finally:
-            if not told:
-                del self._waiting[core.id]
-        if not told:
+        # One telling wakes all who wait here for it.
+        if core.id not in self._waiting and not core.tell(self.core):
             return
+        future = self._wait_for(core)
         try:
             await future
             return

@@ -11,7 +11,7 @@ from typing import Any, Dict, Generator, Iterable, List, Mapping, Optional, Sequ
 from . import _core, _tensors
 from ._bucket import Assembler, Bucket, Loader, array_kind, copied, run_loader
 from ._destinations import Destinations, ShadowDestinations
-from ._errors import ReleasedError, TransferError
+from ._errors import ReleasedError, TransferError, words_of
 from ._operation import Operation, Ready, Single, Steps, last
 from ._reports import LoadReport, ReceiverStatus, TensorInfo
 from ._sender import _open
@@ -138,7 +138,7 @@ class Update:
         except BaseException as error:
             if isinstance(error, TransferError) and error.code == "busy":
                 raise  # somebody else loads it
-            self.refuse(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
+            self.refuse(words_of(error))
             raise
         return dataclasses.replace(report, assembled=assembler.most) if assembler.most else report
 

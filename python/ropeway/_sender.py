@@ -8,7 +8,7 @@ from typing import (Any, AsyncIterable, Callable, Dict, Generator, Generic, Iter
                     Sequence, Tuple, Type, TypeVar, Union)
 
 from . import _core, _tensors
-from ._errors import TransferError
+from ._errors import TransferError, words_of
 from ._operation import Foreign, Operation, Single, Steps, last
 from ._reports import ConnectedReceiver, SendReport, TensorInfo
 from ._tensors import Cast
@@ -394,7 +394,7 @@ class Sender:
                 raise
             except BaseException as error:
                 failure = error
-                bridge.fail(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
+                bridge.fail(words_of(error))
         try:
             report: SendReport = yield last(send)
         except TransferError as error:

@@ -45,6 +45,17 @@ void write(std::string const& path, std::vector<std::byte> const& bytes,
   writer.commit();
 }
 
+/// A model, the same with other bytes, and where a sender may listen.
+struct two_models {
+  two_models() {
+    write(file, bytes_of(0));
+    write(changed, bytes_of(1));
+  }
+  scratch const place;
+  std::string const file = place.file("model.safetensors"), changed = place.file("changed.safetensors"),
+                    socket = place.file("s");
+};
+
 boost::json::object report_of(ended const& result) {
   INFO(result.err);
   return boost::json::parse(result.out).as_object();
@@ -127,12 +138,7 @@ TEST_CASE("verify compares checkpoints tensor by tensor, and says by its status 
   CHECK(testing::run({"verify", place.file("nothing.safetensors")}).status != 0);
 }
 
-TEST_CASE("verify shows what a sender sent last, and which receivers hold that") {
-  scratch const place;
-  auto const file = place.file("model.safetensors"), changed = place.file("changed.safetensors"),
-             socket = place.file("s");
-  write(file, bytes_of(0));
-  write(changed, bytes_of(1));
+TEST_CASE_FIXTURE(two_models, "verify shows what a sender sent last, and which receivers hold that") {
   {
     trainer sends(socket, digest_choice::tensors);
     auto const early = testing::run({"verify", "--socket", socket});
@@ -204,12 +210,7 @@ TEST_CASE("send --check says that versions were compared, with the digest that r
             .out.find(std::string(sent.at("versions").at(0).at("digest").as_string())) != std::string::npos);
 }
 
-TEST_CASE("verify says that no receiver is connected, which is no difference") {
-  scratch const place;
-  auto const file = place.file("model.safetensors"), changed = place.file("changed.safetensors"),
-             socket = place.file("s");
-  write(file, bytes_of(0));
-  write(changed, bytes_of(1));
+TEST_CASE_FIXTURE(two_models, "verify says that no receiver is connected, which is no difference") {
   program sender({"send", file, "--socket", socket, "--check", "--hold"});
   CHECK(testing::run({"receive", "--socket", socket, "--versions", "1"}).status == 0);
   sender.wait_for("left: ");

@@ -19,6 +19,7 @@ import inspect
 import os
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
+from .._errors import words_of
 from .._operation import Operation
 from .._sender import Sender
 from .._reports import SendReport
@@ -122,7 +123,7 @@ class BucketedWeightReceiver:
                 try:
                     give([])
                 except BaseException as error:
-                    update.refuse(f"{type(error).__name__}: {error}")
+                    update.refuse(words_of(error))
                     raise
             taker.load(update, give)
         finally:
