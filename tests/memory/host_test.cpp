@@ -9,6 +9,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "../support/allocations.hpp"
 #include "conformance.hpp"
 #include "memory/host/available.hpp"
 #include "memory/host/backend.hpp"
@@ -287,4 +288,24 @@ TEST_CASE("widening gives exactly the value, and back again the same bits") {
       wrong += memory::host::f32_to_bf16(std::bit_cast<std::uint32_t>(from_bf16)) != bits;
   }
   CHECK(wrong == 0);
+}
+
+TEST_CASE("a host queue that is given one list at a time keeps room for one") {
+  memory::host::host_queue queue;
+  std::vector<std::byte> source(1024), target(1024);
+  std::vector<memory::copy_op> list(64);
+  for (std::size_t i = 0; i < list.size(); ++i) {
+    list[i].from = source.data() + 16 * i;
+    list[i].to = target.data() + 16 * i;
+    list[i].bytes = 16;
+  }
+  auto const carry_out = [&] {
+    auto const before = allocations_of_this_thread();
+    queue.copy(list);
+    auto const after = allocations_of_this_thread();
+    REQUIRE(reaches(queue, queue.mark()));
+    return after - before;
+  };
+  carry_out();
+  for (int i = 0; i < 20; ++i) CHECK(carry_out() == 0);
 }

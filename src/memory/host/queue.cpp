@@ -25,29 +25,28 @@ constexpr std::uint64_t streaming_list = 8 << 20;
 // What the worker takes at once: copies, or digests, and the ticket that is reached when it is done (0:
 // none).
 struct batch {
-  std::vector<copy_op> ops;
+  std::vector<copy_op> ops = {};
   host_digests* digests = nullptr;
-  digest_run run;
+  digest_run run = {};
   std::uint64_t ticket = 0;
 };
 
-// First in, first out. Slots and the vectors in them are used again, so that a queue that has seen its
-// largest lists allocates no more.
+// First in, first out. Slots are used again.
 class batches {
  public:
   bool empty() const noexcept { return count_ == 0; }
   batch& front() noexcept { return ring_[first_]; }
   batch& back() noexcept { return ring_[(first_ + count_ - 1) % ring_.size()]; }
-  // The new slot still holds an old vector: assign to it. If that throws, `drop_back`.
-  batch& push_back() {
+  void push_back(batch added) {
     if (count_ == ring_.size()) grow();
     ++count_;
-    return back();
+    back() = std::move(added);
   }
-  void drop_back() noexcept { --count_; }
-  void pop_front() noexcept {
+  batch pop_front() noexcept {
+    batch taken = std::move(front());
     first_ = (first_ + 1) % ring_.size();
     --count_;
+    return taken;
   }
 
  private:
@@ -61,6 +60,30 @@ class batches {
   std::size_t first_ = 0, count_ = 0;
 };
 
+// Vectors of lists that were carried out. The one that came back last is the next one used: a caller with one
+// list at a time has one vector, as large as its largest list, and a queue allocates no more once it has as
+// many as there ever were lists at once.
+class spare_lists {
+ public:
+  std::vector<copy_op> take() {
+    if (spare_.empty()) {
+      spare_.reserve(made_ + 1); // so that giving back can't throw
+      ++made_;
+      return {};
+    }
+    auto taken = std::move(spare_.back());
+    spare_.pop_back();
+    return taken;
+  }
+  void give_back(std::vector<copy_op> list) noexcept {
+    if (list.capacity() != 0) spare_.push_back(std::move(list));
+  }
+
+ private:
+  std::vector<std::vector<copy_op>> spare_;
+  std::size_t made_ = 0;
+};
+
 } // namespace
 
 struct host_queue::shared {
@@ -70,6 +93,7 @@ struct host_queue::shared {
   std::condition_variable work, idle;
   // Guarded by the mutex:
   batches waiting;
+  spare_lists spare;
   bool busy = false, stop = false;
   std::uint64_t last_ticket = 0;
 
@@ -135,15 +159,9 @@ void host_queue::copy(std::span<copy_op const> ops) {
   if (ops.empty()) return;
   {
     std::lock_guard const lock(shared_->mutex);
-    batch& added = shared_->waiting.push_back();
-    added.ticket = 0;
-    added.digests = nullptr;
-    try {
-      added.ops.assign(ops.begin(), ops.end());
-    } catch (...) {
-      shared_->waiting.drop_back();
-      throw;
-    }
+    batch added{.ops = shared_->spare.take()};
+    added.ops.assign(ops.begin(), ops.end());
+    shared_->waiting.push_back(std::move(added));
   }
   shared_->work.notify_one();
 }
@@ -153,11 +171,7 @@ void host_queue::digest(prepared_digests& list, digest_run what) {
   if (!known) throw transfer_error(errc::invalid_argument, "a list that another backend has prepared");
   {
     std::lock_guard const lock(shared_->mutex);
-    batch& added = shared_->waiting.push_back();
-    added.ticket = 0;
-    added.ops.clear();
-    added.digests = known;
-    added.run = what;
+    shared_->waiting.push_back({.digests = known, .run = what});
   }
   shared_->work.notify_one();
 }
@@ -168,10 +182,7 @@ std::uint64_t host_queue::mark() {
   if (!shared_->waiting.empty()) {
     shared_->waiting.back().ticket = ticket;
   } else if (shared_->busy) {
-    batch& added = shared_->waiting.push_back();
-    added.ops.clear();
-    added.digests = nullptr;
-    added.ticket = ticket;
+    shared_->waiting.push_back({.ticket = ticket});
   } else {
     shared_->reached(ticket);
   }
@@ -189,13 +200,11 @@ bool host_queue::drain(std::chrono::milliseconds limit) noexcept {
 }
 
 void host_queue::work(std::shared_ptr<shared> self) {
-  batch current;
   std::unique_lock lock(self->mutex);
   for (;;) {
     self->work.wait(lock, [&] { return self->stop || !self->waiting.empty(); });
     if (self->waiting.empty()) return;
-    std::swap(current, self->waiting.front());
-    self->waiting.pop_front();
+    batch current = self->waiting.pop_front();
     self->busy = true;
     lock.unlock();
 
@@ -207,6 +216,7 @@ void host_queue::work(std::shared_ptr<shared> self) {
     if (current.digests != nullptr) current.digests->carry_out(current.run);
 
     lock.lock();
+    self->spare.give_back(std::move(current.ops));
     // Under the lock, so that tickets given out on an idle queue can't overtake this one.
     if (current.ticket != 0) self->reached(current.ticket);
     self->busy = false;
