@@ -312,7 +312,7 @@ TEST_CASE("a sender that is killed: the receiver hears it in bounded time, and j
 static awaitable<bool> unmapped_within_a_second() {
   asio::steady_timer pause(co_await asio::this_coro::executor);
   for (auto const until = clock_type::now() + patient(milliseconds(1000)); clock_type::now() < until;) {
-    if (leak_check::shared_mappings().empty()) co_return true;
+    if (shared_mappings().empty()) co_return true;
     pause.expires_after(milliseconds(1));
     co_await pause.async_wait(use_awaitable);
   }
@@ -330,7 +330,7 @@ static awaitable<void> kill_and_restart_at_once(scratch const& directory, peer_p
   auto load = beside(executor, load_next(from, into));
   co_await victim.line().expect("there");
   while (!into.torn()) co_await settle(10);
-  CHECK_FALSE(leak_check::shared_mappings().empty()); // its ring
+  CHECK_FALSE(shared_mappings().empty()); // its ring
   victim.process().kill();
   successor.line().say("start");
   auto const end = co_await load.join();
@@ -340,7 +340,7 @@ static awaitable<void> kill_and_restart_at_once(scratch const& directory, peer_p
   co_await from.connect(directory.file("s"));
   load_report const report = co_await load_next(from, into);
   CHECK(report.version == 2);
-  CHECK(leak_check::shared_mappings().size() <= 1); // the successor's ring, and that only until it ends
+  CHECK(shared_mappings().size() <= 1); // the successor's ring, and that only until it ends
   co_await successor.line().expect("committed");
   co_await from.close();
 }
@@ -348,7 +348,6 @@ static awaitable<void> kill_and_restart_at_once(scratch const& directory, peer_p
 TEST_CASE(
     "a trainer that is killed and restarts at once gets its socket, and its dead ring is unmapped within a "
     "second while the receiver runs on") {
-  leak_check const nothing_stays;
   scratch const directory;
   auto const path = directory.file("s");
   peer_process victim([&](auto parent) { return send_until(parent, path, sender_point::streaming); });
@@ -382,7 +381,6 @@ static awaitable<void> kill_while_idle(scratch const& directory, peer_process& v
 }
 
 TEST_CASE("a receiver that is killed while nothing happens is noticed, and not in the next report") {
-  leak_check const nothing_stays;
   scratch const directory;
   auto const path = directory.file("s");
   peer_process victim([&](auto parent) { return receive_until(parent, path, point::idle, "victim"); });
@@ -426,7 +424,6 @@ static awaitable<void> fork_beside(scratch const& directory) {
 
 TEST_CASE("a child that was forked may destroy its copies of sender and receiver: it ends, and the parent's "
           "go on") {
-  leak_check const nothing_stays;
   scratch const directory;
   run_to_end([&] { return fork_beside(directory); }, std::chrono::seconds(30));
   CHECK(directory.entries().empty());
@@ -449,7 +446,6 @@ static awaitable<void> serve_two(scratch const& directory, peer_process& one, pe
 }
 
 TEST_CASE("two receivers in processes of their own hold every version exactly") {
-  leak_check const nothing_stays;
   scratch const directory;
   auto const path = directory.file("s");
   peer_process one([&](auto parent) { return follow(parent, path, "one"); });
@@ -460,7 +456,6 @@ TEST_CASE("two receivers in processes of their own hold every version exactly") 
 }
 
 TEST_CASE("a living sender's socket is not taken over; a path that can't be used is refused with a reason") {
-  leak_check const nothing_stays;
   scratch const directory;
   asio::io_context io(1);
   auto const refusal = [&](std::string const& path) {
@@ -498,7 +493,6 @@ CO_TEST("nobody listens within the connect limit: connect_timeout, in about that
 
 TEST_CASE(
     "a sender that is stopped: the receiver gives up after its silence limit, the sender learns of it") {
-  leak_check const nothing_stays;
   scratch const directory;
   auto const path = directory.file("s");
   // A receiver waits at least as long as the sender promises to speak up.

@@ -9,7 +9,7 @@
 
 #include "line.hpp"
 #include "support/co_test.hpp"
-#include "support/leak_check.hpp"
+#include "support/leftovers.hpp"
 #include "support/scripted_backend.hpp"
 
 using namespace ropeway;
@@ -421,7 +421,7 @@ CO_TEST("layouts that take turns have a placement each, which is told once") {
     auto const report = co_await deliver(over, version, std::move(views), into[which]);
     CHECK(of(report, "server").way == route::mapped);
     CHECK(same(held[which], memory.data() + 64 * which));
-    auto const open = leak_check::open_fds().size();
+    auto const open = open_fds().size();
     if (version == 2) first = open;
     if (version > 2) CHECK(open <= first); // each that is told lies in memory of its own
   }

@@ -8,6 +8,7 @@
 #include <iterator>
 #include <vector>
 
+#include "../support/leftovers.hpp"
 #include "targets.hpp"
 
 namespace {
@@ -16,6 +17,8 @@ namespace fs = std::filesystem;
 
 void replay(char const* name, void (*target)(ropeway::fuzz::input)) {
   char const* const corpus = std::getenv("ROPEWAY_FUZZ_CORPUS");
+  // A target keeps what it reads through, a memory file or a pair of sockets, for the life of its process.
+  ropeway::testing::leaves_things_behind();
   REQUIRE_MESSAGE(corpus != nullptr, "ROPEWAY_FUZZ_CORPUS names tests/fuzz/corpus; `meson test` sets it");
   std::vector<fs::path> files;
   for (auto const& entry : fs::directory_iterator(fs::path(corpus) / name)) files.push_back(entry.path());

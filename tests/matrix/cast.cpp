@@ -17,7 +17,7 @@
 #include "ropeway/source.hpp"
 #include "support/allocations.hpp"
 #include "support/attempt.hpp"
-#include "support/leak_check.hpp"
+#include "support/leftovers.hpp"
 #include "support/patient.hpp"
 #include "support/peer_process.hpp"
 #include "support/scratch.hpp"
@@ -75,7 +75,7 @@ constexpr std::size_t blocks_of_caches = 8;
 
 /// Threads count as well: each belongs to a queue or to slow jobs.
 struct belongings {
-  std::vector<std::string> fds = leak_check::open_fds(), mappings = leak_check::shared_mappings();
+  std::vector<std::string> fds = open_fds(), mappings = shared_mappings();
   std::size_t threads = std::size_t(std::distance(std::filesystem::directory_iterator("/proc/self/task"),
                                                   std::filesystem::directory_iterator()));
   device_holdings devices = device_holdings::now();
@@ -420,7 +420,7 @@ awaitable<std::string> wait_until_unmapped(belongings const& before) {
   auto const until = std::chrono::steady_clock::now() + patient(memory_back);
   asio::steady_timer pause(co_await asio::this_coro::executor);
   for (;;) {
-    auto const now = leak_check::shared_mappings();
+    auto const now = shared_mappings();
     auto const mapped = device_holdings::now().mapped();
     if (now == before.mappings && mapped == before.devices.mapped()) co_return "unmapped";
     if (std::chrono::steady_clock::now() > until) {

@@ -33,6 +33,8 @@ using std::chrono::milliseconds;
 
 // A death is seen, so these are only bounds; a sleep is noticed by them.
 constexpr milliseconds silence_when_killed{500}, silence_when_stopped{400}, longer_than_silence{100};
+/// A death is seen and told within so much, whatever the limits are.
+constexpr milliseconds seen_within{250};
 /// On top of a limit: for a machine that has something else to do.
 constexpr milliseconds slack{1500};
 /// The director looks at the clock so often, and sees if the machine stands still.
@@ -600,6 +602,8 @@ struct director::impl {
                                                                                       : silence_when_killed);
     longer = std::min(silence + patient(longer_than_silence), patient(milliseconds(500)));
     silence *= with.limits, longer *= with.limits;
+    bill.longest_limit = longer;
+    bill.seen_within = with.limits * patient(seen_within);
     directory.emplace();
     shared->reset(what.trigger);
     try {

@@ -1,6 +1,7 @@
 // Plays one cell: makes the processes, tells them what to do, sees who falls, who ends when and how, brings
 // the fallen back, and has one more update sent to everybody. Part of ropeway; Apache-2.0.
 #pragma once
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -35,6 +36,8 @@ struct fate {
 /// Everything that is judged.
 struct play_bill {
   bool fired = false;
+  /// The longest of the limits that ran, and how soon a death was to be seen.
+  std::chrono::milliseconds longest_limit{}, seen_within{};
   /// How long the machine kept its director waiting at most, beyond what it wanted to wait.
   double stood_still = 0;
   std::vector<fate> fates; ///< by process

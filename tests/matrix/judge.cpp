@@ -1,6 +1,7 @@
 // What is right in a cell. Every rule asks what a process had heard and said when the signal came, and names
 // the one end that follows from it (or, where two limits run at once, either).
 #include <algorithm>
+#include <cmath>
 #include <set>
 #include <sstream>
 
@@ -27,6 +28,7 @@ class judgement {
       wrong_.push_back("nobody came to " + cell_.transition() + " for the " +
                        std::to_string(cell_.trigger.passing) + ". time");
     all_or_nobody_of_a_group();
+    ending_in_time();
     for (std::uint32_t i = 0; i < cell_.receivers(); ++i) {
       if (killed(first_receiver + i)) continue;
       connecting(first_receiver + i);
@@ -87,6 +89,23 @@ class judgement {
     if (committed != 0 && ready != cell_.receivers())
       wrong_.push_back("a member of the group committed when only " + std::to_string(ready) +
                        " members had all copied");
+  }
+
+  /// Death is seen; a limit must pass for who is only silent, or may yet come. (A machine that stood still is
+  /// no excuse here: such a cell is played again.)
+  void ending_in_time() {
+    for (std::uint32_t i = 0; i < how_.fates.size(); ++i) {
+      auto const& its = fate_of(i);
+      if (its.victim || !its.milliseconds) continue;
+      auto within = how_.seen_within;
+      bool const awaits_a_sender = killed(the_sender) && its.answers("take").empty();
+      if (cell_.stops() || awaits_a_sender) within += how_.longest_limit;
+      if (what_.sends == scenario::sending::source_is_slow) within += how_.longest_limit;
+      if (*its.milliseconds > double(within.count()))
+        wrong_.push_back((i == the_sender ? "the sender" : name_of(i)) + " took " +
+                         std::to_string(std::lround(*its.milliseconds)) + " ms, more than " +
+                         std::to_string(within.count()));
+    }
   }
 
   void connecting(std::uint32_t process) {

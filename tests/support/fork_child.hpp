@@ -12,6 +12,7 @@
 #include <functional>
 #include <poll.h>
 #include <stdexcept>
+#include <string>
 #include <sys/eventfd.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
@@ -19,6 +20,7 @@
 #include <utility>
 
 #include "base/unique_fd.hpp"
+#include "leftovers.hpp"
 
 namespace ropeway::testing {
 
@@ -47,11 +49,12 @@ class baton {
 /// A child process.
 class fork_child {
  public:
-  /// What `wait` returns for a child that threw; the message is on stderr.
-  static constexpr int threw = 99;
+  /// What `wait` returns for a child that threw, and for one that left descriptors, mappings or memory
+  /// behind; the message is on stderr.
+  static constexpr int threw = 99, littered = 98;
 
   /// Runs `body` in the child; what it returns is the exit status. The child ends without destructors of the
-  /// parent's.
+  /// parent's, and so without the look that LeakSanitizer takes at a program's end: it is taken here.
   explicit fork_child(std::function<int()> const& body) {
     pid_t const parent = ::getpid();
     std::fflush(nullptr);
@@ -62,7 +65,14 @@ class fork_child {
     if (::getppid() != parent) ::_exit(threw);
     int status = threw;
     try {
+      leftovers const before;
       status = body();
+      std::string found = before.left_behind();
+      if (lost_memory()) found += "lost: memory, see above\n";
+      if (!found.empty()) {
+        std::fprintf(stderr, "child: did not clean up:\n%s", found.c_str());
+        status = littered;
+      }
     } catch (std::exception const& error) { std::fprintf(stderr, "child: %s\n", error.what()); } catch (...) {
       std::fprintf(stderr, "child: unknown exception\n");
     }
