@@ -998,7 +998,8 @@ void receiver_core::act(receive_action::map_ring& action) {
     if (what.on_device) {
       if (!where.is_cuda())
         throw transfer_error(errc::not_reachable,
-                             "this receiver loads into host memory and can't map a CUDA device");
+                             "this receiver loads into host memory and can't map a CUDA device, " +
+                                 memory::to_string(what.origin));
       result->memory = memory->get(where)->import_region(std::move(input->fd), bytes, what.origin);
     } else {
       result->memory = memory->get(device::host())->import_region(std::move(input->fd), bytes, {});

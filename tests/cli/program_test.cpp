@@ -194,9 +194,9 @@ std::map<std::int64_t, std::pair<double, double>> stretches(boost::json::array c
   return found;
 }
 
-} // namespace
-
-TEST_CASE("both sides trace into one file, on one clock: a bucket is packed while the one before is loaded") {
+/// Sends four versions, and checks both sides' trace. For how many microseconds a bucket was packed while the
+/// one before it was loaded.
+double overlap_in_a_trace() {
   scratch const place;
   auto const checkpoint = place.file("model.safetensors"), socket = place.file("s.sock");
   auto const trace = place.file("trace.json");
@@ -233,7 +233,15 @@ TEST_CASE("both sides trace into one file, on one clock: a bucket is packed whil
     }
     CHECK(packing == doctest::Approx(1e6 * report.at("stages").at("pack").as_double()).epsilon(0.01));
   }
-  // Two processes on one processor take turns, and may do so bucket by bucket.
+  return overlap;
+}
+
+} // namespace
+
+TEST_CASE("both sides trace into one file, on one clock: a bucket is packed while the one before is loaded") {
+  double overlap = 0;
+  // Two processes that share a processor, be it with others, may take turns bucket by bucket.
+  for (int attempt = 0; attempt < 10 && overlap == 0; ++attempt) overlap = overlap_in_a_trace();
   if (std::thread::hardware_concurrency() > 1) CHECK(overlap > 0);
 }
 

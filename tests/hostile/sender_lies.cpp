@@ -223,7 +223,7 @@ constexpr sender_lie lies[] = {
        auto const memory = memory_file(ring_bytes);
        me.say(r, {memory.get()});
      },
-     errc::not_reachable, "can't map a CUDA device", way::refused_ring},
+     errc::not_reachable, "can't map a CUDA device, GPU-01000000-0000-0000-0000-000000000000", way::refused_ring},
     {"a pipe as ring", step::welcomed, [](liar& me) { offer_fd(me, pipe_end()); }, errc::bad_region,
      "it is no memory file", way::refused_ring},
     {"a socket as ring", step::welcomed, [](liar& me) { me.say(honest_ring(), {me.socket()}); }, errc::bad_region,
