@@ -52,7 +52,7 @@ def order(transition):
 
 
 def entry(cells):
-    """One place of the table: the cells of one transition, victim and signal, which differ in the passing."""
+    """One place of the table: the cells of one transition, victim and signal, which differ in route and passing."""
     if not cells:
         return ""
     if any(cell["result"] != "ok" for cell in cells):
@@ -66,11 +66,12 @@ def table(cells):
     for cell in cells:
         places.setdefault((cell["transition"], cell["victim"], cell["signal"]), []).append(cell)
     columns = [(victim, signal) for victim in VICTIMS for signal in SIGNALS]
-    rows = ["| transition | " + " | ".join(f"{victim}, {signal}" for victim, signal in columns) + " |",
-            "|---|" + "---|" * len(columns)]
+    rows = ["| transition | routes | " + " | ".join(f"{victim}, {signal}" for victim, signal in columns) + " |",
+            "|---|---|" + "---|" * len(columns)]
     for transition in sorted({cell["transition"] for cell in cells}, key=order):
+        taken = ", ".join(sorted({cell["route"] for cell in cells if cell["transition"] == transition}))
         shown = (entry(places.get((transition, *column), [])) for column in columns)
-        rows.append(f"| {transition} | " + " | ".join(shown) + " |")
+        rows.append(f"| {transition} | {taken} | " + " | ".join(shown) + " |")
     return rows
 
 

@@ -297,7 +297,7 @@ int run(arguments const& how) {
     }
 
   std::vector<cell> cells;
-  for (auto const& one : cells_of(walks)) {
+  for (auto const& one : cells_of(walks, how.where)) {
     auto const name = one.full_name();
     if (!how.route.empty() && how.route != how.where.route(*one.what)) continue;
     if (hash(name) % how.shards == how.shard - 1 && name.find(how.only) != name.npos) cells.push_back(one);

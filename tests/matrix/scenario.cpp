@@ -3,6 +3,8 @@
 #include <array>
 #include <boost/mp11.hpp>
 #include <csignal>
+#include <set>
+#include <string_view>
 #include <utility>
 
 #include "protocol/codec.hpp"
@@ -150,7 +152,7 @@ std::string cell::full_name() const {
   return text;
 }
 
-std::vector<cell> cells_of(std::vector<walk> const& walks) {
+std::vector<cell> cells_of(std::vector<walk> const& walks, places const& where) {
   std::vector<cell> all;
   for (std::size_t which = 0; which < points().size(); ++which) {
     for (auto const who :
@@ -158,9 +160,11 @@ std::vector<cell> cells_of(std::vector<walk> const& walks) {
       bool const is_sender = points()[which].starts_with("sender");
       if ((who == victim::sender || who == victim::sender_with_child) && !is_sender) continue;
       if ((who == victim::receiver || who == victim::member) && is_sender) continue;
+      std::set<std::string_view> routes;
       for (auto const& one : walks) {
         auto const passed = is_sender ? one.by_sender[which] : one.by_odd_one[which];
         if (one.group != (who == victim::member) || passed == 0) continue;
+        if (!routes.insert(where.route(*one.what)).second) continue;
         for (std::uint32_t const passing : {1u, later_passing}) {
           if (passing > passed) continue;
           for (int const signal : {SIGKILL, SIGSTOP}) {
@@ -176,7 +180,6 @@ std::vector<cell> cells_of(std::vector<walk> const& walks) {
             all.push_back(next);
           }
         }
-        break;
       }
     }
   }

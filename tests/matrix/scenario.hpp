@@ -84,8 +84,9 @@ struct walk {
   passings by_sender{}, by_odd_one{};
 };
 
-/// All cells: for each failpoint that a walk reached the first scenario in which it did.
-std::vector<cell> cells_of(std::vector<walk> const& walks);
+/// All cells: for each failpoint that a walk reached, and for each route on which one did, the first scenario
+/// in which it did.
+std::vector<cell> cells_of(std::vector<walk> const& walks, places const& where);
 
 /// What is wrong with the coverage: failpoints that no walk reached, although nothing excuses them; excuses
 /// for failpoints that were reached; messages that nobody said.
