@@ -57,8 +57,12 @@ def entry(cells):
         return ""
     if any(cell["result"] != "ok" for cell in cells):
         return "**FAIL**"
-    slowest = max((max(cell["ms"].values()) for cell in cells if cell["ms"]), default=None)
-    return "ok" if slowest is None else f"{slowest:.0f} ok"
+    slowest = {}
+    for cell in cells:
+        for survivor, took in cell["ms"].items():
+            slowest[survivor] = max(took, slowest.get(survivor, 0))
+    ordered = sorted(slowest, key=lambda name: (name != "sender", name))
+    return " ".join([*(f"{slowest[name]:.0f}" for name in ordered), "ok"])
 
 
 def table(cells):
