@@ -44,9 +44,10 @@ struct engine {
 
 void judge_route(way asked, receiver_report const& one) {
   if (agrees(asked, one.way)) return;
-  throw transfer_error(errc::unsupported, std::string("asked for the ") + bench::name(asked) +
-                                              " route, took " + std::string(ropeway::name(one.way)) +
-                                              (one.text.empty() ? "" : ", because: " + one.text));
+  throw transfer_error(errc::unsupported,
+                       std::string("asked for the ") + bench::name(asked) + " route, took " +
+                           std::string(ropeway::name(one.way)) +
+                           (one.route_reason.empty() ? "" : ", because: " + one.route_reason));
 }
 
 void judge(lane& to, std::uint64_t number, send_report const& report) {
@@ -59,7 +60,7 @@ void judge(lane& to, std::uint64_t number, send_report const& report) {
   for (auto const& one : report.receivers) {
     judge_route(to.of.routes.front(), one);
     to.taken = one.way;
-    to.why = one.text;
+    to.why = one.route_reason;
   }
 }
 

@@ -52,10 +52,13 @@ struct receiver_report {
   std::string name;                ///< as it called itself, with its process number
   outcome what = outcome::skipped; ///< for programs: what this receiver holds now follows from it
   std::error_code error;           ///< why it is not `committed`
-  std::string text;        ///< in words, the receiver's own where it said any; else why the route was taken
-  route way = route::host; ///< how its bytes went, or would have gone
-  nanoseconds after{};     ///< from the call until this was known
-  stage_times stages;      ///< what that time went into: announce, load, wait, commit
+  std::string text;                ///< the same in words, the receiver's own where it said any; else empty
+  route way = route::host;         ///< how its bytes went, or would have gone
+  std::string route_reason;        ///< why that way and no faster one, in words; empty if none is faster
+  /// Bytes that it copied, as in its own `load_report`: of a shard its own. 0 if it never had all of them.
+  std::uint64_t copied = 0;
+  nanoseconds after{}; ///< from the call until this was known
+  stage_times stages;  ///< what that time went into: announce, load, wait, commit
 };
 
 /// What `send_weights` and `sending::done` give. Filled whether or not the operation failed.
@@ -99,6 +102,7 @@ struct load_report {
   nanoseconds total{};       ///< from the acceptance until the commit
   stage_times stages;        ///< of this side; `announce`, `decide` and `map` come before `total` begins
   route way = route::host;   ///< how the bytes came
+  std::string route_reason;  ///< the same words as in the sender's report: why no faster way
   /// The sender's, with which all that was taken here agrees; nothing without digests.
   std::optional<digest128> digest;
 };

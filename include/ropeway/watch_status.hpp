@@ -31,7 +31,7 @@ struct watched_receiver {
   std::optional<std::uint64_t> version;              ///< held, of this sender instance
   std::uint64_t bytes_released =
       0; ///< of the running update, about, and as far as the ring tells: not what is mapped
-  std::uint64_t last_bytes = 0;    ///< of the last update that it committed
+  std::uint64_t last_bytes = 0;    ///< that it copied of the last update which it committed
   nanoseconds last_took{};         ///< and from that update's begin until the commit
   std::optional<digest128> digest; ///< of the version held, if it was compared with the sender's digests
   std::string last_error;          ///< what became of its last update, if it did not commit it; foreign text

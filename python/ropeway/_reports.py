@@ -27,9 +27,13 @@ class ReceiverReport:
     code: Optional[str]
     """Why it is not ``committed``, as `TransferError.code`; else None."""
     text: str
-    """In words, the receiver's own where it said any; else why the route was taken."""
+    """The same in words, the receiver's own where it said any; else empty."""
     route: str
     """How its bytes went: ``mapped``, ``staged`` or ``host``."""
+    route_reason: str
+    """Why that way and no faster one, in words; empty if none is faster."""
+    copied: int
+    """Bytes that it copied, as its own `LoadReport` has them: a shard counts for itself. 0 if it never had all."""
     after: float
     """Seconds from the call until this was known."""
     stages: Dict[str, float] = field(default_factory=dict)
@@ -80,6 +84,8 @@ class LoadReport:
     stages: Dict[str, float]
     route: str
     """``mapped``, ``staged`` or ``host``."""
+    route_reason: str
+    """Why that way and no faster one, as the sender says; empty if none is faster."""
     digest: Optional[str] = None
     """The sender's, with which all that was taken here agrees; None without digests."""
     assembled: int = 0

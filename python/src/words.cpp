@@ -167,7 +167,8 @@ nb::object to_python(send_report const& report) {
   for (auto const& one : report.receivers)
     receivers.append(make_one(text(one.name), text(name(one.what)),
                               one.error ? code_of(one.error) : nb::object(nb::none()), text(one.text),
-                              text(name(one.way)), seconds(one.after), stages(one.stages)));
+                              text(name(one.way)), text(one.route_reason), one.copied, seconds(one.after),
+                              stages(one.stages)));
   return make(report.version, report.bytes, report.tensors, report.buckets, seconds(report.total),
               seconds(report.source_free), stages(report.stages), nb::tuple(receivers),
               hex_or_none(report.digest));
@@ -176,7 +177,7 @@ nb::object to_python(send_report const& report) {
 nb::object to_python(load_report const& report) {
   auto const& make = known->load_report;
   return make(report.version, report.bytes, report.tensors, report.buckets, report.copied,
-              seconds(report.total), stages(report.stages), text(name(report.way)),
+              seconds(report.total), stages(report.stages), text(name(report.way)), text(report.route_reason),
               hex_or_none(report.digest), 0, nb::tuple());
 }
 

@@ -47,6 +47,9 @@ def test_mixed_tensors_arrive_exactly(address, slots, bucket):
     assert loaded.tensors == sent.tensors == len(source)
     assert loaded.bytes == sent.bytes == sum(tensor.nbytes for tensor in source.values())
     assert sent.count("committed") == 1 and sent.receivers[0].route == "host"
+    assert sent.receivers[0].route_reason == loaded.route_reason
+    assert loaded.route_reason.endswith("host memory that is not shared (see sender::share)")
+    assert sent.receivers[0].copied == loaded.copied and sent.receivers[0].text == ""
 
 
 def test_digests_are_compared_and_reported(address):
@@ -125,7 +128,9 @@ def test_tensors_in_shared_memory_are_mapped(address):
             source += 1
             sending = sender.send_weights(version, {"w": source})
             loaded = receiver.next_update().wait().load_into(into).wait()
-            assert loaded.route == sending.wait().receivers[0].route == "mapped"
+            one = sending.wait().receivers[0]
+            assert loaded.route == one.route == "mapped" and loaded.route_reason == one.route_reason == ""
+            assert loaded.copied == one.copied == source.nbytes
             np.testing.assert_array_equal(into["w"], source)
         sender.release_memory().wait()
 

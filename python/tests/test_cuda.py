@@ -137,7 +137,7 @@ def test_expandable_segments_on_either_side(sender, server, ours, theirs):
         report, _ = send(sender, server, version, tensors, route=(ROUTE, "staged") if ours else ROUTE)
         assert server("content") == content(tensors)
     if CUDA and report.receivers[0].route != "mapped":
-        warnings.warn(f"tensors of expandable segments went {report.receivers[0].route}: {report.receivers[0].text}")
+        warnings.warn(f"tensors of expandable segments went {report.receivers[0].route}: {report.receivers[0].route_reason}")
 
 
 @cuda

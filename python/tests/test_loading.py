@@ -75,6 +75,7 @@ def test_a_loader_that_raises_is_named_to_the_sender(pair, call):
         sending.wait()
     (one,) = caught.value.report.receivers
     assert one.name.startswith("server") and one.outcome == "failed" and "no layer of that name" in one.text
+    assert "not shared" in one.route_reason and "not shared" not in one.text and one.copied == 0
     sending, update = announce(sender, receiver, 2)
     update.load_with(lambda tensors: None, tensors="numpy").wait()
     assert sending.wait().count("committed") == 1

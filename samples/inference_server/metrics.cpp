@@ -57,6 +57,7 @@ void metrics::swap(ropeway::load_report const& loaded) {
   last_swap_ = seconds(loaded.total);
   for (auto const stage : ropeway::all_stages) stages_[stage] += loaded.stages[stage];
   bytes_ += loaded.copied;
+  ++routes_[std::string(name(loaded.way))];
 }
 
 std::string metrics::text(moment const& now) const {
@@ -85,6 +86,9 @@ std::string metrics::text(moment const& now) const {
            number(seconds(stages_[stage])));
   head(out, "ropeway_swap_bytes_total", "counter", "Bytes of weights that were copied.");
   line(out, "ropeway_swap_bytes_total", "", std::to_string(bytes_));
+  head(out, "ropeway_swap_routes_total", "counter", "Versions that went live, by how their bytes came.");
+  for (auto const& [way, count] : routes_)
+    line(out, "ropeway_swap_routes_total", "route=\"" + way + "\"", std::to_string(count));
   if (now.version) {
     head(out, "ropeway_version", "gauge", "The version that is served; missing while none is.");
     line(out, "ropeway_version", "", std::to_string(*now.version));

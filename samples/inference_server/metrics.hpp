@@ -52,4 +52,5 @@ class metrics {
   double last_swap_ = 0;
   ropeway::stage_times stages_; // of all swaps together
   std::uint64_t bytes_ = 0;
+  std::map<std::string, std::uint64_t> routes_{{"mapped", 0}, {"staged", 0}, {"host", 0}}; // of swaps
 };

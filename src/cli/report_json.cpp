@@ -40,6 +40,8 @@ object to_json(send_report const& report, std::string const& digest) {
     entry["name"] = json_text(one.name);
     entry["outcome"] = name(one.what);
     entry["route"] = name(one.way);
+    entry["route_reason"] = text_or_null(one.route_reason);
+    entry["copied"] = one.copied;
     entry["seconds"] = seconds(one.after);
     entry["stages"] = to_json(one.stages);
     entry["error"] = one.error ? value(json_text(one.error.message())) : value(nullptr);
@@ -72,6 +74,7 @@ object to_json(load_report const& report, std::string const& digest) {
   out["stages"] = to_json(report.stages);
   out["bytes_per_second"] = rate(report.bytes, report.total);
   out["route"] = name(report.way);
+  out["route_reason"] = text_or_null(report.route_reason);
   out["digest"] = text_or_null(digest);
   out["checked"] = report.digest.has_value();
   return out;

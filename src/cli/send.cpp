@@ -174,10 +174,11 @@ void print_table(std::ostream& out, std::vector<sent_version> const& sent) {
   table rows({">version", "receiver", "outcome", "route", ">size", ">time", ">rate", "digest"});
   for (auto const& [report, hash] : sent)
     for (auto const& one : report.receivers) {
-      std::string const what = one.text.empty() || one.what == outcome::committed ? "" : ": " + one.text;
+      std::string const what = one.text.empty() ? "" : ": " + one.text;
       rows.add({std::to_string(report.version), printable(one.name),
                 std::string(name(one.what)) + printable(what), std::string(name(one.way)),
-                size_text(report.bytes), time_text(one.after), rate_text(report.bytes, one.after), hash});
+                one.copied ? size_text(one.copied) : "-", time_text(one.after),
+                one.copied ? rate_text(one.copied, one.after) : "-", hash});
     }
   rows.print(out);
   out.flush();

@@ -111,7 +111,7 @@ awaitable<void> send_all(trial const& what, sender& from, weights const& held, t
   for (std::uint64_t version = 1; version <= what.repeats + std::uint64_t(1); ++version) {
     send_report const report = co_await from.send_weights(version, prepared);
     result.way = report.receivers.front().way;
-    result.why = report.receivers.front().text;
+    result.why = report.receivers.front().route_reason;
     if (version > 1) result.times.push_back(report.total);
   }
 }

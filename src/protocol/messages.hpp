@@ -114,7 +114,8 @@ struct released {
 /// Everything is in place; and, in an update with digests, was compared with them.
 struct all_copied {
   std::uint64_t update = 0;
-  bytes16 digest{}; ///< of the update, as the receiver found it; zero without digests
+  bytes16 digest{};         ///< of the update, as the receiver found it; zero without digests
+  std::uint64_t copied = 0; ///< bytes that it wrote to its destinations, or took in buckets by hand
 };
 struct committed {
   std::uint64_t update = 0;
@@ -204,6 +205,7 @@ struct published {
 };
 struct commit {
   std::uint64_t update = 0;
+  std::string text = {}; ///< why the bytes came the way they did and no faster; empty if none is faster
 };
 /// One receiver, in the answer to a watch.
 struct seen_receiver {
@@ -212,7 +214,7 @@ struct seen_receiver {
   std::uint8_t holds_version = 0;
   std::uint64_t version = 0;        ///< that it holds
   std::uint64_t bytes_released = 0; ///< of the running update, as far as buckets tell
-  std::uint64_t last_bytes = 0;     ///< of the last update that it committed
+  std::uint64_t last_bytes = 0;     ///< that it copied of the last update which it committed
   std::uint64_t last_ns = 0;        ///< and from its begin until then
   std::string last_error;      ///< of the last update that it did not commit; empty after one that it did
   std::uint8_t has_digest = 0; ///< it has compared the version that it holds with the sender's digests
@@ -265,7 +267,7 @@ BOOST_DESCRIBE_STRUCT(unmapped, (), (segments))
 BOOST_DESCRIBE_STRUCT(refuse, (), (update, code, text))
 BOOST_DESCRIBE_STRUCT(not_now, (), (update, retry_ms, text))
 BOOST_DESCRIBE_STRUCT(released, (), (update, seq))
-BOOST_DESCRIBE_STRUCT(all_copied, (), (update, digest))
+BOOST_DESCRIBE_STRUCT(all_copied, (), (update, digest, copied))
 BOOST_DESCRIBE_STRUCT(committed, (), (update))
 BOOST_DESCRIBE_STRUCT(failed, (), (update, code, text))
 BOOST_DESCRIBE_STRUCT(welcome, (), (version, sender, bucket_bytes, silence_ms))
@@ -280,7 +282,7 @@ BOOST_DESCRIBE_STRUCT(read_mapped, (), (update))
 BOOST_DESCRIBE_STRUCT(unmap, (), (segments))
 BOOST_DESCRIBE_STRUCT(manifest_follows, (), (update, bytes))
 BOOST_DESCRIBE_STRUCT(published, (), (update, seq, bucket, ring, slot, bytes))
-BOOST_DESCRIBE_STRUCT(commit, (), (update))
+BOOST_DESCRIBE_STRUCT(commit, (), (update, text))
 BOOST_DESCRIBE_STRUCT(watch, (), (magic, oldest, newest, schema))
 BOOST_DESCRIBE_STRUCT(seen_receiver, (),
                       (name, doing, holds_version, version, bytes_released, last_bytes, last_ns, last_error,

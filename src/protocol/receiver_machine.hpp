@@ -51,6 +51,7 @@ struct receiver_settings {
 
 /// What the driver must do, in this order.
 namespace receive_action {
+/// Send `what`; in `all_copied` the driver fills in how many bytes it copied.
 struct say {
   message what;
 };
@@ -120,6 +121,7 @@ struct bucket {
 /// All copies were seen complete by both sides: make the version whole; answer commit_done or commit_failed.
 struct commit {
   std::uint64_t update = 0;
+  std::string route_reason; ///< in the sender's words
 };
 /// The update is over without a commit: tell the embedder, stop copying, answer drained() when no copy runs
 /// any more. `by_peer`: the sender said so; else this side did, or the session ended.

@@ -81,10 +81,11 @@ struct update_facts {
   std::uint32_t ring = host_ring; ///< the ring that buckets are packed into: 0 host, 1 + n CUDA device n
   bool through_host = false;      ///< everybody takes it from the host ring
 
+  std::string note; ///< why not everything can be mapped; of the route reasons in the results
+
   /// For receivers that map the sender's memory; all empty without a placement.
   std::uint64_t placement = 0; ///< its number
   bool only_mapped = false;    ///< who can't map is refused
-  std::string note;            ///< why not everything is mapped; goes with the results
   struct segment {
     std::uint64_t id = 0;
     std::uint32_t parts = 0;
@@ -101,12 +102,14 @@ struct peer_result {
   peer_id peer = 0;
   std::string name;
   outcome what = outcome::skipped;
-  std::uint16_t code = 0; ///< an errc
-  std::string text;
+  std::uint16_t code = 0;         ///< an errc
+  std::string text;               ///< why it did not commit
   std::uint32_t ring = host_ring; ///< the ring that its bytes took
   bool mapped = false;            ///< it read the sender's tensors; the ring gave what is not mapped
+  std::string route_reason;       ///< why not a faster way; empty if there is none
+  std::uint64_t copied = 0;       ///< bytes, as it said in all_copied
   /// When it took part, had copied everything, was told to commit; nothing for what it never did.
-  std::optional<time_point> took_part, copied, told_to_commit;
+  std::optional<time_point> took_part, all_copied, told_to_commit;
   time_point decided{}; ///< when this was known
 };
 

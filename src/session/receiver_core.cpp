@@ -842,6 +842,7 @@ void receiver_core::end_load(std::shared_ptr<load_operation> const& load, failur
   report.total = clock::now() - load->accepted_at;
   report.stages = load->stages.times;
   report.way = load->mapped ? route::mapped : load->ring == 0 ? route::host : route::staged;
+  report.route_reason = load->route_reason;
   report.digest = load->digest;
   if (load->accepted)
     observer_.tell([&](observer& who) {
@@ -963,7 +964,8 @@ void receiver_core::arm_deadline() {
 }
 
 void receiver_core::act(receive_action::say& action) {
-  if (load_ && std::holds_alternative<all_copied>(action.what)) {
+  if (auto* const all = std::get_if<all_copied>(&action.what); all && load_) {
+    all->copied = load_->bytes_copied;
     load_->all_copied_at = clock::now();
     load_->stages.ends(update_stage::wait);
     load_->stages.begins(update_stage::commit);
@@ -1213,10 +1215,11 @@ void receiver_core::act(receive_action::bucket& action) {
   }
 }
 
-void receiver_core::act(receive_action::commit&) {
+void receiver_core::act(receive_action::commit& action) {
   auto const load = load_;
   if (!load) return;
   load->committing = true;
+  load->route_reason = std::move(action.route_reason);
   enter(session_phase::committing);
   if (!load->into) return commit(load);
   try {

@@ -97,6 +97,7 @@ class load_operation : public std::enable_shared_from_this<load_operation> {
   session::stage_log stages;
   session::activity loading; ///< copies run, or the embedder has a bucket
   std::uint64_t bytes_copied = 0;
+  std::string route_reason; ///< in the sender's words, once it has ordered the commit
   std::uint32_t copies_in_flight = 0;
   std::uint32_t in_hands = 0; ///< buckets that the embedder has not released
   std::uint32_t held = 0;     ///< those, and released ones that are still read

@@ -540,12 +540,10 @@ void sender_core::begin_now(std::shared_ptr<send_operation> const& operation) {
   facts.through_host = options_.use_route() == route_choice::host;
   facts.only_mapped = options_.use_route() == route_choice::mapped;
   place_tensors(*operation, facts);
-  if (facts.only_mapped && (facts.placement == 0 || !facts.note.empty()) && manifest.total_bytes() != 0) {
+  if (facts.only_mapped && (facts.placement == 0 || !facts.note.empty()) && facts.total_bytes != 0) {
     current_.reset();
-    std::string const why =
-        set->on_the_fly() ? "tensors that are made on the fly can't be mapped" : facts.note;
     return fail_begin(operation,
-                      failure(errc::not_reachable, "the sender allows the mapped route only: " + why));
+                      failure(errc::not_reachable, "the sender allows the mapped route only: " + facts.note));
   }
   operation->gather.emplace(manifest);
   if (set->on_the_fly()) {
@@ -571,7 +569,12 @@ void sender_core::place_tensors(send_operation& operation, update_facts& facts) 
   auto const& set = *operation.set;
   bool const allowed =
       options_.use_route() == route_choice::automatic || options_.use_route() == route_choice::mapped;
-  if (!allowed || set.on_the_fly() || facts.total_bytes == 0) return;
+  if (facts.total_bytes == 0) return;
+  if (!allowed)
+    facts.note = "the sender was told to use the " + std::string(name(options_.use_route())) + " route";
+  else if (set.on_the_fly())
+    facts.note = "tensors that are made on the fly can't be mapped";
+  if (!facts.note.empty()) return;
   std::vector<std::uint64_t> retired;
   auto placement = exports_.place(operation.set, retired);
   if (!retired.empty()) machine_.retire_segments(retired, clock::now());
@@ -1258,12 +1261,12 @@ stage_times sender_core::stages_of(peer_result const& result, send_operation con
     auto const end = until.value_or(result.decided);
     if (end > at) {
       times[what] = end - at;
-      operation.stages.tell(what, at, end, {}, 0, result.name);
+      operation.stages.tell(what, at, end, {}, what == update_stage::load ? result.copied : 0, result.name);
     }
     at = std::max(at, end);
   };
   up_to(update_stage::announce, result.took_part);
-  up_to(update_stage::load, result.copied);
+  up_to(update_stage::load, result.all_copied);
   up_to(update_stage::wait, result.told_to_commit);
   up_to(update_stage::commit, result.decided);
   return times;
@@ -1550,6 +1553,8 @@ void sender_core::act(send_action::finished& action) {
     if (result.what != outcome::committed) one.error = make_error_code(static_cast<errc>(result.code));
     one.text = result.text;
     one.way = result.mapped ? route::mapped : result.ring == host_ring ? route::host : route::staged;
+    one.route_reason = result.route_reason;
+    one.copied = result.copied;
     one.after = result.decided - operation->called;
     one.stages = stages_of(result, *operation);
     operation->report.receivers.push_back(std::move(one));

@@ -124,7 +124,7 @@ awaitable<void> serve_peer(std::string path, int ordinal, bool maps) {
     source.fill(version);
     send_report const report = co_await to.send_weights(version, source.views());
     CHECK(outcomes(report) == "committed");
-    if (maps) CHECK_MESSAGE(of(report, "peer").way == route::mapped, of(report, "peer").text);
+    if (maps) CHECK_MESSAGE(of(report, "peer").way == route::mapped, of(report, "peer").route_reason);
   }
   co_await to.close();
 }

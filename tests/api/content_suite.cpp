@@ -71,7 +71,7 @@ awaitable<void> crosses(setting const& how, model& source, std::vector<tensor_vi
   check_report(first, 1, specs, bucket_bytes, how);
   if (how.how.way && first.bytes != 0)
     for (auto const& one : first.receivers)
-      CHECK_MESSAGE(one.way == *how.how.way, name(one.way), ": ", one.text);
+      CHECK_MESSAGE(one.way == *how.how.way, name(one.way), ": ", one.route_reason);
   auto const wanted = source.images(views);
   for (std::size_t i = 0; i < held.size(); ++i) {
     CHECK(difference(wanted, held[i]) == "");

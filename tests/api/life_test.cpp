@@ -62,6 +62,10 @@ awaitable<void> loader_fails(std::uint32_t bucket, ending how) {
   CHECK(bool(told.error));
   if (how == ending::refuses) CHECK_MESSAGE(has(told.text, "the loader can't parse layer 7"), told.text);
   CHECK_FALSE(told.text.empty());
+  CHECK_MESSAGE(told.route_reason.ends_with("host memory that is not shared (see sender::share)"),
+                told.route_reason);
+  CHECK(told.copied == 0); // it never had all
+  CHECK(of(report, "server-0").copied == report.bytes);
   co_await bad.join();
   auto const loaded = co_await good.join();
   CHECK_MESSAGE(loaded.ok(), loaded.said());

@@ -1,6 +1,8 @@
 #include "line.hpp"
 
+#include <algorithm>
 #include <cstring>
+#include <set>
 #include <sstream>
 #include <stdexcept>
 
@@ -132,6 +134,20 @@ awaitable<std::vector<image>> take_next(receiver& from, memory_kind& memory) {
   co_return tensors;
 }
 
+namespace {
+
+std::string told(route way, std::uint64_t copied, std::string const& reason) {
+  return std::string(name(way)) + " " + std::to_string(copied) + " " + reason + "; ";
+}
+
+std::string joined(std::multiset<std::string> const& all) {
+  std::string text;
+  for (auto const& each : all) text += each;
+  return text;
+}
+
+} // namespace
+
 awaitable<send_report> deliver(line& over, std::uint64_t version, std::vector<tensor_view> tensors,
                                std::vector<destinations>& into) {
   std::vector<task<load_report>> loads;
@@ -141,15 +157,24 @@ awaitable<send_report> deliver(line& over, std::uint64_t version, std::vector<te
   if (!sent.ok()) // who was not reached waits still
     for (auto& load : loads) load.cancel();
   std::string failed;
+  std::multiset<std::string> here, there; // of each receiver, as the two sides report it
   for (auto& load : loads) {
     auto const loaded = co_await load.join();
     if (!loaded.ok())
       failed = "a receiver failed: " + loaded.said();
     else if (loaded.value->version != version)
       failed = "a receiver loaded another version";
+    else
+      here.insert(told(loaded.value->way, loaded.value->copied, loaded.value->route_reason));
   }
   if (!sent.ok()) throw transfer_error(sent.error, "the send failed: " + sent.said());
   if (!failed.empty()) throw std::runtime_error(failed);
+  for (auto const& each : sent.value->receivers)
+    if (each.what == outcome::committed) there.insert(told(each.way, each.copied, each.route_reason));
+  // Others may have committed as well, and said what they liked.
+  if (!std::includes(there.begin(), there.end(), here.begin(), here.end()))
+    throw std::runtime_error("the sides report other routes or bytes: " + joined(here) + "not " +
+                             joined(there));
   co_return std::move(*sent.value);
 }
 

@@ -103,7 +103,8 @@ CO_TEST("what does not lie in shared memory comes through the ring, and the repo
     CHECK(outcomes(report) == "committed committed");
     for (auto const& one : report.receivers) {
       CHECK(one.way == route::mapped);
-      CHECK(one.text == "1 tensor is host memory that is not shared (see sender::share)");
+      CHECK(one.text.empty());
+      CHECK(one.route_reason == "1 tensor is host memory that is not shared (see sender::share)");
     }
     for (auto const& each : held) CHECK(difference(wanted, each) == "");
   }
@@ -137,10 +138,12 @@ awaitable<void> shards_read_what_is_theirs(setting how, std::size_t dimension) {
     loads.emplace_back(over.executor(), load_next(over.receiver(rank), into[rank]));
   auto const report = co_await over.sender().send_weights(1, source.views());
   std::uint64_t copied = 0;
+  std::uint32_t rank = 0;
   for (auto& load : loads) {
     auto const loaded = co_await load.join();
     REQUIRE_MESSAGE(loaded.ok(), loaded.said());
     CHECK(loaded.value->copied == report.bytes / ranks);
+    CHECK(of(report, "server-" + std::to_string(rank++)).copied == loaded.value->copied);
     copied += loaded.value->copied;
   }
   CHECK(copied == report.bytes);
@@ -176,13 +179,17 @@ CO_TEST("one receiver maps, one takes the ring by choice, one takes buckets: all
   CHECK(of(report, "server").way == route::mapped);
   CHECK(of(report, "ring").way == route::host);
   CHECK(of(report, "bucket").way == route::host);
-  CHECK(of(report, "bucket").text == "it takes the update through the ring by its own choice");
+  CHECK(of(report, "server").route_reason.empty()); // none is faster
+  CHECK(of(report, "bucket").route_reason == "it takes the update through the ring by its own choice");
+  for (auto const& one : report.receivers) CHECK(one.copied == report.bytes);
   auto const loaded = co_await first.join();
   CHECK_MESSAGE(loaded.ok(), loaded.said());
   if (loaded.ok()) CHECK(loaded.value->way == route::mapped);
+  if (loaded.ok()) CHECK(loaded.value->route_reason.empty());
   auto const staged = co_await second.join();
   CHECK_MESSAGE(staged.ok(), staged.said());
   if (staged.ok()) CHECK(staged.value->way == route::host);
+  if (staged.ok()) CHECK(staged.value->route_reason == of(report, "ring").route_reason);
   auto const taken = co_await third.join();
   CHECK_MESSAGE(taken.ok(), taken.said());
   if (taken.ok()) CHECK(difference(source.images(), *taken.value) == "");

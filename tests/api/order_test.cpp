@@ -614,6 +614,12 @@ awaitable<void> stages_of_an_update(std::uint32_t slots) {
             told.stages[update_stage::wait] + told.stages[update_stage::commit] ==
         told.after);
   CHECK((told.stages[update_stage::load].count() > 0));
+  CHECK(told.copied == loaded.copied);
+  CHECK(told.route_reason == "12 tensors are host memory that is not shared (see sender::share)");
+  CHECK(loaded.route_reason == told.route_reason);
+  for (auto const& one : trainer.all)
+    if (one.receiver == told.name)
+      CHECK(one.span.bytes == (one.span.what == update_stage::load ? told.copied : 0));
   CHECK(std::count_if(trainer.all.begin(), trainer.all.end(),
                       [](auto const& one) { return one.receiver.starts_with("server"); }) >= 6);
 

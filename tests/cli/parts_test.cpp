@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <array>
+#include <boost/json/array.hpp>
 #include <cerrno>
 #include <cstring>
 #include <fstream>
@@ -27,6 +28,37 @@
 
 using namespace ropeway;
 using namespace ropeway::cli;
+
+TEST_CASE(
+    "reports in JSON have each receiver's own bytes and reason, and why it did not commit apart from it") {
+  send_report sent;
+  sent.bytes = 1000;
+  sent.receivers.resize(2);
+  auto &whole = sent.receivers[0], &none = sent.receivers[1];
+  whole.what = outcome::committed;
+  whole.way = route::mapped;
+  whole.copied = 250;
+  none.what = outcome::failed;
+  none.error = make_error_code(errc::loader_failed);
+  none.text = "no room";
+  none.way = route::host;
+  none.route_reason = "through the ring, because it can't map the tensors";
+  auto const out = to_json(sent, {});
+  auto const& all = out.at("receivers").as_array();
+  CHECK(out.at("bytes") == 1000);
+  CHECK(all.at(0).at("copied") == 250);
+  CHECK(all.at(0).at("route") == "mapped");
+  CHECK(all.at(0).at("route_reason").is_null());
+  CHECK(all.at(0).at("error").is_null());
+  CHECK(all.at(1).at("copied") == 0);
+  CHECK(all.at(1).at("route") == "host");
+  CHECK(all.at(1).at("route_reason") == "through the ring, because it can't map the tensors");
+  CHECK(all.at(1).at("text") == "no room");
+  load_report loaded;
+  CHECK(to_json(loaded, {}).at("route_reason").is_null());
+  loaded.route_reason = "through host memory";
+  CHECK(to_json(loaded, {}).at("route_reason") == "through host memory");
+}
 
 TEST_CASE("sizes are read in powers of 1024, and nothing else is taken for one") {
   CHECK(parse_size("65536") == 65536);

@@ -168,7 +168,12 @@ TEST_CASE("two receivers get every version, and all three processes compute the 
     for (auto const& receiver : versions[i].at("receivers").as_array()) {
       CHECK(receiver.at("outcome") == "committed");
       CHECK(receiver.at("route") == "host");
+      CHECK(receiver.at("route_reason") ==
+            "5 tensors are host memory that is not shared (see sender::share)");
+      CHECK(receiver.at("copied") == versions[i].at("bytes"));
+      CHECK(receiver.at("text") == "");
     }
+    CHECK(held_one[i].at("route_reason") == versions[i].at("receivers").at(0).at("route_reason"));
     digests.insert(versions[i].at("digest").as_string());
   }
   CHECK(digests.size() == 3);

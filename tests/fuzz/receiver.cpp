@@ -365,7 +365,7 @@ class game {
       return p;
     }
     case 10:
-    case 11: return protocol::commit{some_update()};
+    case 11: return protocol::commit{some_update(), "not\nmapped"};
     case 12: return abort_update{some_update(), static_cast<std::uint16_t>(from_.below(3)), "not\nnow"};
     case 13: return alive{some_update()};
     case 14:
@@ -552,6 +552,7 @@ class game {
   void act(receive_action::commit& a) {
     promise(a.update == update_ && all_copied_ && loads_ == expected(), "commit when all was loaded");
     promise(!draining_ && !over_said_, "and nothing was given up");
+    promise(a.route_reason == "not mapped", "with the sender's words on one line");
     commit_asked_ = true;
   }
   void act(receive_action::abort& a) {

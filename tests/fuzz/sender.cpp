@@ -21,6 +21,9 @@ using namespace std::chrono_literals;
 
 bool one_line(std::string const& text) { return text.find_first_of("\r\n") == std::string::npos; }
 
+/// What a receiver says that it has copied.
+std::uint64_t copied_by(peer_id id, std::uint64_t update) { return update * 1000 + id + 1; }
+
 class game {
  public:
   explicit game(choices const& from) : from_(from), slots_(1 + from_.below(3)), machine_(settings()) {}
@@ -256,7 +259,7 @@ class game {
     if (badly) return say_to_machine(id, abort_update{p.update, 1, "no\nmore"});
     if (p.accepted && p.released == expected(p) && !p.all_copied && (!p.mapped || p.told) &&
         (facts_.digests == 0 || p.has_digests))
-      return say_to_machine(id, all_copied{p.update, digest_of(how % 32 != 30)});
+      return say_to_machine(id, all_copied{p.update, digest_of(how % 32 != 30), copied_by(id, p.update)});
     say_to_machine(id, alive{p.update});
   }
 
@@ -510,7 +513,13 @@ class game {
           if (!p.holds.empty()) seq = p.holds.front().seq;
       return released{some_update(), seq};
     }
-    case 8: return all_copied{some_update(), digest_of(from_.flip())};
+    case 8: {
+      all_copied all;
+      all.update = some_update();
+      all.digest = digest_of(from_.flip());
+      all.copied = copied_by(0, all.update); // whoever says so
+      return all;
+    }
     case 9:
       if (from_.flip()) return committed{some_update()};
       return failed{some_update(), 32, words()};
@@ -715,6 +724,7 @@ class game {
       promise(!other.begun || other.decided || other.stopped, "nothing is published before all have decided");
   }
   void said(peer& p, commit const& c) {
+    promise(one_line(c.text), "why its bytes came so is one line");
     promise(c.update == update_ && !p.commit && !p.stopped, "commit once");
     promise(facts_.digests == 0 || (p.has_digests && digested_), "commit only after digests were compared");
     promise(p.all_copied && p.accepted && p.released == expected(p) && p.holds.empty(),
@@ -836,16 +846,18 @@ class game {
                 std::any_of(f.results.begin(), f.results.end(), [&](auto const& r) { return r.peer == id; }),
             "for all that it was announced to");
     for (auto const& r : f.results) {
-      promise(present_.erase(r.peer) == 1 && one_line(r.text) && one_line(r.name), "results are about them");
+      promise(present_.erase(r.peer) == 1 && one_line(r.text) && one_line(r.name) && one_line(r.route_reason),
+              "results are about them");
+      promise(r.copied == copied_by(0, update_) || r.copied == copied_by(r.peer, update_) ||
+                  (r.copied == 0 && r.what != outcome::committed),
+              "and have their own bytes");
       bool const is_there = peers_.count(r.peer) == 1;
       promise(!r.mapped || facts_.placement != 0, "nobody maps what is not placed");
       if (r.what == outcome::committed)
         promise(!is_there || peers_[r.peer].committed, "who is reported as committed has said so");
       else if (is_there)
         promise(!peers_[r.peer].committed || r.what == outcome::unconfirmed, "who committed is reported so");
-      promise(r.what == outcome::committed || !r.text.empty() || r.code != 0 || r.what == outcome::refused ||
-                  r.what == outcome::failed,
-              "there is a reason");
+      promise((r.what == outcome::committed) == r.text.empty(), "there is a reason where one is needed");
     }
     finished_ = true;
   }

@@ -233,6 +233,8 @@ CO_TEST("it serves nothing before a version came, and then names the version tha
                                        "ropeway_requests_total{endpoint=\"/embed\",status=\"503\"} 1\n",
                                        "ropeway_request_seconds_count{endpoint=\"/embed\"} 2\n",
                                        "ropeway_swap_seconds_count 1\n",
+                                       "ropeway_swap_routes_total{route=\"host\"} 1\n",
+                                       "ropeway_swap_routes_total{route=\"mapped\"} 0\n",
                                        "ropeway_session_phase{phase=\"idle\"} 1\n"};
   for (auto const* line : lines)
     CHECK_MESSAGE(counted.text.find(line) != std::string::npos, line << counted.text);

@@ -41,8 +41,9 @@ std::string show(sender_action const& what) {
           [](finished const& a) {
             std::string line = "finished " + reason(a.code, a.text);
             for (auto const& r : a.results)
-              line += words("[", r.peer, " ", name(r.what), " (", r.code, ") ", r.text,
-                            r.mapped ? " mapped" : "", " ring ", r.ring, "]");
+              line +=
+                  words("[", r.peer, " ", name(r.what), " (", r.code, ") ", r.text, r.mapped ? " mapped" : "",
+                        " ring ", r.ring, r.route_reason.empty() ? "" : ", for ", r.route_reason, "]");
             return line;
           },
       },

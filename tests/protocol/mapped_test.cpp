@@ -161,10 +161,12 @@ TEST_CASE("one receiver maps, another does not: buckets go to that one only, thr
   b.from(2, released{1, 2});
   b.from(2, all_copied{1});
   b.from(2, committed{1});
-  CHECK(b.done() ==
-        lines(to(2, protocol::commit{1}),
-              "finished (0) [1 committed (0)  mapped ring 1][2 committed (0) through the ring, because "
-              "it can't map the tensors: host only ring 0]"));
+  CHECK(
+      b.done() ==
+      lines(to(2, protocol::commit{1, "through the ring, because it can't map the tensors: host only; "
+                                      "through host memory, because it names no device"}),
+            "finished (0) [1 committed (0)  mapped ring 1][2 committed (0)  ring 0, for through the ring, "
+            "because it can't map the tensors: host only; through host memory, because it names no device]"));
 }
 
 TEST_CASE(
@@ -191,9 +193,49 @@ TEST_CASE(
     b.from(1, released{1, 1});
     b.from(1, all_copied{1});
     b.from(1, committed{1});
-    CHECK(b.done() == lines(to(1, protocol::commit{1}), "source free",
-                            "finished (0) [1 committed (0) 1 tensor is elsewhere mapped ring 1]"));
+    CHECK(b.done() == lines(to(1, protocol::commit{1, "1 tensor is elsewhere"}), "source free",
+                            "finished (0) [1 committed (0)  mapped ring 1, for 1 tensor is elsewhere]"));
   }
+}
+
+TEST_CASE(
+    "a result has its receiver's own bytes and route reason, also beside the words of one that failed") {
+  mapping_bench b(1);
+  b.greet(1, {"", 0, true});
+  b.greet(2, {"", 0, true});
+  b.greet(3, {"", 0, true});
+  b.start();
+  b.from(1, b.accept_mapped());
+  b.from(2, b.accept_staged(errc::not_reachable, "no\npeer access"));
+  b.from(3, b.accept_staged(errc::not_reachable, "another machine"));
+  b.machine.source_ready(b.now);
+  b.machine.ring_ready(1, b.now);
+  for (peer_id id : {2u, 3u}) b.from(id, ring_mapped{1});
+  b.machine.packed(1, b.now);
+  b.machine.take();
+  b.from(1, all_copied{1, {}, 40}); // a shard: it has read less than there is
+  b.from(2, released{1, 1});
+  b.from(2, all_copied{1, {}, 100});
+  CHECK(b.done().find("through the ring, because it can't map the tensors: no peer access") !=
+        std::string::npos); // the receiver hears of it as well
+  b.from(1, committed{1});
+  b.from(2, failed{1, code(errc::loader_failed), "no room"});
+  b.from(3, abort_update{1, code(errc::loader_failed), {}}); // without a word
+  b.from(3, aborted{1});
+  auto const actions = b.machine.take();
+  auto const* const end = std::get_if<send_action::finished>(&actions.back());
+  REQUIRE(end);
+  auto const& of = end->results;
+  REQUIRE(of.size() == 3);
+  CHECK(of[0].copied == 40);
+  CHECK(of[0].text.empty());
+  CHECK(of[0].route_reason.empty());
+  CHECK(of[1].copied == 100);
+  CHECK(of[1].text == "no room");
+  CHECK(of[1].route_reason == "through the ring, because it can't map the tensors: no peer access");
+  CHECK(of[2].copied == 0);
+  CHECK(of[2].text == make_error_code(errc::loader_failed).message());
+  CHECK(of[2].route_reason == "through the ring, because it can't map the tensors: another machine");
 }
 
 TEST_CASE("a ring that can't be made harms only those who need it") {
@@ -213,7 +255,7 @@ TEST_CASE("a ring that can't be made harms only those who need it") {
   CHECK(b.done() ==
         lines(to(1, protocol::commit{1}), "source free",
               "finished (0) [1 committed (0)  mapped ring 1][2 skipped (42) the sender can't make the ring "
-              "that it needs: full ring 1]"));
+              "that it needs: full ring 1, for it takes the update through the ring by its own choice]"));
 }
 
 TEST_CASE("where only the mapped route is allowed, who can't map is refused") {

@@ -373,14 +373,14 @@ TEST_CASE("a watcher sees how far an update is, and what became of it") {
   one.bytes_released = 100;
   state.packed = 1;
   CHECK(look() == lines(to(9, one), to(9, two), to(9, state)));
-  b.from(1, all_copied{b.update});
+  b.from(1, all_copied{b.update, {}, 60}); // of the 100: a shard
   one.doing = static_cast<std::uint8_t>(receiver_activity::committing);
   CHECK(look() == lines(to(9, one), to(9, two), to(9, state)));
   b.from(1, committed{b.update});
   one.doing = static_cast<std::uint8_t>(receiver_activity::idle);
   one.holds_version = 1;
   one.version = 42;
-  one.last_bytes = 100;
+  one.last_bytes = 60;
   one.last_ns = 5'000'000;
   CHECK(look() == lines(to(9, one), to(9, two), to(9, state)));
   b.from(2, abort_update{b.update, 32, "no\nroom"});

@@ -17,6 +17,11 @@ sender_settings sender_of(std::uint32_t slots) {
 }
 } // namespace
 
+namespace {
+/// What the driver of a receiver fills in.
+std::uint64_t copied_by(peer_id id, std::uint64_t update) { return update * 1000 + id; }
+} // namespace
+
 world::world(std::uint32_t seed, faults odds, std::uint32_t slots)
     : random_(seed), odds_(odds), slots_(slots), now_(time_point{} + 1h), sender_(sender_of(slots)) {}
 
@@ -140,6 +145,9 @@ void world::judge(send_action::finished const& f) {
     check(std::count(present_.begin(), present_.end(), r.peer) == 1,
           "results are about those who were there");
     bool const has_it = find(r.peer)->committed.count(update_) == 1;
+    check(r.copied == 0 ? !has_it : r.copied == copied_by(r.peer, update_), "its own bytes are reported");
+    check(!has_it || r.route_reason == find(r.peer)->reasons.at(update_),
+          "both sides have the same reason for the route");
     if (r.what == outcome::committed) {
       check(has_it, "who is reported as committed is");
       ++committed;
@@ -161,6 +169,7 @@ void world::act(end& e, receiver_action& what) {
   using namespace receive_action;
   if (auto* a = std::get_if<say>(&what)) {
     said(e, a->what);
+    if (auto* all = std::get_if<all_copied>(&a->what)) all->copied = copied_by(e.id, all->update);
     if (!e.receiver_closed) e.to_sender.push_back(std::move(a->what));
   } else if (auto* m = std::get_if<map_ring>(&what)) {
     e.jobs.push_back([this, &e, ring = m->what] {
@@ -216,6 +225,7 @@ void world::act(end& e, receiver_action& what) {
     check(e.update == c->update && e.good.size() == history_[c->update].size(),
           "nothing is committed before every bucket was loaded whole");
     if (happens(odds_.never_commits)) return;
+    e.reasons[c->update] = c->route_reason;
     e.jobs.push_back([this, &e, c = *c] {
       if (e.machine_update == c.update && happens(odds_.commit_fails))
         return e.machine->commit_failed(errc::loader_failed, "commit threw", now_);

@@ -77,6 +77,7 @@ class world {
     std::uint64_t update = 0;
     std::set<std::uint32_t> good; ///< buckets of `update` that were loaded as they were packed
     std::set<std::uint64_t> all_copied, committed, released;
+    std::map<std::uint64_t, std::string> reasons; ///< of the route, that came with the commit of an update
   };
 
   void check(bool good, std::string const& promise) const {

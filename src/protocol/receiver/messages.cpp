@@ -218,7 +218,7 @@ void receiver_machine::impl::on(commit const& m) {
                           at == stage::committing ? " twice" : " before all_copied"));
   idle = {};
   go(stage::committing);
-  actions.emplace_back(receive_action::commit{m.update});
+  actions.emplace_back(receive_action::commit{m.update, one_line(m.text)});
 }
 
 void receiver_machine::impl::on(abort_update const& m) {

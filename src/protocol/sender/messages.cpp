@@ -130,13 +130,12 @@ void sender_machine::impl::on(peer_id id, peer& p, accept const& m) {
   part->result.mapped = m.mapped == 1;
   p.maps_not = m.mapped == 0;
   if (m.mapped == 1) return;
-  if (!part->route_reason.empty()) part->route_reason += "; ";
-  part->route_reason += m.code == 0
-                            ? "it takes the update through the ring by its own choice"
-                            : "through the ring, because it can't map the tensors: " + one_line(m.text);
+  add_route_reason(*part, m.code == 0
+                              ? "it takes the update through the ring by its own choice"
+                              : "through the ring, because it can't map the tensors: " + one_line(m.text));
   if (running->facts.only_mapped)
     stop(*part, outcome::refused, m.code == 0 ? errc::not_reachable : static_cast<errc>(m.code),
-         "the sender allows the mapped route only: " + part->route_reason);
+         "the sender allows the mapped route only: " + part->result.route_reason);
 }
 
 void sender_machine::impl::on(peer_id id, peer& p, refuse const& m) {
@@ -194,7 +193,8 @@ void sender_machine::impl::on(peer_id id, peer& p, all_copied const& m) {
                 words("it compared another update: its digest is ", hex(m.digest), ", not ",
                       hex(running->digest.value_or(bytes16{}))));
   part->at = stage::all_copied;
-  part->result.copied = now;
+  part->result.all_copied = now;
+  part->result.copied = m.copied;
   commit_if_ready(*part);
 }
 

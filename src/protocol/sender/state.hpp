@@ -40,7 +40,7 @@ struct sender_machine::impl {
     /// The held version is not offered to it before; the end of time if it has refused or failed it.
     std::optional<time_point> not_before;
     std::string last_error;
-    std::uint64_t last_bytes = 0; ///< of the last update that it committed
+    std::uint64_t last_bytes = 0; ///< that it copied of the last update which it committed
     duration last_took{};
     std::optional<bytes16> digest;  ///< of the version that it holds, as it found it
     std::uint64_t digest_table = 0; ///< that it was given last
@@ -88,7 +88,6 @@ struct sender_machine::impl {
     bool has_digests = false;                  ///< it was told that they are ready
     std::uint32_t published = 0, released = 0; ///< counts of buckets
     time_point since{};                        ///< when this stage's limit began to run
-    std::string route_reason;                  ///< why it does not read the update's own ring
     peer_result result;
   };
   /// A bucket from the start of its packing until it was published wherever it must go.
@@ -212,6 +211,7 @@ struct sender_machine::impl {
   void skip_incomplete_groups();
   /// Does what can be done now towards the participant's start.
   void advance(participant& p);
+  static void add_route_reason(participant& p, std::string const& text);
   void say_begin(participant& p);
   participant* taking_part(peer_id id);
   /// The outcome is known; the rest of its group hears of it.

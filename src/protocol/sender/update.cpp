@@ -30,7 +30,7 @@ std::uint64_t sender_machine::impl::begin_update(update_facts facts) {
     p.result.name = who.name;
     p.result.ring = who.maps_cuda && !u.facts.through_host ? u.facts.ring : host_ring;
     p.may_map = u.facts.placement != 0;
-    p.route_reason = u.facts.note;
+    p.result.route_reason = u.facts.note;
   }
   skip_incomplete_groups();
   return u.id;
@@ -83,14 +83,22 @@ void sender_machine::impl::advance(participant& p) {
     if (number == host_ring)
       return stop(p, outcome::refused, static_cast<errc>(code),
                   "it can't map the sender's host ring: " + text);
-    if (!p.route_reason.empty()) p.route_reason += "; ";
-    p.route_reason += words("through host memory, because it can't map ring ", number, ": ", text);
+    add_route_reason(p, words("through host memory, because it can't map ring ", number, ": ", text));
     p.result.ring = host_ring;
   }
   if (p.at == stage::preparing) say_begin(p);
   if (!p.accepted || !mapped) return;
+  auto const& facts = running->facts;
+  if (expected(p) != 0 && facts.ring != host_ring && !facts.through_host && !who.maps_cuda)
+    add_route_reason(p, "through host memory, because it names no device");
   p.at = stage::loading;
   p.result.took_part = now;
+}
+
+void sender_machine::impl::add_route_reason(participant& p, std::string const& text) {
+  auto& reason = p.result.route_reason;
+  if (!reason.empty()) reason += "; ";
+  reason += text;
 }
 
 void sender_machine::impl::say_begin(participant& p) {
@@ -127,7 +135,11 @@ void sender_machine::impl::settle_outcome(participant& p, outcome what, std::uin
   p.at = stage::over;
   p.result.what = what;
   p.result.code = code;
-  p.result.text = text.empty() ? p.route_reason : one_line(text);
+  p.result.text = one_line(text);
+  // Without a word it would be taken for a success.
+  if (what != outcome::committed && p.result.text.empty())
+    p.result.text = code == 0 ? "it gave no reason" : make_error_code(static_cast<errc>(code)).message();
+  p.result.route_reason = one_line(p.result.route_reason);
   p.result.decided = now;
   peer* who = find(p.result.peer);
   if (!who) return;
@@ -137,7 +149,7 @@ void sender_machine::impl::settle_outcome(participant& p, outcome what, std::uin
     who->update_held = running->id;
     who->spoiled = false;
     who->last_error.clear();
-    who->last_bytes = running->facts.total_bytes;
+    who->last_bytes = p.result.copied;
     who->last_took = now - running->began;
     who->digest = running->digest;
   } else {
@@ -179,7 +191,7 @@ void sender_machine::impl::stop(participant& p, outcome what, errc code, std::st
 }
 
 void sender_machine::impl::say_commit(participant& p) {
-  say(p.result.peer, protocol::commit{running->id});
+  say(p.result.peer, protocol::commit{running->id, one_line(p.result.route_reason)});
   p.at = stage::committing;
   p.since = now;
   p.result.told_to_commit = now;
