@@ -12,13 +12,17 @@
   compiler, a namespace each, because Asio's headers take it longer than everything else here.
 - A word in backticks that looks like a file of the project (src/..., tests/..., samples/demo.sh) exists.
 - A relative link leads to a file, and its #anchor to a heading there; [words][name] has its [name]: address.
+- An address elsewhere is of a place that is named below, where somebody has looked, so that a slip of the pen is found
+  without a network; links into one repository are all of one commit.
+- Commands stand in ```sh blocks. scripts/run_readme.py runs them; one that it can't run has the line
+  `<!-- not run: REASON -->` just above it, and what else stands there is a note that it knows.
 - A ```sh block is what bash can read, and its scripts and programs (samples/demo.sh, build/src/cli/ropeway) are there: of
   a program, its name in the meson.build of its folder.
 - An --option in backticks or in a shell block is one that a program or script of ours has. Where `ropeway` is called, in
   a shell block or in backticks (also as `send --check`), its subcommand is there and has the options that follow.
 - A -Dname=value is an option of meson_options.txt, or one of meson's own, and has such a value.
-- A `class::name` of a class or enum of the public headers is in it, errc:: also outside backticks, and a lower_case name
-  in backticks is somewhere in the code.
+- A `class::name` of a class or enum of the public headers is in it, errc:: also outside backticks; a lower_case name in
+  backticks is somewhere in the code, and so is a word that stands there alone.
 - An HTTP request in backticks (`POST /embed`), or of curl, is an endpoint of the sample server, as is each `/name` of a
   page that has its requests.
 - Every option of the program stands in its man page and its completion.
@@ -37,9 +41,18 @@ import subprocess
 import sys
 import tempfile
 
+from run_readme import NOTE, documents
+
 BLOCK = re.compile(r"^([ ]*)```(\w*)[^\n]*\n(.*?)^\1```[ ]*$", re.MULTILINE | re.DOTALL)
 TICKS = re.compile(r"`([^`\s]+)`")
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+ADDRESS = re.compile(r"https?://([\w.-]+)(/[^\s)>`\"\]]*)?")
+COMMIT = re.compile(r"/(?:tree|blob)/(\w+)")
+ELSEWHERE = {"keepachangelog.com", "pre-commit.com", "semver.org", "think-async.com", "ui.perfetto.dev"} | {
+    "github.com/" + name for name in ("MoonshotAI/checkpoint-engine", "NovaSky-AI/SkyRL", "PaddlePaddle/FastDeploy",
+                                      "verl-project/verl", "vllm-project/vllm")}
+# What somebody types, in a block that is not marked as such.
+TYPED = re.compile(r"^(?:\$ .*|(?:\S*/)?ropeway (?:send|receive|inspect|watch|verify|doctor|bench)(?: .*)?)$", re.MULTILINE)
 REFERENCE = re.compile(r"\]\[([\w-]+)\]")
 HEADING = re.compile(r"^#{1,6} +(.*?)[ #]*$", re.MULTILINE)
 PLACES = ("include", "src", "tests", "samples", "benchmarks", "docs", "scripts", "packaging", "python", ".ci")
@@ -48,10 +61,11 @@ OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
 # Options of other people's programs.
 FOREIGN = {"--args", "--custom-weight-loader", "--gpus", "--ipc", "--libs", "--reconfigure"}
 # Names in other people's code.
-FOREIGN_NAMES = {"check_model_weights_status", "epoll_wait", "frame_ptr", "packed_ipc_producer"}
+FOREIGN_NAMES = {"bt", "check_model_weights_status", "epoll_wait", "frame_ptr", "packed_ipc_producer"}
 MESON = {"buildtype", "debug", "optimization", "werror", "cpp_args", "cpp_std", "default_library", "prefix", "libdir"}
 DEFINE = re.compile(r"(?<![\w-])-D([a-z]\w*)(?:=([\w|]+))?")
 NAME = re.compile(r"(?<![\w./:-])[a-z]+(?:_[a-z0-9]+)+(?![\w./-])")
+WORD = re.compile(r"^([a-z][a-z0-9]*)(?:\(\))?$")  # which is all that stands in the backticks
 MEMBER = re.compile(r"(?<![\w:])(?:ropeway::)?([a-z]\w*)::(\w+)")
 REQUEST = re.compile(r"\b(GET|POST|PUT|DELETE) (/\w*)")
 # What comes before a program's name: an assignment, or a program that runs it.
@@ -215,6 +229,22 @@ def define_errors(options, text):
             yield f"-D{name} can't be {value}"
 
 
+def address_errors(text):
+    """Of those that lead elsewhere."""
+    commits = {}
+    for host, path in sorted(set(ADDRESS.findall(text))):
+        if host in ("localhost", "127.0.0.1"):
+            continue
+        parts = path.strip("/").split("/")
+        place = host if host != "github.com" else "/".join([host, *parts[:2]])
+        if place not in ELSEWHERE:
+            yield f"nobody has looked at {place} (ELSEWHERE in scripts/check_docs.py)"
+        commits.setdefault(place, set()).update(COMMIT.findall(path))
+    for place, named in commits.items():
+        if len(named) > 1 or any(not re.fullmatch(r"[0-9a-f]{40}", one) for one in named):
+            yield f"links to {place} are not all of one commit: {', '.join(sorted(named))}"
+
+
 def endpoints(root):
     text = (root / "samples/inference_server/server.cpp").read_text(encoding="utf-8")
     return set(re.findall(r'\{"([A-Z]+)", "(/\w+)"', text))
@@ -284,9 +314,6 @@ def check(root, command):
         for path in sorted((root / top).rglob("*")):
             if path.suffix in (".cpp", ".hpp", ".h", ".cu"):
                 sources.append(lines_of(path.read_text(encoding="utf-8")))
-    documents = sorted(root.glob("*.md")) + sorted(root.glob("python/*.md"))
-    for top in ("docs", "samples", "benchmarks", "tests"):
-        documents += sorted((root / top).rglob("*.md"))
     passed, complaints, guides = 0, [], []
 
     def verdict(good, words):
@@ -307,17 +334,25 @@ def check(root, command):
         verdict(code in explained, f"docs/troubleshooting.md: errc::{code} is not explained")
         verdict(code in codes, f"docs/troubleshooting.md: there is no errc::{code}")
 
-    for document in documents:
+    for document in documents(root):
         text = document.read_text(encoding="utf-8")
         name = document.relative_to(root)
         for block in BLOCK.finditer(text):
             where = f"{name}:{text.count(chr(10), 0, block.start()) + 1}"
+            above = text[:block.start()].rstrip().rsplit("\n", 1)[-1]
+            if block.group(2) in ("bash", "shell", "console"):
+                verdict(False, f"{where}: nobody runs a block of {block.group(2)}: mark it sh")
+            if not block.group(2):
+                typed = TYPED.search(block.group(3))
+                verdict(not typed, f"{where}: commands stand in a block of sh: {typed and typed.group()}")
             if block.group(2) == "sh":
+                verdict(not block.group(1), f"{where}: nobody runs a block that is indented")
+                verdict(not above.startswith("<!--") or NOTE.match(above),
+                        f"{where}: not a note of scripts/run_readme.py: {above}")
                 error = shell_error(root, block.group(3))
                 verdict(not error, f"{where}: {error}")
             if block.group(2) not in ("cpp", "c++", "C++"):
                 continue
-            above = text[:block.start()].rstrip().rsplit("\n", 1)[-1]
             code = block.group(3)
             if EXEMPT.search(above):
                 continue
@@ -351,7 +386,7 @@ def check(root, command):
                 verdict(member in classes[scope], f"{name}: there is no {scope}::{member}")
         # A changelog names what is no more.
         current = quoted if name.name != "CHANGELOG.md" else []
-        for word in sorted({found for words in current for found in NAME.findall(words)}):
+        for word in sorted({found for words in current for found in NAME.findall(words) + WORD.findall(words)}):
             verdict(word in names, f"{name}: nothing is called {word}")
         for method, path in sorted(requests(quoted, typed)):
             verdict(any(path == one and method in ("", how) for how, one in served),
@@ -377,6 +412,8 @@ def check(root, command):
             if good and anchor and page.suffix == ".md":
                 good = anchor in anchors(page.read_text(encoding="utf-8"))
             verdict(good, f"{name}: a link leads nowhere: {target}")
+        for error in address_errors(text):
+            verdict(False, f"{name}: {error}")
         for label in sorted(set(REFERENCE.findall(re.sub(r"`[^`]+`", "``", prose)))):
             verdict(f"\n[{label}]: " in prose, f"{name}: a link leads nowhere: [{label}]")
     error = guide_error(command, guides) if command and guides else ""
@@ -391,8 +428,30 @@ PLANTED = """# Planted
 Words at [a heading](#planted), [none](#plantd), [another page](routes.md#no-such-heading) and [no page](rutes.md);
 [`a[i][j]`][undefined]. An `-\x2donse`, and `scripts/no_such.py`. What `ropeway recieve` says, and
 `ropeway bench --receivers 4G`; `send --interval 1`.
-`-Dcudda=auto`, and `-Dcuda=on`. This is errc::group_incomplet; `receiver_options::idle_mapping_limt`, `send_weihgts`.
+`-Dcudda=auto`, and `-Dcuda=on`. This is errc::group_incomplet; `receiver_options::idle_mapping_limt`, `send_weihgts`, `anounce`.
 `GET /healthz`, `POST /slepp`, `GET /sleep` and `/is_slepping`.
+At https://ui.perfeto.dev, or [there](https://github.com/verl-project/verll), <https://semver.org/>;
+[one](https://github.com/verl-project/verl/blob/1542807ba97ab829b47faa5928fd02fa4ca442f3/a.py),
+[two](https://github.com/verl-project/verl/blob/1542807ba97ab829b47faa5928fd02fa4ca442f4/a.py).
+
+<!-- not run -->
+```sh
+true
+```
+
+- In a list:
+
+  ```sh
+  true
+  ```
+
+```bash
+true
+```
+
+```
+$ ropeway doctor
+```
 
 ```sh
 scripts/nothing.sh
@@ -411,8 +470,9 @@ stands_nowhere();
 | nothing | `tests/cli/parts_test.cpp`: "no such title" |
 """
 PLANTED_COMPLAINTS = """#plantd; routes.md#no-such-heading; rutes.md; [undefined]; -\x2donse; scripts/no_such.py; ropeway recieve;
---receivers; --interval; option cudda; can't be on; errc::group_incomplet; idle_mapping_limt; send_weihgts;
-POST /slepp; GET /sleep; no /is_slepping; scripts/nothing.sh; has no --trace; POST /serch; option sampels; stands_nowhere; no such title"""
+--receivers; --interval; option cudda; can't be on; errc::group_incomplet; idle_mapping_limt; send_weihgts; anounce;
+POST /slepp; GET /sleep; no /is_slepping; scripts/nothing.sh; has no --trace; POST /serch; option sampels; stands_nowhere; no such title;
+ui.perfeto.dev; verl-project/verll; not all of one commit; not a note; indented; a block of bash; $ ropeway doctor"""
 
 
 def self_test():

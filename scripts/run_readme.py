@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Does what a page tells its reader to type: every ```sh block, by bash, in the order of the page, in a copy of what git has.
 
-    scripts/run_readme.py [PAGE...]        default: README.md docs/serving.md
+    scripts/run_readme.py [PAGE...]        default: every page that has such a block, README.md first, which builds
 
 What a reader sees from the words around a block, a comment just above it says here:
 
@@ -10,11 +10,13 @@ What a reader sees from the words around a block, a comment just above it says h
     <!-- run: side by side -->   each line in a terminal of its own; all must end well
     <!-- run: prints WORDS -->   its output has these words
     <!-- run: falls WORDS -->    its output has numbers after these words, each less than the one before
-    <!-- not run: REASON -->     it is left out
+    <!-- not run: REASON -->     it is left out: it needs a GPU, say, or hours
 
 Variables that a block sets hold in those after it. What the compiler warns about is a failure: it is the first thing that a
-newcomer sees. One line a block; the last line is `N passed, N failed[, N skipped]`. Where the model can't be fetched, what
-comes after is skipped.
+newcomer sees. `ropeway` alone is what README.md has built, ~ a folder of the run's own (with the real ~/.cache), and
+build-test-plain and build-test-asan are those of this tree, if it has them. One line a block; the last line is
+`N passed, N failed[, N skipped]`. Skipped is what needs one of these folders where it is not, and where the model can't be
+fetched, what needs that.
 """
 import os
 import pathlib
@@ -31,6 +33,23 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 BLOCK = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NOTE = re.compile(r"<!-- (run: (?:until|prints|falls) .+|run: side by side|not run: .+) -->$")
 LIMIT = 1800  # seconds for one block: the first ones build
+FIRST = ["README.md", "docs/serving.md"]  # they need the model, and make the rest's `ropeway`
+OURS = ["build-test-plain", "build-test-asan"]  # of .ci/run's stages before this one
+
+
+def documents(root):
+    """All pages, by path."""
+    found = sorted(root.glob("*.md")) + sorted(root.glob("python/*.md"))
+    for top in ("docs", "samples", "benchmarks", "tests"):
+        found += sorted((root / top).rglob("*.md"))
+    return found
+
+
+def pages(root):
+    """The names of those with something to run, in the order in which that works."""
+    names = [str(page.relative_to(root)) for page in documents(root)
+             if any(not note.startswith("not run: ") for _, note, _ in blocks(page))]
+    return sorted(names, key=lambda name: (name not in FIRST, FIRST.index(name) if name in FIRST else 0, name))
 
 
 class Terminal:
@@ -38,7 +57,9 @@ class Terminal:
 
     def __init__(self, words, folder):
         self.said = ""
-        self.process = subprocess.Popen(["bash", "-eo", "pipefail", "-c", words], cwd=folder, text=True, errors="replace",
+        home = folder.parent / "home"
+        here = {**os.environ, "HOME": str(home), "PATH": f"{folder}/build/src/cli:{os.environ['PATH']}"}
+        self.process = subprocess.Popen(["bash", "-eo", "pipefail", "-c", words], cwd=folder, text=True, errors="replace", env=here,
                                         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                                         start_new_session=True)
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -84,6 +105,15 @@ def blocks(page):
         yield text.count("\n", 0, found.start()) + 1, note.group(1) if note else "", found.group(1)
 
 
+def lacking(folder, name, block, model):
+    """What is not there, of all that a block needs and no block makes."""
+    for program in re.findall(rf"(?:{'|'.join(OURS)})/[\w./-]+", block):
+        if not (folder / program).exists():
+            return f"there is no {program}"
+    with_model = name in FIRST or "model" in block
+    return "the model can't be fetched" if with_model and "setup.sh" not in block and not model else ""
+
+
 def falls(words, said):
     numbers = [float(number) for number in re.findall(re.escape(words) + r"\s+(-?[\d.]+(?:e-?\d+)?)", said)]
     return len(numbers) > 1 and all(after < before for before, after in zip(numbers, numbers[1:]))
@@ -126,7 +156,6 @@ class Reader:
 def main():
     if any(word.startswith("-") for word in sys.argv[1:]):
         raise SystemExit(__doc__)
-    pages = sys.argv[1:] or ["README.md", "docs/serving.md"]
     passed = failed = skipped = 0
     with tempfile.TemporaryDirectory() as folder:
         clone = pathlib.Path(folder) / "ropeway"
@@ -134,19 +163,27 @@ def main():
         tree = git("archive", git("stash", "create").decode().strip() or "HEAD")  # with what is changed and not committed
         clone.mkdir()
         subprocess.run(["tar", "x"], cwd=clone, input=tree, check=True)
+        home, cache = pathlib.Path(folder) / "home", pathlib.Path.home() / ".cache"
+        home.mkdir()
+        cache.mkdir(exist_ok=True)
+        (home / ".cache").symlink_to(cache)
+        names = sys.argv[1:] or pages(clone)
+        for built in OURS + ([] if "README.md" in names else ["build"]):
+            if (ROOT / built / "build.ninja").exists():
+                (clone / built).symlink_to(ROOT / built)
         model = subprocess.run([clone / "samples/fetch_model.sh"], capture_output=True, text=True)
         if model.returncode == 0:  # the reader's own checkpoint
             (clone / "model.safetensors").symlink_to(model.stdout.splitlines()[0])
-        for name in pages:
+        for name in names:
             reader = Reader(clone)
             for line, note, block in blocks(clone / name):
                 place = f"{name}:{line}: {shlex.quote(block.splitlines()[0].partition('#')[0].strip())}"
                 if note.startswith("not run: "):
                     print(f"left out: {place}: {note[len('not run: '):]}", flush=True)
                     continue
-                if model.returncode != 0 and "setup.sh" not in block:
+                if lack := lacking(clone, name, block, model.returncode == 0):
                     skipped += 1
-                    print(f"SKIPPED: {place}: the model can't be fetched", flush=True)
+                    print(f"SKIPPED: {place}: {lack}", flush=True)
                     continue
                 began = time.monotonic()
                 wrong = reader.type(note, block)
