@@ -213,7 +213,8 @@ def _mode(recorder: _Recorder) -> Any:
     copying = {aten.clone.default, aten._to_copy.default, aten.contiguous.default, aten.lift_fresh_copy.default}
     filling = {aten.fill_.Scalar, aten.zero_.default}
 
-    class Recording(TorchDispatchMode):  # type: ignore[misc, unused-ignore]
+    # Not typed in every torch, and unknown where there is none.
+    class Recording(TorchDispatchMode):  # type: ignore[misc, no-untyped-call, unused-ignore]
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             kwargs = kwargs or {}
             tensors = [one for one in tree_flatten((args, kwargs))[0] if isinstance(one, torch.Tensor)]
@@ -248,10 +249,10 @@ def _mode(recorder: _Recorder) -> Any:
                                             for at, one in enumerate(args[0])])
             if len(known) == len(tensors):
                 result = func(*args, **kwargs)
-                made = [one for one in tree_flatten(result)[0] if isinstance(one, torch.Tensor)]
-                if func._schema.is_mutable or not all(recorder.knows(one) for one in made):
+                views = [one for one in tree_flatten(result)[0] if isinstance(one, torch.Tensor)]
+                if func._schema.is_mutable or not all(recorder.knows(one) for one in views):
                     raise NotCaptured(f"the loader computes with it ({func})")
-                if any(one.dtype != known[0].dtype or one.is_conj() or one.is_neg() for one in made):
+                if any(one.dtype != known[0].dtype or one.is_conj() or one.is_neg() for one in views):
                     raise NotCaptured(f"the loader sees its bytes as something else ({func})")
                 return result  # views, sizes and the like
             raise NotCaptured(f"the loader computes with it ({func})")
@@ -274,7 +275,7 @@ def _mode(recorder: _Recorder) -> Any:
     def _meta(one: Any) -> Any:
         return one if one.device.type == "meta" else torch.empty_like(one, device="meta")
 
-    return Recording()
+    return Recording()  # type: ignore[no-untyped-call, unused-ignore]
 
 
 def _warm_up() -> None:
@@ -398,10 +399,11 @@ class CapturedLoader:
     @staticmethod
     def _kept_ones(recorder: _Recorder) -> Dict[str, str]:
         """The sources that the loader still holds: it will look at them later."""
-        from torch.multiprocessing.reductions import StorageWeakRef
+        from torch.multiprocessing import reductions
 
-        watched = [({name}, StorageWeakRef(tensor.untyped_storage())) for name, tensor in recorder.tensors]
-        watched += [(recorder.made_of(storage), StorageWeakRef(storage)) for storage in recorder.kept]
+        weakly: Any = reductions.StorageWeakRef  # not typed
+        watched = [({name}, weakly(tensor.untyped_storage())) for name, tensor in recorder.tensors]
+        watched += [(recorder.made_of(storage), weakly(storage)) for storage in recorder.kept]
         recorder.tensors.clear()
         recorder.kept.clear()
         if not all(one.expired() for _, one in watched):
