@@ -64,6 +64,29 @@ def test_no_engine_is_imported():
                     "assert not {'torch', 'vllm', 'verl', 'sglang', 'zmq'} & set(sys.modules)"], check=True, timeout=60)
 
 
+def test_a_session_whose_end_is_still_on_its_way(address):
+    """The server is called about a version of the trainer's next sender before it knows that the last one has closed."""
+    from ropeway.adapters._server import Taker
+
+    taker = Taker(address, name="server")
+    with ropeway.Sender(address) as last:
+        taker.connect(1)
+        last.wait_for_receivers(1).wait()
+        os.rename(address, address + ".last")  # it has not closed at all, as far as the server can see
+        with ropeway.Sender(address) as sender:
+            def take():
+                held.append(taker.load(taker.next(2, 10, session=2), lambda tensors: None).version)
+
+            held = []
+            taking = threading.Thread(target=take)
+            taking.start()
+            sender.wait_for_receivers(1).wait()
+            assert sender.send_weights(2, trained(2)).wait(10).count("committed") == 1
+            taking.join(60)
+            assert held == [2]
+            taker.close()
+
+
 # ---- vLLM ----
 
 

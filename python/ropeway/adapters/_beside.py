@@ -1,6 +1,7 @@
 """What the adapters' trainer sides share: a sender, and calls to the server that last as long as the sends they are about."""
 from __future__ import annotations
 
+import os
 import threading
 from typing import Any, Callable, List, Optional
 
@@ -28,6 +29,9 @@ class Publisher:
         self._limit = limit
         self._knobs = knobs
         self._sender: Optional[Sender] = None
+        self.session = 0
+        """Another number for each sender: the server is told, whose workers may not know yet that the last one's sessions
+        have ended."""
         self._listen()
 
     def wait_for_receivers(self) -> None:
@@ -63,10 +67,10 @@ class Publisher:
                     operation.cancel()
             operation.wait()
 
+        sender = self._listen()
         server = threading.Thread(target=run, name=name, daemon=True)
         server.start()
         try:
-            sender = self._listen()
             wait(sender.wait_for_receivers(self._receivers, self._limit))
             wait(sender.send_weights(version, tensors()))
         except BaseException as error:
@@ -93,6 +97,7 @@ class Publisher:
     def _listen(self) -> Sender:
         if self._sender is None:
             self._sender = Sender(self.path, **self._knobs)
+            self.session = int.from_bytes(os.urandom(6), "little")  # a double holds it
         return self._sender
 
     def _end_sessions(self, server: threading.Thread) -> None:

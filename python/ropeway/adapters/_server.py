@@ -17,18 +17,25 @@ class Taker:
 
     def __init__(self, path: str, **knobs: Any) -> None:
         self.path = path
+        self._knobs = knobs
         self.receiver = Receiver(**knobs)
+        self._session: Optional[int] = None  # as the trainer has called it
         self._captured: Optional[CapturedLoader] = None
         self._captured_of: Any = None
 
-    def connect(self) -> None:
-        """Does nothing while there is a session."""
+    def connect(self, session: Optional[int] = None) -> None:
+        """Does nothing while there is a session, unless the trainer calls the one that is meant otherwise: the end of the
+        last one may still be on its way."""
+        if session is not None and session != self._session and self._session is not None:
+            self.receiver.close().wait()
+            self.receiver = Receiver(**self._knobs)
         if self.receiver.status().phase == "closed":
             self.receiver.connect(self.path).wait()
+        self._session = session
 
-    def next(self, version: Optional[int], limit: Optional[float]) -> Update:
+    def next(self, version: Optional[int], limit: Optional[float], session: Optional[int] = None) -> Update:
         """The update of this version (None: whichever comes); refuses others that come before. Raises TimeoutError."""
-        self.connect()
+        self.connect(session)
         while True:
             update = self.receiver.next_update().wait(limit)
             if update is None:

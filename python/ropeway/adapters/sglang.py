@@ -34,10 +34,11 @@ def load_weights(model: Any, named_tensors: Any) -> None:
         path = name[len(TICKET):]
         version = int(tensor[0])
         limit = float(tensor[1])
+        session = int(tensor[2])
         taker = _takers.get(path)
         if taker is None:
             taker = _takers[path] = Taker(path, name="sglang", device=_device_of(model), connect_limit=limit)
-        taker.load(taker.next(version, limit), model.load_weights)
+        taker.load(taker.next(version, limit, session), model.load_weights)
 
 
 def close() -> None:
@@ -82,9 +83,9 @@ class RopewayEngine:
         import torch
 
         self._version += 1
-        ticket = torch.tensor([float(self._version), self._limit], dtype=torch.float64)
 
         def call() -> Any:
+            ticket = torch.tensor([float(self._version), self._limit, float(self._publisher.session)], dtype=torch.float64)
             answer = self._engine.update_weights_from_tensor(
                 [(TICKET + self._path, ticket)], load_format=LOADER, flush_cache=flush_cache)
             if isinstance(answer, (tuple, list)) and answer and answer[0] is False:  # no rank will take the version

@@ -61,7 +61,7 @@ class WorkerSide:
         self.capture = bool(init_info.capture)
         self.limit = float(init_info.update_limit)
         self.taker = Taker(init_info.path, **knobs)
-        self.taker.connect()
+        self.taker.connect(init_info.session)
 
     def start_weight_update(self) -> None:
         """Prepares layerwise reloading, as vLLM's own engines do, unless the loader is captured."""
@@ -71,7 +71,7 @@ class WorkerSide:
     def receive_weights(self, update_info: Any) -> None:
         """Takes the version that the trainer announced, and returns when this rank has committed it."""
         taker = self._taker()
-        update = taker.next(update_info.version, self.limit)
+        update = taker.next(update_info.version, self.limit, update_info.session)
         with _in_parts():
             if self.capture:
                 taker.load(update, self.model.load_weights, self.model)
@@ -196,7 +196,7 @@ class TrainerSide:
         try:
             self.client.init_weight_transfer_engine({
                 "path": init_info.path, "capture": init_info.capture, "connect_limit": init_info.connect_limit,
-                "update_limit": init_info.update_limit})
+                "update_limit": init_info.update_limit, "session": self.publisher.session})
             self.publisher.wait_for_receivers()
         except BaseException:
             self.shutdown()
@@ -211,8 +211,9 @@ class TrainerSide:
             return
         self.client.start_weight_update()
         version = self.version
-        self.publisher.send("ropeway-vllm-update", version, self._tensors,
-                            lambda: self.client.update_weights({"version": version}))
+        publisher = self.publisher
+        publisher.send("ropeway-vllm-update", version, self._tensors,
+                       lambda: self.client.update_weights({"version": version, "session": publisher.session}))
         self.client.finish_weight_update()
 
     def shutdown(self) -> None:
@@ -295,6 +296,8 @@ def worker_engine(base: Any) -> Any:
         whose weights are processed after loading."""
         connect_limit: float = 60.0
         update_limit: float = 600.0
+        session: Optional[int] = None
+        """What the trainer calls its sender, if it does."""
 
         def __post_init__(self) -> None:
             self.path = self.path or default_path()
@@ -304,6 +307,7 @@ def worker_engine(base: Any) -> Any:
         """What a worker is told for each version."""
 
         version: Optional[int] = None
+        session: Optional[int] = None
 
     class RopewayWeightTransferEngine(WorkerSide, base.WeightTransferEngine):  # type: ignore[misc]
         """vLLM's worker side, with ropeway as the transport."""
