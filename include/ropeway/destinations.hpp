@@ -56,6 +56,11 @@ class ROPEWAY_API destinations {
   /// model.
   destinations& allow_unsent(bool on = true);   ///< destinations whose tensor is not sent stay as they are
   destinations& allow_unplaced(bool on = true); ///< tensors that are sent and have no destination are ignored
+  /// Lifts another: two destinations must not lie in the same memory. Then whole tensors in exactly the same
+  /// memory (one dtype, shape and strides) are *tied*: whichever of the names are sent, the first of those
+  /// that was listed is copied, and the others only have to fit. Who sends different bytes under tied names
+  /// is not found out.
+  destinations& allow_tied(bool on = true);
 
   /// How many were added.
   std::size_t size() const noexcept;

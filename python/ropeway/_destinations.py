@@ -18,9 +18,10 @@ class Destinations:
     (``destination_mismatch``).
 
     Args:
-        tensors: a torch module (its state dict, tied weights once), a mapping, or (name, tensor) pairs, each for the
-            whole tensor of that name; more can be added. Tensors are torch's, numpy's, or writable ones with
-            ``__cuda_array_interface__`` or the buffer protocol. They are kept.
+        tensors: a torch module (its state dict, but for ``_extra_state``, which has no memory of its own), a mapping, or
+            (name, tensor) pairs, each for the whole tensor of that name; more can be added. Tensors are torch's, numpy's,
+            or writable ones with ``__cuda_array_interface__`` or the buffer protocol. They are kept. Names for one memory
+            (tied weights) may stand here, and need not all be sent: see `allow_tied`.
 
     Thread-safety: `torn`, `torn_tensors`, `version` and `status` may be asked from any thread; nothing may be added
     while a load runs.
@@ -30,7 +31,8 @@ class Destinations:
         self._core = _core.Destinations()
         self._devices: Set[int] = set()
         if tensors is not None:
-            for name, tensor in _tensors.items(tensors):
+            self.allow_tied()
+            for name, tensor in _tensors.items(tensors, tied=True):
                 self.add(name, tensor)
 
     def add(self, name: str, tensor: Any) -> "Destinations":
@@ -58,6 +60,13 @@ class Destinations:
     def allow_unplaced(self, on: bool = True) -> "Destinations":
         """Tensors that are sent and have no destination are ignored."""
         self._core.allow_unplaced(on)
+        return self
+
+    def allow_tied(self, on: bool = True) -> "Destinations":
+        """Several names may be for exactly the same memory (tied weights: one dtype, shape and strides). One of them must
+        be sent; of those that are, the first that was added is copied, and the others only have to fit. Who sends different
+        bytes under tied names is not found out. Set where tensors are given to the constructor."""
+        self._core.allow_tied(on)
         return self
 
     def __len__(self) -> int:

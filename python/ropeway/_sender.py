@@ -210,8 +210,8 @@ class Sender:
 
         Args:
             version: a label; a receiver sees it as it is given.
-            tensors: a torch module (its state dict, tied weights once), a mapping, (name, tensor) pairs in an iterable
-                or async iterable, or what `prepare`, `Source` or `gathered` made. Tensors are torch's, numpy's, or
+            tensors: a torch module (its state dict, tied weights once and no ``_extra_state``), a mapping, (name, tensor)
+                pairs in an iterable or async iterable, or what `prepare`, `Source` or `gathered` made. Tensors are torch's, numpy's, or
                 anything with DLPack, ``__cuda_array_interface__`` or the buffer protocol, on any device, strided or
                 not; none is copied, and all are kept until the operation has ended. A plain iterable is run to its end first: one whose
                 tensors should not exist all at once belongs into a `Source`.

@@ -245,17 +245,25 @@ def described(name: str, tensor: Any, writable: bool = False) -> Described:
     try:
         return describe(tensor, writable)
     except TypeError as error:
+        if name.rpartition(".")[2] == EXTRA_STATE:
+            raise TypeError(f"{name!r} is a module's extra state, and no tensor ({error}): leave it out, or give the module "
+                            "itself, of which it is left out") from None
         raise TypeError(f"tensor {name!r}: {error}") from None
 
 
-def items(tensors: Any) -> Iterator[Tuple[str, Any]]:
+EXTRA_STATE = "_extra_state"
+"""How torch calls what a module adds to its state dict beside tensors of its own."""
+
+
+def items(tensors: Any, tied: bool = False) -> Iterator[Tuple[str, Any]]:
     """The (name, tensor) pairs of a torch module, a mapping, or an iterable of pairs.
 
-    Of a module: its state dict, in which a tensor that has several names (tied weights) stands under the first."""
+    Of a module: its state dict without extra state, in which a tensor that has several names (tied weights) stands under
+    the first, or, if `tied`, under each."""
     if hasattr(tensors, "state_dict") and hasattr(tensors, "named_parameters"):
         seen: Dict[int, Any] = {}
         for name, tensor in tensors.state_dict(keep_vars=True).items():
-            if id(tensor) not in seen:
+            if name.rpartition(".")[2] != EXTRA_STATE and (tied or id(tensor) not in seen):
                 seen[id(tensor)] = tensor
                 yield name, tensor
         return

@@ -247,6 +247,8 @@ void bind_receiving(nb::module_& module) {
       .def(
           "allow_unplaced", [](destinations_handle& self, bool on) { self.own().allow_unplaced(on); },
           nb::arg("on"))
+      .def(
+          "allow_tied", [](destinations_handle& self, bool on) { self.own().allow_tied(on); }, nb::arg("on"))
       .def("__len__", [](destinations_handle& self) { return self.own().size(); })
       .def("torn_tensors",
            [](destinations_handle& self) {

@@ -163,6 +163,39 @@ def test_tied_weights_and_many_tensors(address):
     assert all((into[name] == tensor).all() for name, tensor in source.items())
 
 
+def test_names_for_one_memory_are_one_place(address):
+    table = np.zeros((4, 4), np.float32)
+    places = ropeway.Destinations({"head": table, "embedding": table})
+    with ropeway.Sender(address) as sender, ropeway.Receiver() as receiver:
+        receiver.connect(address).wait()
+
+        def send(version, *names):
+            sending = sender.send_weights(version, {name: np.full((4, 4), version, np.float32) for name in names})
+            try:
+                return receiver.next_update().wait().load_into(places).wait()
+            finally:
+                try:
+                    sending.wait()
+                except ropeway.TransferError:
+                    pass
+
+        for version, names in enumerate([("head", "embedding"), ("embedding",), ("head",)], 1):
+            assert send(version, *names).version == version and (table == version).all() and not places.torn
+        with pytest.raises(ropeway.TransferError, match='"embedding" is not sent'):
+            send(4, "other")
+        for strict in (places.allow_tied(False), ropeway.Destinations().add("head", table).add("embedding", table)):
+            places = strict
+            with pytest.raises(ropeway.TransferError, match="of tied weights, load one or allow them"):
+                send(5, "head", "embedding")
+        with pytest.raises(ropeway.TransferError, match="overlapping"):  # parts of a memory are no names for it
+            places = ropeway.Destinations({"head": table, "embedding": table[:2]})
+            sending = sender.send_weights(6, {"head": np.ones((4, 4), np.float32), "embedding": np.ones((2, 4), np.float32)})
+            receiver.next_update().wait().load_into(places).wait()
+        with pytest.raises(ropeway.TransferError):
+            sending.wait()
+    assert (table == 3).all()
+
+
 @pytest.mark.parametrize("name", ["é" * 512, "a b\nc", "重み"])
 def test_any_name_is_carried(address, name):
     into = {name: np.zeros(3, np.int8)}

@@ -63,6 +63,43 @@ def test_a_module_gives_and_takes_its_weights(pair, device):
             assert torch.equal(source(tokens), into(tokens))  # bit by bit
 
 
+AS_IT_IS = {"module": lambda module: module, "state dict": lambda module: module.state_dict()}
+
+
+@pytest.mark.parametrize("taken", AS_IT_IS)
+@pytest.mark.parametrize("sent", AS_IT_IS)  # a module's tied weights go once, a state dict's twice
+def test_tied_weights_on_both_sides(pair, device, sent, taken):
+    source, into = Model(device, seed=1), Model(device, seed=2)
+    places = ropeway.Destinations(AS_IT_IS[taken](into))
+    for version in (1, 2):
+        with torch.no_grad():
+            source.embed.weight.add_(version)
+        send(pair, version, AS_IT_IS[sent](source), places)
+        wanted = source.state_dict()
+        assert all(torch.equal(tensor, wanted[name]) for name, tensor in into.state_dict().items())
+        assert into.tied.weight is into.embed.weight and not places.torn
+
+
+class Scaled(torch.nn.Linear):
+    """Has something in its state dict that is no tensor."""
+
+    def get_extra_state(self):
+        return {"scale": 3.0}
+
+    def set_extra_state(self, state):
+        raise AssertionError("nobody sends it")
+
+
+def test_extra_state_is_left_out_of_modules_and_named_elsewhere(pair, device):
+    source, into = (torch.nn.Sequential(Scaled(4, 4, device=device)) for _ in range(2))
+    send(pair, 1, source, into)
+    assert torch.equal(source[0].weight, into[0].weight)
+    for refused in (lambda: pair[0].send_weights(2, source.state_dict()), lambda: pair[0].prepare(source.state_dict()),
+                    lambda: ropeway.Destinations(into.state_dict())):
+        with pytest.raises(TypeError, match="'0._extra_state' is a module's extra state.*leave it out"):
+            refused()
+
+
 def test_all_dtypes(pair, device):
     names = ["bool", "uint8", "int8", "int16", "int32", "int64", "float16", "bfloat16", "float32", "float64", "complex64",
              "uint16", "uint32", "uint64", "float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu", "float8_e4m3fnuz"]

@@ -78,6 +78,12 @@ destinations& destinations::allow_unplaced(bool on) {
   return *this;
 }
 
+destinations& destinations::allow_tied(bool on) {
+  set_->allow_tied = on;
+  set_->forget_plans();
+  return *this;
+}
+
 std::size_t destinations::size() const noexcept { return set_->places.size(); }
 bool destinations::torn() const noexcept { return set_->torn(); }
 std::vector<std::string> destinations::torn_tensors() const { return set_->torn_tensors(); }

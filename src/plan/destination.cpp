@@ -100,6 +100,7 @@ void scatter::add(manifest const& sent, destination const& into) {
     if (part.extent[d] > 1 && strides[d] == 0)
       return differs(kind::overlapping,
                      "has a destination whose elements overlap: stride 0 in dimension " + std::to_string(d));
+  if (into.tied) return;
   made.array = collapse(tensor.dims, part, strides);
   made.part = part;
   made.strides = strides;
@@ -139,7 +140,7 @@ void scatter::find_overlaps(manifest const& sent) {
     auto const& other = sent.tensors()[targets_[b.target].tensor].name;
     mismatches_.add(mismatch::kind::overlapping, other,
                     quoted(other) + " and " + quoted(one) +
-                        " have overlapping destinations; of tied weights, load one");
+                        " have overlapping destinations; of tied weights, load one or allow them");
   };
   hull const* reaches_furthest = nullptr; // of the contiguous ones so far
   hull const* previous = nullptr;

@@ -22,6 +22,7 @@ struct destination {
   mutable_tensor_view
       into; ///< of the shape of the box, or of the tensor; the box's first element lands at data()
   std::optional<shape> shape_sent = {}; ///< of the tensor, where the embedder knows it: it must be sent so
+  bool tied = false; ///< the same memory as another one's, which takes it: it must fit, and takes nothing
 };
 
 /// One difference between what is sent and where it should go.

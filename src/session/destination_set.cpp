@@ -1,11 +1,39 @@
 #include "session/destination_set.hpp"
 
 #include <algorithm>
+#include <numeric>
 #include <utility>
 
 namespace ropeway::detail {
 namespace {
 constexpr std::size_t plans_kept = 4;
+constexpr auto nobody = static_cast<std::uint32_t>(-1);
+
+/// Whether two places are one: whole tensors in the same memory.
+bool alike(plan::destination const& a, plan::destination const& b) {
+  return !a.part && !b.part && a.into.data() == b.into.data() && a.into.where() == b.into.where() &&
+         a.into.type() == b.into.type() && a.into.dims() == b.into.dims() &&
+         a.into.strides() == b.into.strides();
+}
+} // namespace
+
+std::vector<std::uint32_t> const& destination_set::tied() {
+  if (tied_.size() == places.size()) return tied_;
+  tied_.resize(places.size());
+  std::iota(tied_.begin(), tied_.end(), 0U);
+  if (!allow_tied) return tied_;
+  auto by_memory = tied_;
+  std::ranges::stable_sort(by_memory, {}, [&](std::uint32_t i) { return places[i].into.data(); });
+  for (std::size_t at = 0, begin = 0; at < by_memory.size(); ++at) {
+    auto const& one = places[by_memory[at]];
+    if (one.into.data() != places[by_memory[begin]].into.data()) begin = at;
+    for (auto other = begin; other < at && one.into.data() != nullptr; ++other)
+      if (alike(one, places[by_memory[other]])) {
+        tied_[by_memory[at]] = by_memory[other];
+        break;
+      }
+  }
+  return tied_;
 }
 
 destination_plan& destination_set::plan_for(plan::manifest const& manifest) {
@@ -16,11 +44,19 @@ destination_plan& destination_set::plan_for(plan::manifest const& manifest) {
     return *plans_.back().plan;
   }
   auto made = std::make_unique<destination_plan>();
+  auto const& first = tied();
+  std::vector<std::uint32_t> taker(places.size(), nobody); // of those that are tied to this one
+  for (std::uint32_t i = 0; i < places.size(); ++i)
+    if (taker[first[i]] == nobody && manifest.find(places[i].tensor)) taker[first[i]] = i;
   std::vector<plan::destination> taking;
   for (std::uint32_t i = 0; i < places.size(); ++i) {
-    if (allow_unsent && !manifest.find(places[i].tensor)) continue;
-    taking.push_back(places[i]);
+    auto const by = taker[first[i]];
+    if (by == nobody && allow_unsent) continue;
     made->covered.push_back(i);
+    bool const tied_to_another = by != nobody && by != i;
+    if (tied_to_another && !manifest.find(places[i].tensor)) continue;
+    taking.push_back(places[i]);
+    taking.back().tied = tied_to_another;
   }
   made->scatter = plan::scatter(manifest, taking, allow_unplaced);
   if (plans_.size() == plans_kept) plans_.erase(plans_.begin());

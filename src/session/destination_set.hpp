@@ -73,12 +73,17 @@ struct arrival {
 class destination_set {
  public:
   std::vector<plan::destination> places;
-  bool allow_unsent = false, allow_unplaced = false;
+  bool allow_unsent = false, allow_unplaced = false, allow_tied = false;
 
   /// The plan for this layout; made on first need. Look at scatter.check() before use.
   destination_plan& plan_for(plan::manifest const& manifest);
   /// Call when places or rules change.
-  void forget_plans() { plans_.clear(); }
+  void forget_plans() {
+    plans_.clear();
+    tied_.clear();
+  }
+  /// For each place the first one in exactly the same memory, where that is allowed; itself for most.
+  std::vector<std::uint32_t> const& tied();
 
   /// One load at a time: false if one runs.
   bool start_load();
@@ -104,7 +109,8 @@ class destination_set {
   void begin_writing(arrival const& of);
   void end_writing();
 
-  std::vector<known> plans_; // the newest last; a handful
+  std::vector<known> plans_;        // the newest last; a handful
+  std::vector<std::uint32_t> tied_; // made on first need
 
   mutable std::mutex mutex_; // for what follows: servers ask from any thread
   std::vector<bool> torn_;

@@ -17,12 +17,14 @@ bool same_place(plan::destination const& a, plan::destination const& b) {
          a.into.type() == b.into.type() && a.into.dims() == b.into.dims();
 }
 
-void check(destination_set const& first, destination_set const& second) {
+void check(destination_set& first, destination_set& second) {
   if (first.places.size() != second.places.size())
     refuse("the first set has " + std::to_string(first.places.size()) + " places, the second " +
            std::to_string(second.places.size()));
-  if (first.allow_unsent != second.allow_unsent || first.allow_unplaced != second.allow_unplaced)
+  if (first.allow_unsent != second.allow_unsent || first.allow_unplaced != second.allow_unplaced ||
+      first.allow_tied != second.allow_tied)
     refuse("both sets must allow the same");
+  if (first.tied() != second.tied()) refuse("what is tied in one set is not in the other");
   for (std::size_t i = 0; i < first.places.size(); ++i) {
     auto const &a = first.places[i], &b = second.places[i];
     if (!same_place(a, b))
@@ -127,11 +129,12 @@ void shadow_set::writing(destination_plan const& part, arrival const& of, std::v
   if (!live_ || form_ == shadow_form::copy_at_commit) return into.writing(part, of);
   into.writing_all(of);
   auto const& from = *sets_[*live_];
+  auto const& tied = into.tied();
   auto covered = part.covered.begin();
   for (std::uint32_t i = 0; i < into.places.size(); ++i) {
     if (covered != part.covered.end() && *covered == i)
       ++covered;
-    else
+    else if (tied[i] == i)
       plan::ops_between(from.places[i].into, into.places[i].into, out);
   }
 }
@@ -140,8 +143,9 @@ void shadow_set::copying(destination_plan const& part, arrival const& of, std::v
   std::scoped_lock lock(mutex_);
   (void)sets_[0]->start_load(); // a load has the second one, so nobody else can have this one
   sets_[0]->writing(part, of);
+  auto const& tied = sets_[1]->tied();
   for (auto const i : part.covered)
-    plan::ops_between(sets_[1]->places[i].into, sets_[0]->places[i].into, out);
+    if (tied[i] == i) plan::ops_between(sets_[1]->places[i].into, sets_[0]->places[i].into, out);
 }
 
 void shadow_set::committed(destination_plan const& part) {

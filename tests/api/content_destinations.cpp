@@ -239,6 +239,73 @@ awaitable<void> ranks(setting const& how) {
   CHECK(none.size() == 0);
 }
 
+awaitable<void> tied_destinations(setting const& how) {
+  std::vector<tensor_info> const specs{{"embedding", dtype::bf16, {64, 33}}, {"norm", dtype::f32, {33}}};
+  model source(how.how.from, specs, 1);
+  auto const named = [](tensor_view const& of, std::string_view name) {
+    return tensor_view(name, of.type(), of.dims(), of.data(), of.where());
+  };
+  std::vector<tensor_view> const norm{source.view(1)};
+  line over(co_await asio::this_coro::executor, how, quick_sender(kib));
+  co_await over.connect();
+  auto held = blanks(how, specs);
+  std::vector<destinations> into(held.size());
+  for (std::size_t i = 0; i < held.size(); ++i) {
+    auto const place = held[i].target(0);
+    mutable_tensor_view const head("head", place.type(), place.dims(), place.data(), place.where());
+    into[i].add(head).add(place).add(held[i].target(1)).allow_tied();
+  }
+  std::uint64_t version = 0;
+  for (auto const& names : {std::vector<std::string>{"embedding", "head"}, {"embedding"}, {"head"}}) {
+    source.fill(++version + 1);
+    auto views = norm;
+    for (auto const& name : names) views.push_back(named(source.view(0), name));
+    co_await deliver(over, version, views, into);
+    for (std::size_t i = 0; i < held.size(); ++i) {
+      CHECK(difference(source.images(), held[i]) == "");
+      CHECK(held[i].guards_intact());
+      CHECK_FALSE(into[i].torn());
+    }
+  }
+
+  // None of the names, or one with another shape: refused, and so are two names where that is not allowed.
+  std::vector<tensor_view> wrong = norm, both = norm;
+  wrong.push_back(source.view(0));
+  wrong.emplace_back("head", dtype::bf16, shape{33, 64}, source.view(0).data(), source.view(0).where());
+  both.push_back(source.view(0));
+  both.push_back(named(source.view(0), "head"));
+  struct refusal {
+    std::vector<tensor_view> const& sent;
+    std::string_view words;
+    bool allowed;
+  };
+  for (auto const& [sent, words, allowed] :
+       {refusal{norm, "\"embedding\" is not sent", true},
+        refusal{wrong, "needs a destination of shape [33, 64]", true},
+        refusal{both, "of tied weights, load one or allow them", false}}) {
+    std::vector<task<load_report>> loads;
+    for (std::size_t i = 0; i < into.size(); ++i)
+      loads.push_back(beside(over.executor(), load_next(over.receiver(i), into[i].allow_tied(allowed))));
+    auto const refused = co_await try_to(over.sender().send_weights(++version, sent));
+    CHECK(refused.error == make_error_code(errc::too_few_receivers));
+    for (auto& load : loads) {
+      auto const loaded = co_await load.join();
+      CHECK(loaded.error == make_error_code(errc::destination_mismatch));
+      CHECK_MESSAGE(says(loaded.text, words), loaded.text);
+    }
+  }
+  // Where destinations need not be sent, those that are tied stay as they are together.
+  for (auto& one : into) one.allow_tied().allow_unsent();
+  auto const before = source.bytes(0);
+  source.fill(++version + 1);
+  co_await deliver(over, version, norm, into);
+  for (auto const& one : held) {
+    CHECK(one.bytes(0) == before);
+    CHECK(one.bytes(1) == source.bytes(1));
+  }
+  co_await over.close();
+}
+
 awaitable<void> fused(setting const& how) {
   std::vector<tensor_info> const specs{
       {"q", dtype::bf16, {8, 16}}, {"k", dtype::bf16, {2, 16}}, {"v", dtype::bf16, {2, 16}}};

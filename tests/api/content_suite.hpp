@@ -40,6 +40,8 @@ using behaviour = awaitable<void> (*)(setting const& how);
   X(shards, "destinations that are rows, columns or a block of a tensor")                                    \
   X(shards_of_large, "shards of tensors that are larger than the bucket")                                    \
   X(ranks, "shards by rank, of rows and of columns; an uneven split is refused")                             \
+  X(tied_destinations,                                                                                       \
+    "names for one memory are one place, where that is allowed, whichever of them are sent")                 \
   X(fused, "q, k and v into one destination")                                                                \
   X(strided_destinations, "strided destinations")
 

@@ -299,11 +299,58 @@ CO_TEST("sets that are not for the same places, or share memory, are refused") {
   auto lax = two.into();
   lax.allow_unplaced();
   CHECK(refused(one.into(), std::move(lax)));
+  auto const with_a_name_for = [](model& of, std::size_t index) {
+    auto into = of.into();
+    auto const place = of.target(index);
+    into.add({"tied", place.type(), place.dims(), place.data()}).allow_tied();
+    return into;
+  };
+  CHECK_FALSE(refused(with_a_name_for(one, 0), with_a_name_for(two, 0)));
+  CHECK(refused(with_a_name_for(one, 0), with_a_name_for(two, 1)));
   destinations part;
   for (std::size_t i = 0; i + 1 < two.size(); ++i) part.add(two.target(i));
   part.add_part({0}, two.target(two.size() - 1));
   CHECK(refused(one.into(), std::move(part)));
   co_return;
+}
+
+CO_TEST("tied weights of shadow destinations, both sent or one, or none in an update of a part") {
+  for (auto const form : {shadow_form::swap, shadow_form::copy_at_commit}) {
+    auto const setting = host_setting(1);
+    line over(co_await asio::this_coro::executor, setting, quick_sender(kib));
+    co_await over.connect();
+    model source(host_memory(), layers(), 1), one(host_memory(), layers(), 0),
+        two(host_memory(), layers(), 0);
+    auto const tied = [](model& of) {
+      auto into = of.into();
+      auto const place = of.target(0);
+      into.add({"tied", place.type(), place.dims(), place.data()}).allow_tied().allow_unsent();
+      return into;
+    };
+    auto first = tied(one), second = tied(two);
+    shadow_destinations into(std::move(first), std::move(second), form);
+    auto all = source.views();
+    auto const head = all[0];
+    auto both = all, other = all;
+    both.emplace_back("tied", head.type(), head.dims(), head.data(), head.where());
+    other[0] = both.back();
+    std::vector<tensor_view> rest(all.begin() + 1, all.end());
+    std::uint64_t version = 0;
+    auto wanted = source.images();
+    for (auto const* views : {&both, &all, &other, &rest}) {
+      source.fill(++version + 1);
+      auto load = beside(over.executor(), load_next(over.receiver(), into));
+      co_await over.sender().send_weights(version, *views);
+      auto const loaded = co_await load.join();
+      CHECK_MESSAGE(loaded.ok(), loaded.said());
+      auto const now = source.images();
+      std::copy(now.begin() + (views == &rest), now.end(), wanted.begin() + (views == &rest));
+      auto const lease = into.lease();
+      CHECK(lease.version() == version);
+      CHECK(difference(wanted, lease.set() == 0 ? one : two) == "");
+    }
+    co_await over.close();
+  }
 }
 
 CO_TEST("a server is told what it holds and where its session is, since when and from whom") {
