@@ -268,7 +268,13 @@ class Steps(Operation[T]):
                 self._throw(error)
             else:
                 self._send(value)
-        return self._result()
+        try:
+            return self._result()
+        except TransferError as error:
+            # The step that was given up may have had a result all the same.
+            if timeout is not None and error.code == "operation_aborted" and time.monotonic() >= cast(float, limit):
+                raise TimeoutError(f"not done within {timeout:g} s, and given up") from None
+            raise
 
     async def _run(self) -> T:
         if self._running is not None and not self._running.done():  # another task goes through them

@@ -248,3 +248,11 @@ def test_what_is_stated_is_cast_to(address):
 def test_a_source_states_its_dtypes_itself(address):
     with ropeway.Sender(address) as sender, pytest.raises(TypeError, match="instead of `cast`"):
         sender.send_weights(1, ropeway.Source(STATED, lambda: iter(())), cast="BF16")
+
+
+def test_a_limit_on_a_send_from_an_iterator(pair):
+    """Whichever step it comes in: before the update is accepted no tensor is asked for."""
+    sender, receiver = pair
+    for wait in (0.05, 0.2):
+        with pytest.raises(TimeoutError, match=f"{wait:g} s"):
+            sender.send_weights(1, ropeway.Source(STATED, lambda: ((name, layer(0)) for name, _, _ in STATED))).wait(wait)
