@@ -65,11 +65,87 @@ class Source:
         self._ordinal = int(ordinal or 0) if kind == "cuda" else -1
 
     def iterate(self) -> Any:
-        """What `tensors` gives: for ranks that take part in the gathering and send nothing themselves."""
+        """What `tensors` gives: for ranks that take part in the gathering and send nothing themselves (see `gathered`)."""
+        return self._iterate()
+
+    def _iterate(self) -> Any:
         return self._tensors() if callable(self._tensors) else self._tensors
 
 
-def gathered(tensors: Any, gather: Optional[Callable[[str, Any], Any]] = None, device: str = "host") -> Source:
+class Run:
+    """One way through an iterator that is a collective, on the rank that sends: it knows whether the other ranks still
+    wait in it."""
+
+    def __init__(self, pairs: Iterable[Tuple[str, Any]]) -> None:
+        self._pairs = iter(pairs)
+        self.failed = False
+        """Whether the iterator itself has raised: then nobody knows where the others are."""
+
+    def __iter__(self) -> "Run":
+        return self
+
+    def __next__(self) -> Tuple[str, Any]:
+        try:
+            return next(self._pairs)
+        except StopIteration:
+            raise
+        except BaseException:
+            self.failed = True
+            raise
+
+    def finish(self) -> None:
+        """Takes part in what is left, for the other ranks' sake."""
+        if not self.failed:
+            for _ in self:
+                pass
+
+
+class _Gathered(Source):
+    """A `Source` whose iteration is a collective, at the end of which all ranks learn what came of the send."""
+
+    _groups: List[Any]
+
+    def iterate(self) -> Any:
+        yield from self._iterate()
+        self._agree(None)
+
+    def _agree(self, failure: Optional[BaseException]) -> None:
+        """Tells the other ranks how it went on this one; raises if it went wrong on another alone. On all ranks."""
+        if not self._groups:
+            return
+        from torch import distributed
+
+        said: Optional[Tuple[int, str, str]] = None
+        if failure is not None:
+            given_up = isinstance(failure, TimeoutError) or not isinstance(failure, Exception)
+            code, words = "operation_aborted" if given_up else "invalid_argument", words_of(failure)
+            if isinstance(failure, TransferError):
+                code, words = failure.code, str(failure)
+            said = distributed.get_rank(), code, words
+        # One dimension of a mesh after the other, so that in the end each rank has heard of all.
+        for group in self._groups:
+            heard: List[Optional[Tuple[int, str, str]]] = [None] * distributed.get_world_size(group)
+            distributed.all_gather_object(heard, said, group=group)
+            said = next((one for one in heard if one is not None), None)
+        if said is not None and failure is None:
+            rank, code, words = said
+            raise TransferError(f"rank {rank} has not sent the weights: {words}", code)
+
+
+def _groups_of(pairs: List[Tuple[str, Any]], group: Any) -> List[Any]:
+    """The process groups of those who gather these together."""
+    if group is not None:
+        return [group]
+    meshes: List[Any] = []
+    for _, tensor in pairs:
+        mesh = getattr(tensor, "device_mesh", None)
+        if mesh is not None and hasattr(tensor, "full_tensor") and not any(mesh == known for known in meshes):
+            meshes.append(mesh)
+    return [group for mesh in meshes if hasattr(mesh, "get_all_groups") for group in mesh.get_all_groups()]
+
+
+def gathered(tensors: Any, gather: Optional[Callable[[str, Any], Any]] = None, device: str = "host",
+             group: Any = None) -> Source:
     """A `Source` of sharded tensors (DTensor, FSDP2) that are made whole when their turn comes.
 
     Args:
@@ -78,8 +154,14 @@ def gathered(tensors: Any, gather: Optional[Callable[[str, Any], Any]] = None, d
         gather: makes one tensor whole, given its name and shard. By default ``tensor.full_tensor()`` for what has it,
             and the tensor itself for what has not.
         device: where gathered tensors lie.
+        group: torch's process group of the ranks that gather together. By default those of the DTensors' meshes, and none
+            for tensors of other kinds.
 
-    Gathering is a collective: ranks that have no sender iterate as well, ``for _ in source.iterate(): pass``.
+    Gathering is a collective: ranks that have no sender iterate as well, ``for _ in source.iterate(): pass``. Where there is
+    a group, that ends when the send has ended, and raises TransferError with its code and words if it has failed: a send
+    that fails, is refused or cancelled still gathers what is left before it raises, so that no rank waits for it. Where
+    gathering itself fails on a rank, that rank raises at once; the others learn of it from the process group: when the
+    rank's process ends, or by the timeout that the group was made with.
     """
     pairs = list(_tensors.items(tensors))
 
@@ -92,7 +174,9 @@ def gathered(tensors: Any, gather: Optional[Callable[[str, Any], Any]] = None, d
         for name, tensor in pairs:
             yield name, whole(name, tensor)
 
-    return Source([(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in pairs], all_whole, device)
+    source = _Gathered([(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in pairs], all_whole, device)
+    source._groups = _groups_of(pairs, group)
+    return source
 
 
 class Sending:
@@ -231,7 +315,9 @@ class Sender:
         if isinstance(tensors, Source):
             if cast is not None:
                 raise TypeError("a Source says what is sent: state the dtypes there, instead of `cast`")
-            return Steps(self._send_source(version, tensors, after))
+            if isinstance(tensors, _Gathered):
+                return Steps(self._send_gathered(version, tensors, after))
+            return Steps(self._send_source(version, tensors, tensors._iterate, after))
         if hasattr(tensors, "__aiter__"):
             return Steps(self._send_async(version, tensors, cast, after))
         wire = _tensors.plain_wire(cast)
@@ -341,7 +427,27 @@ class Sender:
         report: SendReport = yield last(self.send_weights(version, pairs, cast=cast, after=after))
         return report
 
-    def _send_source(self, version: int, source: Source, after: Any) -> "Generator[Operation[Any], Any, SendReport]":
+    def _send_gathered(self, version: int, source: _Gathered,
+                       after: Any) -> "Generator[Operation[Any], Any, SendReport]":
+        run = Run(source._iterate())
+        try:
+            report = yield from self._send_source(version, source, lambda: run, after)
+        except GeneratorExit:
+            raise
+        except BaseException as error:
+            try:
+                run.finish()
+                if not run.failed:
+                    source._agree(error)
+            except Exception:
+                pass  # it is the first one that says what went wrong
+            raise
+        run.finish()  # tensors of no elements may be left
+        source._agree(None)
+        return report
+
+    def _send_source(self, version: int, source: Source, iterate: Callable[[], Any],
+                     after: Any) -> "Generator[Operation[Any], Any, SendReport]":
         stated = source.stated
         bridge = self._core.source([(one.name, _tensors.dtype_number(one.dtype), one.shape) for one in stated],
                                    source._ordinal)
@@ -351,7 +457,7 @@ class Sender:
         at = -1  # of the last tensor that the iterator gave
         step: Optional[Operation[Any]] = None
         try:
-            iterator = source.iterate()
+            iterator = iterate()
             asynchronous = hasattr(iterator, "__aiter__")
             iterator = iterator.__aiter__() if asynchronous else iter(iterator)
         except BaseException as error:

@@ -117,6 +117,78 @@ def wait_for_updates_asyncio(address):
         say(interrupted=True)
 
 
+def sharded(version, shapes):
+    """What rank N holds a part of: every element another value."""
+    return {name: np.arange(np.prod(shape), dtype=np.float32).reshape(shape) + 1000 * version + 100 * at
+            for at, (name, shape) in enumerate(shapes.items())}
+
+
+def rank(address, meeting, number, ranks, how):
+    """One rank of a trainer with FSDP, of which rank 0 sends; something goes wrong with version 2."""
+    import datetime
+    import signal
+
+    import torch
+    from torch import distributed
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    number, ranks, version = int(number), int(ranks), 0
+    distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=number, world_size=ranks,
+                                   timeout=datetime.timedelta(seconds=20 if how != "raises" else 4))
+    mesh = init_device_mesh("cpu", (ranks,))
+    model = torch.nn.Sequential(torch.nn.Linear(7, 5), torch.nn.Linear(5, 4))
+    for part in (*model, model):
+        fully_shard(part, mesh=mesh)
+    tensors = dict(model.state_dict(), empty=distribute_tensor(torch.zeros(0, 3), mesh, [Shard(0)]))
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+    def gather(name, tensor):
+        here = version == 2 and name == "1.weight"
+        if here and (how, number) in (("dies", 1), ("sender dies", 0)):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if here and how == "raises" and number == 1:
+            raise MemoryError("no room for it")
+        whole = tensor.full_tensor()
+        return whole[:1] if here and how == "wrong" and number == 0 else whole
+
+    def send():
+        sender.wait_for_receivers(0 if version == 2 and how == "nobody" else 1).wait()
+        sending = sender.send_weights(version, source)
+        return sending.wait(1 if version == 2 and how == "given up" else None)
+
+    if number == 0:
+        say(shapes=shapes)
+        sender = ropeway.Sender(address, silence_limit=5)
+    for version in (1, 2, 3):
+        for name, whole in sharded(version, shapes).items():
+            part = distribute_tensor(torch.from_numpy(whole), mesh, tensors[name].placements)
+            with torch.no_grad():
+                tensors[name].to_local().copy_(part.to_local())
+        group = distributed.group.WORLD if how == "wrong" else None  # or that of the mesh
+        source = ropeway.gathered(tensors, None if how == "right" else gather, group=group)
+        if number == 0 and version == 2 and how == "nobody":
+            while sender.receivers().wait():
+                pass
+        try:
+            if number == 0:
+                say(committed=send().count("committed"))
+            else:
+                for _ in source.iterate():
+                    pass
+                say(took_part=version)
+        except Exception as error:
+            say(error=type(error).__name__, code=getattr(error, "code", None), text=str(error),
+                cause=type(error.__cause__).__name__)
+            if how in ("dies", "sender dies", "raises"):
+                sys.stdin.readline()  # with all its connections
+                os._exit(0)
+    if number == 0:
+        sender.close().wait()
+    distributed.destroy_process_group()
+
+
 def never_close(address):
     """Ends without closing anything, with an operation running."""
     global sender, receiver, running

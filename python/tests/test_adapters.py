@@ -346,6 +346,38 @@ def test_vllm_ranks_that_do_not_send_gather(vllm):
     assert gathered == ["gate", "up", "norm"]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("call", ["start_weight_update", "update_weights"])
+def test_vllm_send_that_fails_gathers_all_the_same(vllm, address, stream, call):
+    """The other ranks are in the collectives."""
+    (engine,), source, gathered = workers(vllm, 1), vllm.source(), []
+
+    class Watched(type(source)):
+        def iter_full(self):
+            for name, tensor in super().iter_full() if hasattr(super(), "iter_full") else super().__iter__():
+                gathered.append(name)
+                yield name, tensor
+
+        __iter__ = iter_full
+
+    source.__class__ = Watched
+    client = Ranks([engine])
+    trainer = vllm.trainer_init(vllm.trainer.init_info_cls(rank=0, path=address, stream=stream), client=client, source=source)
+
+    def fail(*info):
+        raise ConnectionError("the server is away")
+
+    setattr(client, call, fail)
+    with at_once(), pytest.raises(ConnectionError, match="away"):
+        trainer.send_weights()
+    assert gathered == ["gate", "up", "norm"]
+    delattr(client, call)
+    trainer.send_weights()
+    assert gathered == ["gate", "up", "norm"] * 2 and engine.model.holds(source.weights)
+    trainer.shutdown()
+    engine.shutdown()
+
+
 def test_vllm_worker_that_fails(vllm, address):
     (engine,), source = workers(vllm, 1), vllm.source()
     info = vllm.trainer.init_info_cls(rank=0, path=address)

@@ -22,7 +22,7 @@ import os
 from dataclasses import dataclass
 from typing import Any, ClassVar, Dict, Iterable, Iterator, List, Optional, Tuple
 
-from .._sender import Sender, Source
+from .._sender import Run, Sender, Source
 from ._beside import Publisher
 from ._server import Taker
 
@@ -205,15 +205,19 @@ class TrainerSide:
     def send_weights(self) -> None:
         """One version: start, update and transfer at the same time, finish. On every rank."""
         self.version += 1
-        if self.publisher is None:
-            for _ in self._pairs():  # its part of the collectives
-                pass
+        run, version, publisher = Run(self._pairs()), self.version, self.publisher
+        if publisher is None:
+            run.finish()  # its part of the collectives
             return
-        self.client.start_weight_update()
-        version = self.version
-        publisher = self.publisher
-        publisher.send("ropeway-vllm-update", version, self._tensors,
-                       lambda: self.client.update_weights({"version": version, "session": publisher.session}))
+        try:
+            self.client.start_weight_update()
+            publisher.send("ropeway-vllm-update", version, lambda: self._tensors(run),
+                           lambda: self.client.update_weights({"version": version, "session": publisher.session}))
+        except BaseException:
+            with contextlib.suppress(Exception):  # it is the first one that says what went wrong
+                run.finish()
+            raise
+        run.finish()
         self.client.finish_weight_update()
 
     def shutdown(self) -> None:
@@ -249,10 +253,10 @@ class TrainerSide:
         full = getattr(self.source, "iter_full", None)
         return full() if full is not None else iter(self.source)
 
-    def _tensors(self) -> Any:
+    def _tensors(self, run: Run) -> Any:
         if self.stream:
-            return Source(self._stated(), self._pairs)
-        pairs = list(self._pairs())
+            return Source(self._stated(), run)
+        pairs = list(run)
         self._raise_for_missing([name for name, _ in pairs], "the iterator ended without")
         return pairs
 
