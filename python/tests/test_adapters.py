@@ -20,6 +20,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="torch is not installed")
 
 import ropeway  # noqa: E402
+from pages import blocks_of  # noqa: E402
 
 
 class Model(torch.nn.Module):
@@ -328,6 +329,22 @@ def test_vllm(vllm, address, ranks, stream, capture):
         engine.shutdown()
 
 
+def test_vllm_as_its_page_says(vllm, address, monkeypatch):
+    engines, source = workers(vllm, 2), vllm.source()
+    factory = sys.modules["vllm.distributed.weight_transfer.factory"]
+    if not hasattr(factory.WeightTransferTrainerFactory, "trainer_init"):  # vLLM's own has it
+        factory.WeightTransferTrainerFactory.trainer_init = vllm.trainer_init
+    monkeypatch.setenv("ROPEWAY_SOCKET", address)
+    trainer = blocks_of("vllm.md")["trainer_engine"](0, 2, Ranks(engines), source)
+    for version in (1, 2):
+        source.weights = trained(version)
+        trainer.send_weights()
+        assert all(engine.model.holds(source.weights) and engine.model.calls == 1 for engine in engines)  # captured
+    trainer.shutdown()
+    for engine in engines:
+        engine.shutdown()
+
+
 def test_vllm_ranks_that_do_not_send_gather(vllm):
     gathered, source = [], vllm.source()
     how = "__iter__" if isinstance(source, WeightSource) else "iter_full"
@@ -607,6 +624,15 @@ def test_verl(tmp_path, run, asynchronous, two):
     assert os.listdir(tmp_path) == []
 
 
+def test_verl_as_its_page_says(tmp_path):
+    said, model, handle = blocks_of("verl.md"), Model(), f"ipc://{tmp_path}/verl.sock"
+    receiving = threading.Thread(target=said["take_update"], args=(handle, torch.device("cpu"), model.load_weights))
+    receiving.start()
+    asyncio.run(said["update_rollout"](handle, trained(1).items()))
+    receiving.join(60)
+    assert model.holds(trained(1))
+
+
 @pytest.mark.parametrize("weights", [{}, {"gate": torch.zeros(0, 4)}, {"gate": torch.ones(8, 4)}])
 def test_verl_last_call_that_fails(tmp_path, run, weights):
     from ropeway.adapters.verl import BucketedWeightReceiver, BucketedWeightSender
@@ -725,6 +751,20 @@ class SGLang:
         for model in self.models:
             sglang.load_weights(model, named_tensors)
         return True, "Success"
+
+
+def test_sglang_as_its_page_says(address):
+    from ropeway.adapters import sglang
+
+    model = Model()
+    engine = blocks_of("sglang.md")["with_ropeway"](SGLang([model]), address, 1)
+    try:
+        for version in (1, 2):
+            assert engine.update_weights_from_tensor(list(trained(version).items())) == (True, "Success")
+            assert model.holds(trained(version))
+    finally:
+        engine.close()
+        sglang.close()
 
 
 def test_sglang(address):

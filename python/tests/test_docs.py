@@ -1,9 +1,8 @@
-"""The guide's blocks are run: docs/python.md defines functions, and here they are called."""
+"""The blocks of the pages are run: docs/python.md and the adapters' pages define functions, and those of docs/python.md are
+called here, the adapters' in test_adapters.py, beside what stands in for their engines."""
 from __future__ import annotations
 
 import asyncio
-import pathlib
-import re
 import threading
 
 import numpy as np
@@ -11,23 +10,19 @@ import pytest
 
 import ropeway
 
-GUIDE = pathlib.Path(__file__).parents[2] / "docs" / "python.md"
-BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-
-pytestmark = pytest.mark.skipif(not GUIDE.exists(), reason="the guide is in the repository only")
+from pages import blocks_of, text_of
 
 
 @pytest.fixture(scope="module")
 def guide():
-    """What the blocks define; those that need an engine are compiled only."""
-    text = GUIDE.read_text(encoding="utf-8")
-    names = {}
-    for block in BLOCK.finditer(text):
-        above = text[:block.start()].rstrip().rsplit("\n", 1)[-1]
-        code = compile("\n" * text.count("\n", 0, block.start(1)) + block.group(1), str(GUIDE), "exec")
-        if not above.startswith("<!-- not run:"):
-            exec(code, names)
-    return names
+    return blocks_of("python.md")
+
+
+@pytest.mark.parametrize("page", ["vllm", "verl", "sglang"])
+def test_each_adapter_has_a_page_that_says_the_same_things(page):
+    assert [line[3:] for line in text_of(f"{page}.md").splitlines() if line.startswith("## ")] == [
+        "What to change", "Options", "What is different", "How it fails", "What was tested"]
+    assert blocks_of(f"{page}.md")
 
 
 def weights():
