@@ -83,6 +83,54 @@ def send_and_hang(address, count="4", size="1000"):
     sender.send_weights(1, ropeway.Source(stated, tensors)).wait()
 
 
+def load_when_told(address):
+    """Takes one bucket, and goes on when it is told to; follows the next session to its goodbye then."""
+    memory = weights(0)
+    places = ropeway.Destinations(memory)
+    with ropeway.Receiver(name="slow", connect_limit=60) as receiver:
+        receiver.connect(address).wait()
+        say(connected=True)
+        update = receiver.next_update().wait()
+        bucket = update.next_bucket().wait()
+        say(bucket=bucket.number)
+        sys.stdin.readline()
+        bucket.release()
+        try:
+            while True:
+                bucket = update.next_bucket().wait()
+                if bucket is None:
+                    break
+                bucket.release()
+            update.commit().wait()
+            say(committed=update.version)
+        except ropeway.TransferError as error:
+            say(error=error.code, version=receiver.version)
+        receiver.connect(address).wait()
+        for update in receiver:
+            update.load_into(places).wait()
+            say(version=update.version, whole=bool((memory["layer.3"] == update.version * 100 + 3).all()))
+
+
+def send_when_told(address):
+    """Stops in the middle of a version, and goes on when it is told to; sends another one then."""
+    def tensors():
+        for at, pair in enumerate(weights(1).items()):
+            if at == 1:
+                say(stuck=True)
+                sys.stdin.readline()
+            yield pair
+
+    with ropeway.Sender(address, bucket_bytes=4096) as sender:
+        sender.wait_for_receivers(1).wait()
+        try:
+            sender.send_weights(1, ropeway.Source([(name, "F32", (1000,)) for name in weights(1)], tensors)).wait()
+            say(committed=1)
+        except ropeway.TransferError as error:
+            say(error=error.code, outcomes=[one.outcome for one in error.report.receivers])
+        sender.wait_for_receivers(1).wait()
+        say(committed=sender.send_weights(2, weights(2)).wait().count("committed"))
+
+
 def wait_for_updates(address):
     """Blocks until it is interrupted, and says how that went."""
     receiver = ropeway.Receiver(name="server")

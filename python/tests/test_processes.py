@@ -65,6 +65,87 @@ def test_a_trainer_that_is_killed_in_the_middle(address, peer, way):
         assert successor.hear() == {"version": 1, "committed": 1} and successor.end() == 0
 
 
+@pytest.fixture
+def stop():
+    """Stops a process, and lets it go on at the latest when the test has ended."""
+    stopped = []
+
+    def run(one):
+        stopped.append(one)
+        os.kill(one.process.pid, signal.SIGSTOP)
+
+    yield run
+    for one in stopped:
+        if one.process.poll() is None:
+            os.kill(one.process.pid, signal.SIGCONT)
+
+
+DROPPED = ("peer_silent", "peer_gone")  # what the sender says, if it is still heard
+
+
+def go_on(one):
+    os.kill(one.process.pid, signal.SIGCONT)
+    one.process.stdin.write("\n")
+    one.process.stdin.flush()
+
+
+def test_a_server_that_is_stopped_while_it_loads(address, peer, stop):
+    with ropeway.Sender(address, bucket_bytes=4096, silence_limit=1) as sender:
+        slow, server = peer("load_when_told", address), peer("receive", address)
+        sender.wait_for_receivers(2).wait()
+        sending = sender.send_weights(1, weights(1))
+        assert slow.hear() == {"connected": True} and slow.hear() == {"bucket": 0}
+        stop(slow)
+        report = sending.wait(30)
+        outcomes = {one.name.split()[0]: (one.outcome, one.code) for one in report.receivers}
+        assert outcomes == {"slow": ("dropped", "peer_silent"), "server": ("committed", None)}
+        assert sender.send_weights(2, weights(2)).wait(30).count("committed") == 1
+        # It wakes in a session that has ended, has committed nothing, and takes part anew.
+        go_on(slow)
+        said = slow.hear()
+        assert said["error"] in DROPPED and said["version"] is None
+        sender.wait_for_receivers(2).wait()
+        assert sender.send_weights(3, weights(3)).wait(30).count("committed") == 2
+        assert slow.hear() == {"version": 3, "whole": True}
+    assert slow.end() == 0
+
+
+def test_a_server_that_is_stopped_before_it_answers(address, peer, stop):
+    with ropeway.Sender(address, silence_limit=1) as sender:
+        idle, server = peer("receive", address), peer("receive_asyncio", address)
+        sender.wait_for_receivers(2).wait()
+        assert idle.hear() == {"connected": True} and server.hear() == {"connected": True}
+        stop(idle)
+        report = sender.send_weights(1, weights(1)).wait(30)
+        assert {(one.outcome, one.code) for one in report.receivers} == {("committed", None), ("dropped", "peer_silent")}
+        go_on(idle)
+        said = idle.hear()
+        assert said["error"] in DROPPED and not said["torn"]
+        assert server.hear() == {"version": 1, "whole": True}
+    assert idle.end() == 0
+
+
+def test_a_trainer_that_is_stopped_in_the_middle(address, peer, stop):
+    trainer = peer("send_when_told", address)
+    memory = weights(0)
+    places = ropeway.Destinations(memory)
+    with ropeway.Receiver(name="server", connect_limit=60, silence_limit=1) as receiver:
+        receiver.connect(address).wait()
+        loading = receiver.next_update().wait().load_into(places)
+        assert trainer.hear() == {"stuck": True}
+        stop(trainer)
+        with pytest.raises(ropeway.TransferError) as caught:
+            loading.wait(30)
+        assert caught.value.code == "peer_silent" and receiver.status().phase == "closed"
+        # It wakes to a version that nobody takes any more, and sends the next.
+        go_on(trainer)
+        assert trainer.hear() == {"error": "too_few_receivers", "outcomes": ["dropped"]}
+        receiver.connect(address).wait()
+        receiver.next_update().wait().load_into(places).wait()
+        assert not places.torn and (memory["layer.3"] == 203).all()
+        assert trainer.hear() == {"committed": 1} and trainer.end() == 0
+
+
 def test_a_server_hears_that_its_trainer_was_killed(address, peer):
     server = None
     trainer = peer("send_and_hang", address)
