@@ -264,6 +264,8 @@ class Steps(Operation[T]):
             step = cast("Operation[Any]", self._step)
             try:
                 value = step.wait(None if limit is None else max(limit - time.monotonic(), 0.0))
+            except TimeoutError as error:  # the step says how long it had itself
+                self._throw(self._too_late(timeout, limit) or error)
             except BaseException as error:
                 self._throw(error)
             else:
@@ -272,9 +274,16 @@ class Steps(Operation[T]):
             return self._result()
         except TransferError as error:
             # The step that was given up may have had a result all the same.
-            if timeout is not None and error.code == "operation_aborted" and time.monotonic() >= cast(float, limit):
-                raise TimeoutError(f"not done within {timeout:g} s, and given up") from None
+            late = self._too_late(timeout, limit) if error.code == "operation_aborted" else None
+            if late is not None:
+                raise late from None
             raise
+
+    @staticmethod
+    def _too_late(timeout: Optional[float], limit: Optional[float]) -> Optional[TimeoutError]:
+        if limit is None or time.monotonic() < limit:
+            return None
+        return TimeoutError(f"not done within {timeout:g} s, and given up")
 
     async def _run(self) -> T:
         if self._running is not None and not self._running.done():  # another task goes through them
