@@ -348,12 +348,14 @@ def without_descriptors(address):
 
 def interrupted_twice(address):
     """One SIGINT right after the other: nothing runs any more when the first is raised."""
+    ready, say_ready = os.pipe()
     helper = os.fork()
     if helper == 0:
         import signal
 
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         parent = os.getppid()
+        os.read(ready, 1)
         for at in range(100):
             time.sleep(0.02)
             os.kill(parent, signal.SIGINT)
@@ -366,6 +368,7 @@ def interrupted_twice(address):
     with ropeway.Sender(address), ropeway.Receiver() as receiver:
         receiver.connect(address).wait()
         ended = False
+        os.write(say_ready, b".")
         while not ended:
             waiting = None
             try:
@@ -376,7 +379,7 @@ def interrupted_twice(address):
                     ended = os.waitpid(helper, os.WNOHANG)[0] != 0
                 except KeyboardInterrupt:
                     running += not waiting.done()
-                    time.sleep(0.005)  # for the second one, if it is not here yet
+                    time.sleep(0.02)  # for the second one, if it is not here yet
             except KeyboardInterrupt:
                 pass
             if waiting is not None:
