@@ -161,7 +161,8 @@ def gathered(tensors: Any, gather: Optional[Callable[[str, Any], Any]] = None, d
     a group, that ends when the send has ended, and raises TransferError with its code and words if it has failed: a send
     that fails, is refused or cancelled still gathers what is left before it raises, so that no rank waits for it. Where
     gathering itself fails on a rank, that rank raises at once; the others learn of it from the process group: when the
-    rank's process ends, or by the timeout that the group was made with.
+    rank's process ends, or by the timeout that the group was made with. So it is where the rank that is to send never calls
+    `send_weights`: let it wait for receivers before the others start.
     """
     pairs = list(_tensors.items(tensors))
 
