@@ -327,6 +327,11 @@ class ROPEWAY_API sender {
   /// members that lack it together, while the others go on with what they hold if that is this version; if
   /// one of them has something newer, nobody.
   ///
+  /// Receivers that leave after they were given it, and come back without it, are given it again: at once 64
+  /// times, or as many as `max_receivers` if that is more, one more every 10 s, whoever they are. Beyond that
+  /// there is a rest between two deliveries, as long as the last one took (1 s at least, 10 s at most), and
+  /// the next one is for all who lack the version by then.
+  ///
   /// A send that is started while a delivery runs gives it up, and begins when its copies have ended: the
   /// receivers that it went to take part in the send, too. Should the send fail for them, they are given the
   /// held version again. A later `hold` takes the place of this one, whose delivery is given up; `close` ends

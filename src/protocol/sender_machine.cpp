@@ -49,6 +49,7 @@ void move_clock(time_point& clock, time_point now) { clock = std::max(clock, now
 void sender_machine::connected(peer_id peer, std::string words_about_it, time_point now) {
   move_clock(impl_->now, now);
   impl_->connected(peer, std::move(words_about_it));
+  impl_->settle();
 }
 
 void sender_machine::received(peer_id peer, message const& what, time_point now) {
@@ -75,6 +76,7 @@ void sender_machine::rouse(time_point now) {
   if (impl_->running) return;
   for (auto const& [id, p] : impl_->peers)
     if (p.greeted) impl_->say(id, alive{impl_->next_update});
+  impl_->settle();
 }
 
 void sender_machine::ring_ready(std::uint32_t ring, time_point now) {

@@ -23,7 +23,8 @@
 //  own, in which nobody else takes part. Who lacks it holds nothing of this sender, or what was sent before
 //  the hold began, or has failed an update since. In a group nobody is given it alone unless all others have
 //  just this version, and nobody at all if one of them has a newer one. Who refuses or fails it is not asked
-//  again; who says not now, or nothing, is after a while.
+//  again; who says not now, or nothing, is after a while. Those who were brought it and leave are counted:
+//  when more than `held_turnover` have done so in a short time, deliveries are paced, for everybody.
 //  - After an abort a receiver's slots stay taken until it says `aborted`, `released` or dies; it is left out
 //  of (and
 //    holds up) later updates until then. A peer that is due and silent for longer than `silence` is dropped.
@@ -60,6 +61,12 @@ struct sender_settings {
   duration decide = std::chrono::seconds(10); ///< begin until accept, refuse or not_now; and mapping a ring
   duration silence = std::chrono::seconds(10);
   duration commit = std::chrono::seconds(60);
+  /// So many may leave after they were brought a version that is held, and come back, without a pause; one of
+  /// them is forgotten every `held_pause`. For more, deliveries begin no sooner after the last than that
+  /// took, but a tenth of `held_pause` at least, and all of it at most. No fewer than `max_peers`: all of
+  /// them may start again together.
+  std::uint32_t held_turnover = 64;
+  duration held_pause = std::chrono::seconds(10);
 };
 
 /// Rings are numbered by where their memory lies, for all sessions of a sender: 0 is the ring in host memory,

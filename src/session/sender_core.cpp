@@ -42,6 +42,7 @@ sender_settings settings_of(sender_options const& options, bytes16 const& instan
   settings.bucket_bytes = options.bucket_bytes();
   settings.slots = options.slots();
   settings.max_peers = options.max_receivers();
+  settings.held_turnover = std::max(settings.held_turnover, settings.max_peers);
   settings.max_handshakes = options.max_handshakes();
   settings.handshake = options.handshake_limit();
   settings.decide = options.decide_limit();

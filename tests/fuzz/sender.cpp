@@ -53,6 +53,7 @@ class game {
     std::uint32_t published = 0, released = 0;              ///< buckets of the update
     std::uint64_t table = 0;                                ///< of digests, that it was given
     bool has_digests = false;
+    bool was_given_held = false;
     bool begun = false, accepted = false, decided = false, all_copied = false, commit = false,
          stopped = false;
     bool committed = false;
@@ -81,6 +82,7 @@ class game {
     if (how & 0x40) s.max_handshakes = 2;
     if (how & 0x80) s.commit = 5s; // sooner than silence
     commit_limit_ = s.commit;
+    turnover_ = s.held_turnover = how >> 2 & 3;
     return s;
   }
 
@@ -347,8 +349,17 @@ class game {
   void leave() {
     if (peers_.empty()) return;
     auto const id = any_peer();
-    peers_.erase(id);
+    forget(id);
     machine_.gone(id, errc::peer_gone, "its\nconnection", now_);
+  }
+
+  /// False if it is not there.
+  bool forget(peer_id id) {
+    auto const at = peers_.find(id);
+    if (at == peers_.end()) return false;
+    if (at->second.was_given_held) left_.push_back(now_);
+    peers_.erase(at);
+    return true;
   }
 
   void begin_update(bool held = false) {
@@ -394,6 +405,7 @@ class game {
     streaming_ = false;
     next_packed_ = 0;
     finished_ = false;
+    began_ = now_;
     update_ = machine_.begin_update(facts_, now_);
     promise(update_ > last_update_, "updates have numbers of their own");
     last_update_ = update_;
@@ -665,6 +677,7 @@ class game {
     promise(b.digests == facts_.digests && (b.digests == 0 || b.digests == p.table),
             "and in which table its digests come, which was given");
     p.begun = true;
+    p.was_given_held = p.was_given_held || facts_.held;
     p.update = b.update;
   }
   void said(peer& p, digest_table const& t) {
@@ -816,7 +829,7 @@ class game {
       return;
     }
     if (a.peer == joining_) refused_ = a.peer;
-    promise(peers_.erase(a.peer) == 1, "nobody is dropped twice");
+    promise(forget(a.peer), "nobody is dropped twice");
   }
   void act(send_action::source_free&) {
     promise(!std::exchange(source_free_, true), "source_free once");
@@ -826,6 +839,9 @@ class game {
   }
   void act(send_action::deliver_held&) {
     promise(!machine_.updating(), "nothing is asked for while an update runs");
+    auto const lately = std::count_if(left_.begin(), left_.end(), [&](auto t) { return now_ - t < 10s; });
+    promise(lately <= turnover_ || now_ >= rest_until_,
+            "when many have left after a delivery, there is a rest before the next");
     deliver_asked_ = true;
   }
   void act(send_action::drain&) {
@@ -839,12 +855,14 @@ class game {
     nobody_reads();
     promise(facts_.held ? f.results.size() <= present_.size() : f.results.size() == present_.size(),
             "one result for each receiver that was there; or for some, of what is held");
-    if (facts_.held)
+    if (facts_.held) {
+      rest_until_ = now_ + std::clamp<duration>(now_ - began_, 1s, 10s);
       for (auto const id : present_)
         promise(
             !peers_.count(id) || !peers_[id].begun ||
                 std::any_of(f.results.begin(), f.results.end(), [&](auto const& r) { return r.peer == id; }),
             "for all that it was announced to");
+    }
     for (auto const& r : f.results) {
       promise(present_.erase(r.peer) == 1 && one_line(r.text) && one_line(r.name) && one_line(r.route_reason),
               "results are about them");
@@ -900,7 +918,8 @@ class game {
   std::vector<sender_action> actions_;
   std::vector<std::byte> encoded_;
   std::uint32_t slots_;
-  duration commit_limit_{}; ///< of the machine's settings
+  duration commit_limit_{}; ///< of the machine's settings, as is how many may leave before there is a rest
+  std::uint32_t turnover_ = 0;
   sender_machine machine_;
   time_point now_ = time_point{} + 1h;
   bool closed_ = false;
@@ -920,6 +939,8 @@ class game {
   bool source_asked_ = false, source_ready_ = false;
   bool digest_asked_ = false, digested_ = false;
   bool deliver_asked_ = false;
+  std::vector<time_point> left_; ///< when somebody left to whom what is held had been announced
+  time_point began_{}, rest_until_{};
   std::uint64_t table_ = 0;
   std::uint32_t next_packed_ = 0;
   std::set<std::uint64_t> unmapped_only_;              ///< fillings that only who maps can use

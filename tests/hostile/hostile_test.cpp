@@ -6,10 +6,10 @@
 #include <grp.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
-#include <thread>
 #include <unistd.h>
 
 #include "api/line.hpp"
+#include "beside_us.hpp"
 #include "liar.hpp"
 #include "support/co_test.hpp"
 #include "support/leak_check.hpp"
@@ -19,37 +19,6 @@ using namespace ropeway;
 using namespace ropeway::testing;
 
 namespace {
-
-/// A false peer's thread. What it does is bounded, so that the destructor can wait for it.
-class beside_us {
- public:
-  beside_us(any_io_executor executor, std::function<std::string()> what)
-      : state_(std::make_shared<state>(executor)), thread_([executor, s = state_, what = std::move(what)] {
-        auto said = what();
-        asio::post(executor, [s, said = std::move(said)]() mutable {
-          s->said = std::move(said);
-          s->over.set();
-        });
-      }) {}
-  beside_us(beside_us const&) = delete;
-  beside_us& operator=(beside_us const&) = delete;
-  ~beside_us() { thread_.join(); }
-  /// What was not as it should be.
-  awaitable<std::string> end() { return wait(state_); }
-
- private:
-  struct state {
-    explicit state(any_io_executor executor) : over(std::move(executor)) {}
-    event over;
-    std::string said;
-  };
-  static awaitable<std::string> wait(std::shared_ptr<state> self) {
-    co_await self->over.wait();
-    co_return self->said;
-  }
-  std::shared_ptr<state> state_;
-  std::thread thread_;
-};
 
 std::size_t count_fds() {
   std::size_t count = 0;

@@ -336,3 +336,193 @@ TEST_CASE("no member of a group is given a version while another one has somethi
   b.greet(4, {"tp", 2});
   CHECK(b.machine.wants_held());
 }
+
+// ---- those who leave and come back ----
+
+namespace {
+
+/// The bench's sender lets so many leave before it paces: `held_turnover` is 64, and 5 may be there at once.
+constexpr peer_id turnover = 64;
+
+/// A version is held that everybody who stays has: 1.
+struct revolving_door : held_bench {
+  revolving_door() {
+    greet(1);
+    holding(42, 1);
+    hold();
+    machine.take();
+  }
+  void leaves(peer_id id) { machine.gone(id, errc::peer_gone, "killed", now); }
+  /// Comes, is served in an update of its own, and has gone.
+  void comes_and_goes(peer_id id) {
+    greet(id);
+    REQUIRE(machine.wants_held());
+    deliver();
+    takes(id);
+    leaves(id);
+    machine.take();
+  }
+  /// As many as there may be, each at once.
+  void use_up() {
+    for (peer_id id = 2; id <= turnover + 2; ++id) comes_and_goes(id);
+  }
+  /// When the next delivery is asked for, with somebody waiting; nothing is said before.
+  void check_pause(duration much) {
+    CHECK_FALSE(machine.wants_held());
+    REQUIRE(machine.deadline());
+    CHECK(*machine.deadline() == now + much);
+    pass(much - 1ms);
+    CHECK(done().empty());
+    pass(1ms);
+    CHECK(done() == asked);
+    CHECK(machine.wants_held());
+  }
+};
+
+} // namespace
+
+TEST_CASE("who takes what is held, leaves and comes back is served again, but not without end") {
+  revolving_door b;
+  b.use_up(); // at the same moment
+  b.connect(100);
+  b.from(100, b.hello_of(100));
+  CHECK(b.done() == lines(to(100, b.welcome_of()))); // and no more
+  b.check_pause(1s);
+  b.deliver();
+  b.takes(100);
+  b.leaves(100);
+  b.machine.take();
+  b.greet(101);
+  b.check_pause(1s); // and so on
+  // Nobody can make others wait by leaving: it counts from the last delivery.
+  b.greet(102);
+  b.deliver();
+  b.takes(101);
+  b.takes(102);
+  b.machine.take();
+  b.greet(103);
+  b.leaves(101);
+  b.pass(500ms);
+  b.leaves(102);
+  b.check_pause(500ms);
+}
+
+TEST_CASE("whoever waits while deliveries are paced is served by the same one, whoever has come back") {
+  revolving_door b;
+  b.use_up();
+  b.greet(100);
+  b.greet(101);
+  b.greet(102);
+  CHECK(b.done().empty());
+  b.pass(1s);
+  CHECK(b.done() == asked);
+  b.deliver();
+  CHECK(b.done() == lines(to(100, b.begin_of(0)), to(101, b.begin_of(0)), to(102, b.begin_of(0))));
+}
+
+TEST_CASE("a fleet that starts again is served as it comes, as often as it has as many members as are free") {
+  held_bench b;
+  b.greet(1);
+  b.holding(42, 1);
+  b.hold();
+  b.machine.take();
+  peer_id next = 2;
+  // Four at a time, one by one: 64 have left after 16 rounds.
+  for (peer_id round = 0; round <= turnover / 4; ++round) {
+    for (peer_id i = 0; i < 4; ++i) {
+      b.greet(next + i);
+      REQUIRE(b.machine.wants_held());
+      b.deliver();
+      b.takes(next + i);
+    }
+    for (peer_id i = 0; i < 4; ++i) b.machine.gone(next + i, errc::peer_gone, "starts again", b.now);
+    next += 4;
+    b.machine.take();
+  }
+  b.greet(next); // 68 have left
+  CHECK_FALSE(b.machine.wants_held());
+}
+
+TEST_CASE("the rest is as long as the last delivery took, within limits") {
+  for (auto const& [took, rest] : {std::pair<duration, duration>{0s, 1s}, {3s, 3s}, {25s, 10s}}) {
+    revolving_door b;
+    b.use_up();
+    for (peer_id id = 100; id < 104; ++id) b.greet(id); // all that have been forgotten meanwhile, and more
+    b.pass(1s);
+    b.deliver();
+    for (peer_id id = 101; id < 104; ++id) b.takes(id);
+    b.from(100, accept{b.update});
+    for (duration left = took; left > 0s; left -= 1s) {
+      b.pass(1s);
+      b.from(100, alive{b.update});
+    }
+    b.from(100, all_copied{b.update});
+    b.from(100, committed{b.update});
+    for (peer_id id = 100; id < 104; ++id) b.leaves(id);
+    b.greet(104);
+    b.machine.take();
+    CAPTURE(std::chrono::duration_cast<std::chrono::seconds>(took).count());
+    b.check_pause(rest);
+  }
+}
+
+TEST_CASE("those who left are forgotten one by one, and a new promise forgets nobody") {
+  revolving_door b;
+  b.use_up();
+  b.hold();
+  b.greet(100);
+  b.machine.take();
+  CHECK_FALSE(b.machine.wants_held());
+  b.machine.end_hold(b.now);
+  b.machine.gone(100, errc::peer_gone, "killed", b.now); // it was given nothing, and does not count
+  b.pass(30s);
+  b.hold();
+  for (peer_id id = 101; id < 104; ++id) b.comes_and_goes(id); // as many as were forgotten
+  b.greet(104);
+  CHECK_FALSE(b.machine.wants_held());
+  CHECK(b.machine.deadline());
+}
+
+TEST_CASE(
+    "who was being given what is held counts as well, whatever came of it; who was given nothing does not") {
+  for (int way = 0; way < 4; ++way) {
+    revolving_door b;
+    for (peer_id id = 2; id <= turnover + 2; ++id) {
+      b.greet(id);
+      b.deliver();
+      if (way == 1) b.from(id, refuse{b.update, 8, "no"});
+      if (way == 2) b.from(id, not_now{b.update, 0, "no"});
+      if (way == 3) b.from(id, ring_mapped{7}); // which drops it
+      b.leaves(id);
+    }
+    b.greet(100);
+    CAPTURE(way);
+    CHECK_FALSE(b.machine.wants_held());
+  }
+  revolving_door b;
+  for (peer_id id = 2; id < 200; ++id) {
+    b.greet(id);
+    b.leaves(id);
+    b.send(43);
+    b.takes(1);
+    b.holding(42, 1);
+    b.hold();
+    b.machine.take();
+  }
+  b.greet(200);
+  CHECK(b.machine.wants_held());
+}
+
+TEST_CASE("a send waits for no rest, and takes the place of the delivery") {
+  revolving_door b;
+  b.use_up();
+  b.greet(100);
+  b.send(43);
+  b.takes(100);
+  b.takes(1);
+  CHECK(b.version_of(100) == 43);
+  b.machine.take();
+  b.pass(1s);
+  CHECK(b.done().empty()); // nobody lacks it, or is taken back to it
+  CHECK_FALSE(b.machine.wants_held());
+}

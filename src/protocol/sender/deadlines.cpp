@@ -48,6 +48,8 @@ std::optional<sender_machine::impl::timer> sender_machine::impl::earliest() {
     if (p.owes != debt::none) offer(p.owes_since + settings.commit, timer::kind::debt, id);
     if (held && p.not_before && *p.not_before != time_point::max())
       offer(*p.not_before, timer::kind::held, id);
+    if (held && !held->asked && !running && can_be_given_held(p))
+      offer(held_rests_until(), timer::kind::rest, id);
     participant const* part = taking_part(id);
     if (!part) continue;
     if (part->at == stage::owing || (part->at == stage::deciding && p.due_since))
@@ -90,6 +92,7 @@ void sender_machine::impl::fire(timer const& t) {
         t.peer, p.owes == debt::aborted ? errc::peer_silent : errc::commit_timeout,
         words("it has not finished with update ", p.owes_for, " within ", in_ms(settings.commit), " ms"));
   case timer::kind::held: return p.not_before.reset();
+  case timer::kind::rest: return; // what is held is asked for, as after every event
   case timer::kind::alive: return say(t.peer, alive{running->id});
   }
 }

@@ -50,8 +50,27 @@ bool sender_machine::impl::can_be_given_held(peer const& p) const {
   });
 }
 
+// Who stays is brought a version once, so it is those who leave and come back that could have it brought
+// without end. They are counted together, for another name or process costs them nothing, and so many are
+// free that a whole fleet which starts again is served as it comes. Beyond that there is a rest after each
+// delivery, about as long as that took, and the next one goes to all who wait by then: an honest newcomer
+// waits for no more than that, however many come back.
+
+void sender_machine::impl::has_left(peer const& p) {
+  if (!p.was_given_held) return;
+  auto const pause = settings.held_pause;
+  left_with_held =
+      std::min(std::max(left_with_held, now) + pause, now + (settings.held_turnover + 1) * pause);
+}
+
+time_point sender_machine::impl::held_rests_until() const {
+  auto const pause = settings.held_pause;
+  auto const rest = std::clamp<duration>(last_delivery_took, pause / 10, pause);
+  return std::min(left_with_held - settings.held_turnover * pause, last_delivery_over + rest);
+}
+
 bool sender_machine::impl::wants_held() const {
-  if (!held || running || closed) return false;
+  if (!held || running || closed || now < held_rests_until()) return false;
   return std::any_of(peers.begin(), peers.end(), [&](auto const& p) { return can_be_given_held(p.second); });
 }
 

@@ -145,6 +145,7 @@ void sender_machine::impl::forget(peer_id id, errc code, std::string const& text
   for (auto& [number, ring] : rings) ring.ledger.release_all(id);
   participant* p = taking_part(id);
   stopped_reading(id);
+  if (auto const* const leaving = find(id)) has_left(*leaving);
   peers.erase(id);
   if (!p) return;
   if (p->at == stage::committing)

@@ -39,6 +39,7 @@ struct sender_machine::impl {
     bool spoiled = false;          ///< it has failed an update since, and may be torn
     /// The held version is not offered to it before; the end of time if it has refused or failed it.
     std::optional<time_point> not_before;
+    bool was_given_held = false; ///< it has taken part in a delivery, whatever came of it
     std::string last_error;
     std::uint64_t last_bytes = 0; ///< that it copied of the last update which it committed
     duration last_took{};
@@ -139,6 +140,10 @@ struct sender_machine::impl {
     bool asked = false;      ///< the driver is about to deliver it
   };
   std::optional<held_version> held;
+  // Of all promises: a new one is no reason to begin again.
+  time_point left_with_held{}; ///< when all who left after a delivery are forgotten
+  time_point last_delivery_over{};
+  duration last_delivery_took{};
   std::uint64_t next_update = 1, next_seq = 1;
   time_point now{};
   bool closed = false;
@@ -203,6 +208,9 @@ struct sender_machine::impl {
   bool can_be_given_held(peer const& p) const;
   bool wants_held() const;
   void ask_for_held();
+  /// Until then no delivery begins: too many have left after one.
+  time_point held_rests_until() const;
+  void has_left(peer const& p);
   /// Who did not take it is not asked again, or not at once.
   void put_off_held(peer& p, outcome what);
 
@@ -261,7 +269,17 @@ struct sender_machine::impl {
   // ---- deadlines.cpp ----
   struct timer {
     time_point at;
-    enum class kind : std::uint8_t { handshake, watch, silence, decide, commit, debt, alive, held } what;
+    enum class kind : std::uint8_t {
+      handshake,
+      watch,
+      silence,
+      decide,
+      commit,
+      debt,
+      alive,
+      held,
+      rest
+    } what;
     peer_id peer;
   };
   std::optional<timer> earliest();

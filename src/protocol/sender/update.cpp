@@ -21,8 +21,9 @@ std::uint64_t sender_machine::impl::begin_update(update_facts facts) {
   u.began = now;
   u.needed = static_cast<std::uint32_t>(std::count(u.facts.needed.begin(), u.facts.needed.end(), true));
   if (held) held->asked = false;
-  for (auto const& [id, who] : peers) {
+  for (auto& [id, who] : peers) {
     if (!who.greeted || (u.facts.held && !(held && can_be_given_held(who)))) continue;
+    who.was_given_held = who.was_given_held || u.facts.held;
     participant& p = u.participants.emplace_back();
     p.group = who.group;
     p.since = now;
@@ -345,6 +346,10 @@ void sender_machine::impl::check_finished() {
                               [](auto const& p) { return p.result.what == outcome::committed; }))
     last_digest = {u.facts.version, *u.digest};
   for (auto& p : u.participants) end.results.push_back(std::move(p.result));
+  if (u.facts.held) {
+    last_delivery_over = now;
+    last_delivery_took = now - u.began;
+  }
   running.reset();
   actions.emplace_back(std::move(end));
 }
