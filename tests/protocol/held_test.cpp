@@ -466,6 +466,20 @@ TEST_CASE("the rest is as long as the last delivery took, within limits") {
   }
 }
 
+TEST_CASE("however many have left, it takes no longer until there is no rest any more") {
+  revolving_door b;
+  b.use_up();
+  for (int rounds = 0; rounds < 30; ++rounds) {
+    for (peer_id id = 100; id < 104; ++id) b.greet(id);
+    b.pass(1s);
+    b.deliver();
+    for (peer_id id = 100; id < 104; ++id) b.leaves(id);
+    b.machine.take();
+  }
+  b.pass(30s);
+  for (peer_id id = 100; id < 103; ++id) b.comes_and_goes(id);
+}
+
 TEST_CASE("those who left are forgotten one by one, and a new promise forgets nobody") {
   revolving_door b;
   b.use_up();
@@ -509,7 +523,8 @@ TEST_CASE(
     b.hold();
     b.machine.take();
   }
-  b.greet(200);
+  b.comes_and_goes(200);
+  b.greet(201);
   CHECK(b.machine.wants_held());
 }
 
