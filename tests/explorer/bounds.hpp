@@ -61,8 +61,9 @@ struct bounds {
   /// The version that was sent last is held from some moment on, and perhaps until another. All updates are
   /// of the same size then.
   bool holds = false;
-  bool digests = false; ///< updates have digests, in tables of as many bytes as there are buckets
-  bool by_hand = false; ///< embedders that take buckets themselves, and release them in any order
+  std::uint32_t turnover = 64; ///< so many may leave after a delivery of it before there is a rest
+  bool digests = false;        ///< updates have digests, in tables of as many bytes as there are buckets
+  bool by_hand = false;        ///< embedders that take buckets themselves, and release them in any order
   /// Drivers look manifests up and commit at once, as src/session does. Else each is a step of its own, and
   /// loads are told of also while an update winds down.
   bool prompt = true;

@@ -67,6 +67,7 @@ std::vector<bounds> configurations(effort how) {
   receiver_wish mapping_latecomer = latecomer;
   mapping_latecomer.maps = true;
   std::vector<fault> const cuts{kill, receiver_cancels, sender_cancels};
+  std::vector<fault> const sleep_and_cuts{stop, kill, receiver_cancels, sender_cancels};
   auto not_of_time = every_fault();
   std::erase(not_of_time, time_jumps);
   std::erase(not_of_time, sender_stops);
@@ -142,13 +143,38 @@ std::vector<bounds> configurations(effort how) {
     b.ring_exists = false;
     list.add(b, {-1, 1, 2});
   }
-  list.add(make("three receivers, death and cancel", {plain, plain, plain}, {2}, cuts), {0, 1, 2});
+  list.add(make("three receivers, sleep, death and cancel", {plain, plain, plain}, {2, 1}, sleep_and_cuts),
+           {0, 1, 2});
+  list.add(make("three receivers, 1 bucket, sleep, death and cancel together", {plain, plain, plain}, {1},
+                sleep_and_cuts),
+           {-1, 2, 3});
   list.add(
       make("a group of three", {member, member, member}, {1}, {kill, refuse, load_fails, receiver_cancels}),
       {0, 1, 2});
-  list.add(make("a group of two and one alone", {member, member, plain}, {2}, cuts), {-1, 1, 1});
-  list.add(make("two receivers and a late one", {plain, plain, latecomer}, {1, 1}, {kill, sender_cancels}),
+  list.add(make("a group of three, sleep, death and cancel", {member, member, member}, {1}, sleep_and_cuts),
+           {0, 1, 2});
+  list.add(make("a receiver and a late one, sleep, death and cancel together", {plain, latecomer}, {1},
+                sleep_and_cuts),
+           {0, 2, 4});
+  list.add(make("two receivers and a late one, sleep, death and cancel", {plain, plain, latecomer}, {1, 1},
+                sleep_and_cuts),
            {-1, 1, 1});
+  list.add(make("two receivers and a late one, sleep, death and cancel together", {plain, plain, latecomer},
+                {1}, sleep_and_cuts),
+           {-1, -1, 2});
+  list.add(make("a group of two and a late receiver, sleep, death and cancel", {member, member, latecomer},
+                {1}, sleep_and_cuts),
+           {-1, 1, 2});
+  list.add(make("a group of two, one of them late, sleep, death and cancel", {member, late_member}, {1},
+                sleep_and_cuts),
+           {0, 1, 2});
+  list.add(make("two receivers and a late one, 2 buckets, sleep, death and cancel", {plain, plain, latecomer},
+                {2, 1}, sleep_and_cuts),
+           {-1, -1, 1});
+  list.add(make("a group of three, one of them late, sleep, death and cancel", {member, member, late_member},
+                {1}, sleep_and_cuts),
+           {-1, -1, 1});
+  list.add(make("a group of two and one alone", {member, member, plain}, {2}, cuts), {-1, 1, 1});
   {
     auto b = make("a group of two and one more who may replace a member", {member, member, late_member},
                   {1, 1}, cuts);
@@ -280,6 +306,13 @@ std::vector<bounds> configurations(effort how) {
     b.group_size = 0;
     b.buckets = {1};
     list.add(b, {-1, 0, 1});
+  }
+  {
+    auto b = make("two late ones, a version that is held, and a rest after one has left",
+                  {latecomer, latecomer}, {}, {kill});
+    b.holds = true;
+    b.turnover = 0;
+    list.add(b, {0, 1, 2});
   }
   return list.all;
 }

@@ -195,8 +195,14 @@ void world::describe_sender(writer& w) const {
         side.given_up << 5);
   w.put(side.awaiting | side.source_ready << 1 | side.digesting << 2 | side.digested << 3);
   w.put(side.table << 4 | side.table_of);
-  w.put(side.delivering | m.held.has_value() << 1 | (m.held && m.held->asked) << 2);
+  w.put(side.delivering | m.held.has_value() << 1 | (m.held && m.held->asked) << 2 | side.withdrawn << 3);
   if (m.held) w.put(m.held->since);
+  if (of_->holds && !hold_over_) {
+    auto const& s = m.settings;
+    auto const rest = std::clamp<duration>(m.last_delivery_took, s.held_pause / 10, s.held_pause);
+    w.until(std::max(m.left_with_held, clock()));
+    w.until(std::max(m.last_delivery_over + rest, clock()));
+  }
   for (auto const ring : side.making) w.put(ring);
   w.put(side.packs.size() << 4 | side.relays.size());
   for (auto const& p : side.packs) w.seq(p.seq);

@@ -56,7 +56,7 @@ void world::step_of_sender(step const& s) {
     machine.digested(digest_of(side.update), clock());
     break;
   case kind::held_delivered:
-    side.delivering = false;
+    side.delivering = side.withdrawn = false;
     if (machine.wants_held()) begin_update(true);
     return;
   case kind::parts_sent: return send_parts(s.who, false);
@@ -72,7 +72,7 @@ void world::step_of_sender(step const& s) {
 
 void world::begin_update(bool held) {
   auto& side = sender_.change();
-  side.delivering = false; // a driver that is about to deliver sees that it comes too late
+  side.delivering = side.withdrawn = false; // a driver that is about to deliver sees that it comes too late
   update_facts facts;
   ++begun_;
   check(begun_ < max_updates, "what is held is not delivered without end");
@@ -152,8 +152,10 @@ void world::send_parts(std::size_t i, bool last_fails) {
 
 void world::act(send_action::deliver_held&) {
   auto& side = sender_.change();
-  check(held_ != 0 && !hold_over_ && !side.delivering, "what is held is asked for once at a time");
+  check(held_ != 0 && !hold_over_ && (!side.delivering || side.withdrawn),
+        "what is held is asked for once at a time");
   side.delivering = true;
+  side.withdrawn = false;
 }
 
 /// That it holds just this version, as far as it knows.
@@ -222,6 +224,8 @@ void world::follow_sender() {
   auto& machine = sender_.change().machine;
   for (auto actions = machine.take(); !actions.empty(); actions = machine.take())
     for (auto& one : actions) std::visit([this](auto& a) { act(a); }, one);
+  if (of_->holds && sender_->delivering && !sender_->withdrawn && !sender_->machine.wants_held())
+    sender_.change().withdrawn = true;
 }
 
 bool world::should_commit(std::size_t i) const {

@@ -74,6 +74,7 @@ struct sender_side {
   bool awaiting = false; ///< the tensors of the running update
   bool digesting = false;
   bool delivering = false; ///< what is held is about to be
+  bool withdrawn = false;  ///< nobody has wanted it for a moment since that was asked for
   std::array<std::vector<send_action::send_parts>, max_receivers> exporting;
   std::array<std::array<slot_content, max_slots>, rings> memory{};
   // What has been seen of the running update.

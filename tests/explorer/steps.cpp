@@ -12,6 +12,7 @@ using namespace std::chrono_literals;
 
 // In seconds, all different. `alive` is due every second.
 constexpr auto silence = 3s, decide = 2s, commit_limit = 4s, handshake = 2s;
+constexpr auto held_pause = 10s; // a tenth of it is the shortest rest
 constexpr time_point start = time_point{} + 1h;
 
 sender_machine make_sender(bounds const& of) {
@@ -24,6 +25,8 @@ sender_machine make_sender(bounds const& of) {
   s.decide = decide;
   s.silence = silence;
   s.commit = commit_limit;
+  s.held_turnover = of.turnover;
+  s.held_pause = held_pause;
   return sender_machine(s);
 }
 
