@@ -179,10 +179,16 @@ class orphan {
     unsigned sent = 0;
     while (!says_gone([&] { return ours_.try_send(letter); })) promise(++sent < 1000, "a queue becomes full");
     promise(sent > 0, "what fits is sent, also to who has ended");
+    refused(io, socket_pair().first, wire::trust::only({}), make_error_code(errc::not_permitted));
+    refused(io, unique_fd(::eventfd(0, EFD_CLOEXEC)), wire::trust(),
+            std::error_code(ENOTSOCK, std::system_category()));
   }
 
   void check() {
     std::array<std::byte, 8> buffer{};
+    promise(ours_.is_open() && ours_.peer().uid == ::geteuid() && ours_.peer().pid != ::getpid(),
+            "who has ended is known, and whose it was");
+    (void)ours_.watches_process(); // as the kernel can
     promise(says_gone([&] { return ours_.try_receive(buffer).has_value(); }),
             "nothing comes from who has ended, and that is said");
     promise(says_gone([&] { return ours_.try_send(buffer); }),
@@ -190,6 +196,12 @@ class orphan {
   }
 
  private:
+  static void refused(asio::io_context& io, unique_fd socket, wire::trust const& whom, std::error_code why) {
+    try {
+      wire::connection(wire::make_strand(io.get_executor()), std::move(socket), whom);
+      promise(false, "whose user is not trusted or not known is not served");
+    } catch (transfer_error const& e) { promise(e.code() == why, "and that is why"); }
+  }
   template <class F>
   static bool says_gone(F f) {
     try {
@@ -240,6 +252,7 @@ class conversation {
     for (unsigned i = 0; i < 12 && next_ < waiting_.size(); ++i) receive();
     receive();
     ours_.close();
+    promise(!ours_.is_open(), "what was closed is closed");
     refused_when_closed([&] { (void)ours_.try_receive(buffer_, 1); });
     refused_when_closed([&] { (void)ours_.try_send(buffer_); });
   }

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Sums up an lcov report: `REACHED of LINES (PERCENT)`, then the lines that were missed.
 
-    llvm-cov export -format=lcov ... | tests/fuzz/lines.py [FUNCTIONS [EXCLUDED]]
+    llvm-cov export -format=lcov ... | tests/fuzz/lines.py [EXCLUDED]
 
-Both are regular expressions over demangled names (names that c++filt can't read stay as they are). If there is one
-of FUNCTIONS, only lines of functions that match it count; lines of functions that match EXCLUDED never do.
+EXCLUDED is a regular expression over demangled names (names that c++filt can't read stay as they are): lines of
+functions that match it don't count. Whatever else is in the report does, a function that is new there too.
 """
 import re
 import subprocess
@@ -30,7 +30,7 @@ def lines_of(starts, names, chosen, counts):
 
 
 def main():
-    wanted, excluded = (re.compile(a) if a else None for a in (sys.argv[1:] + ["", ""])[:2])
+    excluded = re.compile(sys.argv[1]) if sys.argv[1:] and sys.argv[1] else None
     reached = lines = 0
     missed = []
     for record in sys.stdin.read().split("end_of_record"):
@@ -40,9 +40,6 @@ def main():
         counts = {int(a): int(b) for a, b in re.findall(r"^DA:(\d+),(\d+)", record, re.MULTILINE)}
         starts = re.findall(r"^FN:(\d+),(.*)$", record, re.MULTILINE)
         names = demangled([name for _, name in starts])
-        if wanted:
-            inside = lines_of(starts, names, wanted, counts)
-            counts = {n: c for n, c in counts.items() if n in inside}
         if excluded:
             outside = lines_of(starts, names, excluded, counts)
             counts = {n: c for n, c in counts.items() if n not in outside}
