@@ -312,7 +312,7 @@ std::vector<bounds> configurations(effort how) {
                   {latecomer, latecomer}, {}, {kill});
     b.holds = true;
     b.turnover = 0;
-    list.add(b, {0, 1, 2});
+    list.add(b, {-1, 1, 2});
   }
   return list.all;
 }
