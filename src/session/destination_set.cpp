@@ -23,7 +23,7 @@ std::vector<std::uint32_t> const& destination_set::tied() {
   std::iota(tied_.begin(), tied_.end(), 0U);
   if (!allow_tied) return tied_;
   auto by_memory = tied_;
-  std::ranges::stable_sort(by_memory, {}, [&](std::uint32_t i) { return places[i].into.data(); });
+  std::ranges::sort(by_memory, {}, [&](std::uint32_t i) { return std::pair(places[i].into.data(), i); });
   for (std::size_t at = 0, begin = 0; at < by_memory.size(); ++at) {
     auto const& one = places[by_memory[at]];
     if (one.into.data() != places[by_memory[begin]].into.data()) begin = at;
