@@ -236,7 +236,7 @@ void world::describe_receiver(std::size_t i, writer& w) const {
     std::size_t last = begun_;
     while (last > 0 && !r.seen[last].committed) --last;
     w.put(last);
-    w.put(is_delivery(r.harmed_update) | r.declined << 1);
+    w.put(r.lost_held | r.declined << 1);
   }
   auto const bit = 1u << i;
   auto const& side = *sender_;

@@ -148,10 +148,16 @@ void world::note_harm(fault what, std::size_t i) {
   case fault::manifest_bad: receivers_[i].change().harmed = true; return;
   case fault::import_fails: // it takes the ring
   case fault::export_fails:
-    if (of_->only_mapped) receivers_[i].change().harmed_update = receivers_[i]->update;
+    if (of_->only_mapped) harm_update(i);
     return;
-  default: receivers_[i].change().harmed_update = receivers_[i]->update; return;
+  default: harm_update(i); return;
   }
+}
+
+void world::harm_update(std::size_t i) {
+  auto& side = receivers_[i].change();
+  side.harmed_update = side.update;
+  side.lost_held = side.lost_held || is_delivery(side.update);
 }
 
 /// What it has said still arrives; what it was told is lost.

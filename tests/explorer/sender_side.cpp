@@ -172,8 +172,7 @@ void world::check_all_have_held() const {
     if (p.not_before && *p.not_before != time_point::max()) return; // it will be asked again
   auto const counts = [&](std::size_t i) {
     auto const& r = *receivers_[i];
-    return i < joined_ && receiver_works(i) && !r.sender_closed && !r.harmed && !r.declined &&
-           !is_delivery(r.harmed_update);
+    return i < joined_ && receiver_works(i) && !r.sender_closed && !r.harmed && !r.declined && !r.lost_held;
   };
   auto const has_newer = [&](std::size_t i) {
     for (std::size_t update = held_ + 1u; update <= begun_; ++update)

@@ -138,7 +138,8 @@ struct receiver_side {
   // What went wrong here: for good, or only with one update.
   bool harmed = false;
   std::uint8_t harmed_update = 0;
-  bool declined = false; ///< what is held
+  bool declined = false;  ///< what is held
+  bool lost_held = false; ///< something went wrong with a delivery of it
 };
 
 using socket = std::vector<message>; ///< one direction of a connection; the first is the oldest
@@ -240,6 +241,7 @@ class world {
   void step_of_receiver(step const& s);
   void go_wrong(step const& s);
   void note_harm(fault what, std::size_t i);
+  void harm_update(std::size_t i);
   void kill(std::size_t i);
   void end_sender();
 
