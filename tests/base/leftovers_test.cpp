@@ -14,8 +14,6 @@ namespace {
 
 int status_of(std::function<int()> const& body) { return fork_child(body).wait(); }
 
-void* volatile forgotten = nullptr;
-
 } // namespace
 
 TEST_CASE("a child that leaves a descriptor, a mapping or memory behind ends as one that littered") {
@@ -28,6 +26,7 @@ TEST_CASE("a child that leaves a descriptor, a mapping or memory behind ends as 
         }) == fork_child::littered);
 #ifdef __SANITIZE_ADDRESS__
   CHECK(status_of([] {
+          static void* volatile forgotten = nullptr;
           forgotten = ::operator new(100);
           forgotten = nullptr;
           return 0;
