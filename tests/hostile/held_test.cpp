@@ -9,6 +9,7 @@
 #include "support/co_test.hpp"
 #include "support/fork_child.hpp"
 #include "support/leak_check.hpp"
+#include "told.hpp"
 
 using namespace ropeway;
 using namespace ropeway::testing;
@@ -74,7 +75,6 @@ struct holder {
 };
 
 awaitable<void> lie_to_holder(receiver_lie const& what) {
-  using at = receiver_lie::step;
   auto const executor = co_await asio::this_coro::executor;
   holder with(executor, what.mapped);
   auto lie = [&] {
@@ -89,14 +89,7 @@ awaitable<void> lie_to_holder(receiver_lie const& what) {
   while (with.heard.reports.empty()) co_await settle(1);
   auto const& first = with.heard.reports.front();
   REQUIRE(outcomes(first).find(' ') == std::string::npos); // to it alone
-  auto const& its = of(first, "liar");
-  bool const told_to_commit = what.at == at::copied || what.at == at::committing;
-  if (what.at == at::committed) {
-    CHECK(its.what == outcome::committed);
-  } else {
-    CHECK(name(its.what) == name(told_to_commit ? outcome::unconfirmed : outcome::dropped));
-    CHECK(its.error == make_error_code(told_to_commit ? errc::unconfirmed : what.code));
-  }
+  check_told(of(first, "liar"), what);
   co_await with.serves_who_comes();
   CHECK(with.heard.reports.size() == 2);
   co_await with.over.close();

@@ -17,6 +17,7 @@
 #include "support/co_test.hpp"
 #include "support/leak_check.hpp"
 #include "support/peer_process.hpp"
+#include "told.hpp"
 
 using namespace ropeway;
 using namespace ropeway::testing;
@@ -92,15 +93,7 @@ awaitable<void> lie_to_sender(receiver_lie const& what) {
   if (takes_part) {
     wrong = co_await liar.end();
     REQUIRE(first.receivers.size() == 2);
-    auto const& its = of(first, "liar");
-    bool const told_to_commit = what.at == at::copied || what.at == at::committing;
-    if (what.at == at::committed) {
-      CHECK(its.what == outcome::committed);
-    } else {
-      CHECK(name(its.what) == name(told_to_commit ? outcome::unconfirmed : outcome::dropped));
-      CHECK(its.error == make_error_code(told_to_commit ? errc::unconfirmed : what.code));
-      CHECK_MESSAGE(its.text.find(what.words) != std::string::npos, its.text);
-    }
+    check_told(of(first, "liar"), what);
   } else {
     CHECK(outcomes(first) == "committed");
   }
