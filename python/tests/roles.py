@@ -348,43 +348,55 @@ def without_descriptors(address):
 
 def interrupted_twice(address):
     """One SIGINT right after the other: nothing runs any more when the first is raised."""
+    import ctypes
+    import mmap
+    import signal
+
+    rounds = 200
+    sent = mmap.mmap(-1, 1)  # for how many rounds the signals were sent
     ready, say_ready = os.pipe()
+    parent = os.getpid()
+    interrupt = ctypes.CDLL(None).tgkill  # its main thread: another one (numpy has some) may take its time to hear it
     helper = os.fork()
     if helper == 0:
-        import signal
-
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        parent = os.getppid()
-        os.read(ready, 1)
-        for at in range(100):
-            time.sleep(0.02)
-            os.kill(parent, signal.SIGINT)
+        os.close(say_ready)
+        for at in range(rounds):
+            if not os.read(ready, 1):
+                os._exit(1)
+            while not asleep(parent):  # between telling so and waiting it only runs
+                time.sleep(0.001)
+            interrupt(parent, parent, signal.SIGINT)
             end = time.perf_counter() + at * 1e-6
             while time.perf_counter() < end:
                 pass
-            os.kill(parent, signal.SIGINT)
+            interrupt(parent, parent, signal.SIGINT)
+            sent[0] = at + 1
         os._exit(0)
     running = 0
     with ropeway.Sender(address), ropeway.Receiver() as receiver:
         receiver.connect(address).wait()
-        ended = False
-        os.write(say_ready, b".")
-        while not ended:
-            waiting = None
+        for at in range(rounds):
+            waiting = receiver.next_update()
             try:
                 try:
-                    waiting = receiver.next_update()
-                    waiting.wait(1)
-                except TimeoutError:
-                    ended = os.waitpid(helper, os.WNOHANG)[0] != 0
+                    os.write(say_ready, b".")
+                    waiting.wait(10)
                 except KeyboardInterrupt:
-                    running += not waiting.done()
-                    time.sleep(0.02)  # for the second one, if it is not here yet
+                    while sent[0] <= at:
+                        time.sleep(0.001)
+                    time.sleep(0.001)  # a call: the second one is raised now, if it was not merged with the first
             except KeyboardInterrupt:
                 pass
-            if waiting is not None:
-                waiting._core.give_up()
-    say(done=running == 0)
+            running += not waiting.done()  # it would run for ever, since nothing is sent
+            waiting._core.give_up()
+    say(done=running == 0 and os.waitpid(helper, 0)[1] == 0, running=running)
+
+
+def asleep(process):
+    """Whether its main thread waits for something."""
+    with open(f"/proc/{process}/task/{process}/stat") as file:
+        return file.read().rpartition(")")[2].split()[0] == "S"
 
 
 def fail_under_the_end(address):
