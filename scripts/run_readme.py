@@ -18,6 +18,7 @@ build-test-plain and build-test-asan are those of this tree, if it has them. One
 `N passed, N failed[, N skipped]`. Skipped is what needs one of these folders where it is not, and where the model can't be
 fetched, what needs that.
 """
+import fcntl
 import os
 import pathlib
 import re
@@ -74,6 +75,8 @@ class Terminal:
         end = time.monotonic() + limit
         while words not in self.said and time.monotonic() < end and self.process.poll() is None:
             time.sleep(0.05)
+        if self.process.poll() is not None:
+            self._reader.join(10)
         return words in self.said
 
     def status(self, limit):
@@ -157,15 +160,18 @@ def main():
     if any(word.startswith("-") for word in sys.argv[1:]):
         raise SystemExit(__doc__)
     passed = failed = skipped = 0
+    cache = pathlib.Path.home() / ".cache"
+    cache.mkdir(exist_ok=True)
+    alone = open(cache / "ropeway-pages.lock", "w", encoding="utf-8")
+    fcntl.flock(alone, fcntl.LOCK_EX)  # the pages name a port and sockets, which two runs can't have at once
     with tempfile.TemporaryDirectory() as folder:
         clone = pathlib.Path(folder) / "ropeway"
         git = lambda *words: subprocess.run(["git", *words], cwd=ROOT, capture_output=True, check=True).stdout  # noqa: E731
         tree = git("archive", git("stash", "create").decode().strip() or "HEAD")  # with what is changed and not committed
         clone.mkdir()
         subprocess.run(["tar", "x"], cwd=clone, input=tree, check=True)
-        home, cache = pathlib.Path(folder) / "home", pathlib.Path.home() / ".cache"
+        home = pathlib.Path(folder) / "home"
         home.mkdir()
-        cache.mkdir(exist_ok=True)
         (home / ".cache").symlink_to(cache)
         names = sys.argv[1:] or pages(clone)
         for built in OURS + ([] if "README.md" in names else ["build"]):

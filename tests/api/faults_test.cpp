@@ -163,7 +163,7 @@ awaitable<void> send_and_hit(scratch const& directory, peer_process& victim, pee
   auto const sent = co_await send.join();
   CHECK_MESSAGE(sent.ok(), sent.said());
   // A killed peer is noticed at once, a stopped one after the limit: far less than the default of 10 s.
-  CHECK(clock_type::now() - started < patient(std::chrono::seconds(4)));
+  CHECK(clock_type::now() - started < patient(std::chrono::seconds(6)));
   if (sent.ok()) report = *sent.value;
   co_await good.line().expect("exact");
 
@@ -196,7 +196,7 @@ void hit_a_receiver(point at, int signal) {
   peer_process victim([&](auto parent) { return receive_until(parent, path, at, "victim"); });
   peer_process good([&](auto parent) { return follow(parent, path, "good"); });
   send_report report;
-  auto const silence = signal == SIGSTOP ? patient(milliseconds(300)) : milliseconds(8000);
+  auto const silence = signal == SIGSTOP ? patient(milliseconds(1500)) : milliseconds(8000);
   run_to_end([&] { return send_and_hit(directory, victim, good, signal, silence, report); },
              std::chrono::seconds(30));
   CHECK(report.count(outcome::committed) == 1);
@@ -230,7 +230,7 @@ awaitable<void> receive_and_kill(scratch const& directory, peer_process& victim,
   auto const end = co_await load.join();
   CHECK_FALSE(end.ok());
   CHECK(end.error == make_error_code(errc::peer_gone));
-  CHECK(clock_type::now() - started < patient(std::chrono::seconds(4)));
+  CHECK(clock_type::now() - started < patient(std::chrono::seconds(6)));
   CHECK_FALSE(from.version().has_value());
   if (at != sender_point::announced) CHECK(into.torn() == (at == sender_point::streaming));
   auto const closed = co_await try_to(from.next_update());
@@ -257,7 +257,7 @@ awaitable<void> receive_and_stop(scratch const& directory, peer_process& victim)
   model held(host_memory(), layers(), 0);
   auto into = held.into();
   auto options = quick_receiver();
-  options.silence_limit(patient(milliseconds(300)));
+  options.silence_limit(patient(milliseconds(1500)));
   receiver from(executor, options);
   co_await victim.line().expect("listening");
   co_await from.connect(directory.file("s"));
@@ -268,7 +268,7 @@ awaitable<void> receive_and_stop(scratch const& directory, peer_process& victim)
   victim.process().signal(SIGSTOP);
   auto const end = co_await load.join();
   CHECK(end.error == make_error_code(errc::peer_silent));
-  CHECK(clock_type::now() - started < patient(std::chrono::seconds(4)));
+  CHECK(clock_type::now() - started < patient(std::chrono::seconds(6)));
   CHECK(into.torn());
   victim.process().resume();
   victim.line().say("go");
@@ -316,7 +316,7 @@ static awaitable<bool> unmapped_within_a_second() {
     pause.expires_after(milliseconds(1));
     co_await pause.async_wait(use_awaitable);
   }
-  co_return false;
+  co_return shared_mappings().empty(); // the loop may have stood still
 }
 
 static awaitable<void> kill_and_restart_at_once(scratch const& directory, peer_process& victim,
@@ -496,7 +496,7 @@ TEST_CASE(
   scratch const directory;
   auto const path = directory.file("s");
   // A receiver waits at least as long as the sender promises to speak up.
-  auto const silence = patient(milliseconds(300));
+  auto const silence = patient(milliseconds(1500));
   peer_process victim(
       [&](auto parent) { return send_until(parent, path, sender_point::streaming, silence); });
   run_to_end([&] { return receive_and_stop(directory, victim); }, std::chrono::seconds(30));

@@ -119,7 +119,7 @@ void copies_are_waited_out(ender what) {
     // Pack the first bucket, so that the receiver starts to load it.
     while (!writes()) {
       if (!devices.when->finish_next()) break;
-      run_until(writes, 200ms);
+      run_until([&] { return writes() || devices.when->in_flight() != 0; });
     }
     CHECK(writes());
     load.cancel();

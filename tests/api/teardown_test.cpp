@@ -6,6 +6,7 @@
 #include <condition_variable>
 #include <mutex>
 #include <optional>
+#include <poll.h>
 #include <set>
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -179,15 +180,15 @@ CO_TEST("a connect that was cancelled in the handshake leaves the next session i
   auto const path = directory.file("mute");
   unique_fd const silent = mute_listener(path);
   auto options = quick_receiver();
-  options.handshake_limit(patient(200ms));
+  options.handshake_limit(patient(1500ms));
   receiver from(executor, options);
   auto first = beside(executor, from.connect(path));
-  asio::steady_timer pause(executor, 50ms); // it stands in the handshake now, or earlier
-  co_await pause.async_wait(use_awaitable);
+  for (pollfd connected{silent.get(), POLLIN, 0}; ::poll(&connected, 1, 0) != 1;) co_await settle(1);
+  co_await settle(); // it stands in the handshake now
   first.cancel();
   auto const cancelled = co_await first.join();
   CHECK(cancelled.error == asio::error::operation_aborted);
-  pause.expires_after(patient(400ms)); // the first session's limit passes
+  asio::steady_timer pause(executor, patient(2000ms)); // the first session's limit passes
   co_await pause.async_wait(use_awaitable);
   auto const second = co_await try_to(from.connect(path));
   CHECK(second.error == make_error_code(errc::handshake_timeout));

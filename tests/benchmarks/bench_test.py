@@ -130,7 +130,9 @@ class Bench(unittest.TestCase):
             self.assertLess(0, steps["p50_s"])
             self.assertLessEqual(steps["p50_s"], steps["p99_s"])
             self.assertLessEqual(steps["p99_s"], steps["max_s"])
-        self.assertAlmostEqual(line["p99_ratio"], line["step_beside"]["p99_s"] / line["step_alone"]["p99_s"], 2)
+        # Both are rounded to nanoseconds, and one that was kept waiting may be thousands of times the other.
+        ratio = line["step_beside"]["p99_s"] / line["step_alone"]["p99_s"]
+        self.assertTrue(math.isclose(line["p99_ratio"], ratio, rel_tol=1e-3, abs_tol=5e-3), (line["p99_ratio"], ratio))
         self.assertIn("unlimited", told)
 
     def test_cold_starts_are_told_in_parts(self):

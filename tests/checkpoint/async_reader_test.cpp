@@ -124,7 +124,8 @@ TEST_CASE("coroutines read at the same time on one thread") {
       f.run(read_together(reader, memory));
       for (std::size_t i = 0; i < 3; ++i) CHECK(holds_pattern(memory[i], i, 0));
     }
-    CHECK(reader.max_in_flight_seen() > 1);
+    // One thread of pread's may take one request after the other before the next one runs.
+    if (backend == io_backend::io_uring) CHECK(reader.max_in_flight_seen() > 1);
   }
 }
 

@@ -61,12 +61,17 @@ boost::json::object report_of(ended const& result) {
   return boost::json::parse(result.out).as_object();
 }
 
+/// Three programs may start while one that was stopped is waited for.
+sender_options patient_options() {
+  return sender_options().silence_limit(std::chrono::seconds(60)).decide_limit(std::chrono::seconds(60));
+}
+
 /// A trainer, whose loop a thread of its own turns.
 class trainer {
  public:
   trainer(std::string const& path, digest_choice digests)
       : memory_(bytes_of(0))
-      , sender_(std::in_place, io_.get_executor(), path, sender_options().digests(digests))
+      , sender_(std::in_place, io_.get_executor(), path, patient_options().digests(digests))
       , loop_([this] { io_.run(); }) {}
   ~trainer() {
     sender_->close(asio::use_future).get();

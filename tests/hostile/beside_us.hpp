@@ -1,6 +1,7 @@
 // A false peer in a thread of its own, which a coroutine waits for. Part of ropeway; Apache-2.0.
 #pragma once
 #include <asio/post.hpp>
+#include <exception>
 #include <functional>
 #include <memory>
 #include <string>
@@ -15,7 +16,10 @@ class beside_us {
  public:
   beside_us(any_io_executor executor, std::function<std::string()> what)
       : state_(std::make_shared<state>(executor)), thread_([executor, s = state_, what = std::move(what)] {
-        auto said = what();
+        std::string said;
+        try {
+          said = what();
+        } catch (std::exception const& error) { said = std::string("threw: ") + error.what(); }
         asio::post(executor, [s, said = std::move(said)]() mutable {
           s->said = std::move(said);
           s->over.set();

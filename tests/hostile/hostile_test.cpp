@@ -376,7 +376,7 @@ TEST_CASE(
 CO_TEST("who says nothing is turned away after the handshake limit, who is slow within it is served") {
   auto const executor = co_await asio::this_coro::executor;
   auto options = quick_sender(lie_bucket);
-  options.handshake_limit(patient(milliseconds(500)));
+  options.handshake_limit(patient(milliseconds(2000)));
   line over(executor, host_setting(1, lie_slots), options);
   co_await over.connect();
   audience honest(over);

@@ -721,7 +721,7 @@ CO_TEST("connections are kept, shared by requests in a row, limited in number an
   auto const executor = co_await asio::this_coro::executor;
   stage on(executor);
   on.settings.connections = 2;
-  on.settings.request_limit = 100ms;
+  on.settings.request_limit = patient(1500ms);
   on.open();
   auto first = on.client();
   co_await first.say("GET /healthz HTTP/1.1\r\n\r\nGET /is_paused HTTP/1.1\r\n\r\nGET /healthz "

@@ -30,8 +30,8 @@ using std::chrono::milliseconds;
 inline constexpr unsigned slow = testing::sanitized ? 3 : 1;
 inline constexpr milliseconds watchdog = std::chrono::seconds(60) * slow;
 inline constexpr milliseconds long_silence = std::chrono::seconds(20) * slow;
-/// In some rings, so that a stall need not last long.
-inline constexpr milliseconds short_silence = std::chrono::seconds(2) * slow;
+/// In some rings, so that a stall need not last long; more than the machine itself may stand still.
+inline constexpr milliseconds short_silence = std::chrono::seconds(6) * slow;
 
 char const* name(way what);
 char const* name(sharing what);
