@@ -146,6 +146,49 @@ awaitable<void> follow_peer(std::string path, int ordinal) {
   co_await from.close();
 }
 
+/// The other receiver's context breaks in version 2, and stays broken.
+awaitable<void> outlive_a_receivers_context(std::string path) {
+  auto const executor = co_await asio::this_coro::executor;
+  sender to(executor, path, quick_sender(64 * kib));
+  auto options = quick_receiver("own");
+  options.where(device::cuda(0));
+  receiver from(executor, options);
+  co_await from.connect(path);
+  co_await to.wait_for_receivers(2, std::chrono::seconds(30));
+  model source(cuda_memory(0), peer_layers(), 1), held(cuda_memory(0), peer_layers(), 0);
+  auto into = held.into();
+  for (std::uint64_t version = 1; version <= 3; ++version) {
+    source.fill(version);
+    auto load = beside(executor, load_next(from, into));
+    send_report const report = co_await to.send_weights(version, source.views());
+    auto const loaded = co_await load.join();
+    CHECK_MESSAGE(loaded.ok(), loaded.said());
+    CHECK(difference(source.images(), held) == "");
+    auto const& peer = of(report, "peer");
+    CHECK(peer.what == (version == 1 ? outcome::committed : outcome::failed));
+    if (version != 1) CHECK(peer.error == make_error_code(errc::device_failed));
+  }
+  co_await to.close();
+  co_await from.close();
+}
+
+/// The sender's context breaks before version 2: it may still announce it, and then aborts it.
+awaitable<void> outlive_a_senders_context(std::string path) {
+  auto options = quick_receiver();
+  options.where(device::cuda(0)).connect_limit(std::chrono::seconds(30));
+  receiver from(co_await asio::this_coro::executor, options);
+  co_await from.connect(path);
+  model held(cuda_memory(0), peer_layers(), 0);
+  auto into = held.into();
+  co_await load_next(from, into);
+  while (auto next = co_await from.next_update()) {
+    auto const end = co_await try_to(next->load_into(into));
+    CHECK(end.error == make_error_code(errc::peer_aborted));
+  }
+  CHECK(from.version() == 1);
+  co_await from.close();
+}
+
 } // namespace
 
 #define ROPEWAY_CUDA_TEST(function, sentence)                                                                \
@@ -205,6 +248,21 @@ TEST_CASE("cuda: five versions between two processes, to and from a GPU") {
     run_to_end([&] { return serve_peer(directory.file("s"), 0, false); }, std::chrono::seconds(60));
     CHECK(end_of_peer(server) == 0);
   }
+}
+
+TEST_CASE("cuda: a context that a kernel breaks, of a receiver or a sender, fails its own updates and nobody "
+          "else's") {
+  scratch const directory;
+  auto const path = directory.file("s");
+  int const server = start_peer("receive and break:" + path + ":0", "");
+  run_to_end([&] { return outlive_a_receivers_context(path); }, std::chrono::seconds(60));
+  CHECK(end_of_peer(server) == 0);
+  int const broken = start_peer("send and break:" + path + ":0", "");
+  run_to_end([&] { return outlive_a_senders_context(path); }, std::chrono::seconds(60));
+  CHECK(end_of_peer(broken) == 0);
+  int const trainer = start_peer("send:" + path + ":0", ""); // our own device still works
+  run_to_end([&] { return follow_peer(path, 0); }, std::chrono::seconds(60));
+  CHECK(end_of_peer(trainer) == 0);
 }
 
 TEST_CASE("cuda: a device that does not exist is a clear error") {

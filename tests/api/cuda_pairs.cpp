@@ -169,6 +169,51 @@ awaitable<void> play_sender(std::string path, int ordinal) {
   co_await to.close();
 }
 
+/// Its device must have failed, and not something else.
+template <class T>
+void must_have_failed(attempt<T> const& end, char const* what) {
+  if (end.error != make_error_code(errc::device_failed))
+    throw std::runtime_error(std::string(what) + " ended otherwise: " + (end.ok() ? "well" : end.said()));
+}
+
+/// A kernel of the serving stream breaks its context while version 2 is loaded.
+awaitable<void> play_receiver_that_breaks(std::string path, int ordinal) {
+  auto& gpu = kit::device(ordinal);
+  auto options = quick_receiver("peer");
+  options.where(device::cuda(ordinal)).connect_limit(std::chrono::seconds(30));
+  receiver from(co_await asio::this_coro::executor, options);
+  co_await from.connect(path);
+  model held(cuda_memory(ordinal), peer_layers(), 0);
+  auto into = held.into();
+  co_await load_next(from, into);
+  auto const serving = gpu.make_stream();
+  for (int version : {2, 3}) {
+    auto next = co_await from.next_update();
+    if (!next) throw std::runtime_error("three versions were expected");
+    if (version == 2) gpu.trap(serving);
+    auto const end = co_await try_to(next->load_into(into, after(serving, device::cuda(ordinal))));
+    must_have_failed(end, "the load");
+  }
+  co_await from.close();
+}
+
+/// A kernel of the training stream breaks its context before version 2 is sent.
+awaitable<void> play_sender_that_breaks(std::string path, int ordinal) {
+  auto& gpu = kit::device(ordinal);
+  sender to(co_await asio::this_coro::executor, path, quick_sender(64 * kib));
+  co_await to.wait_for_receivers(1, std::chrono::seconds(30));
+  model source(cuda_memory(ordinal), peer_layers(), 1);
+  co_await to.send_weights(1, source.views());
+  auto const training = gpu.make_stream();
+  gpu.trap(training);
+  for (std::uint64_t version : {2u, 3u}) {
+    auto const end =
+        co_await try_to(to.send_weights(version, source.views(), after(training, device::cuda(ordinal))));
+    must_have_failed(end, "the send");
+  }
+  co_await to.close();
+}
+
 } // namespace
 
 int play_peer(std::string const& role) {
@@ -185,11 +230,14 @@ int play_peer(std::string const& role) {
       status = 1;
     }
   };
-  if (what == "receive") {
+  if (what == "receive")
     asio::co_spawn(io, play_receiver(path, ordinal), ended);
-  } else {
+  else if (what == "receive and break")
+    asio::co_spawn(io, play_receiver_that_breaks(path, ordinal), ended);
+  else if (what == "send and break")
+    asio::co_spawn(io, play_sender_that_breaks(path, ordinal), ended);
+  else
     asio::co_spawn(io, play_sender(path, ordinal), ended);
-  }
   io.run();
   return status;
 }
