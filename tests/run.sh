@@ -67,9 +67,7 @@ for kind in "${kinds[@]}"; do
   built=$((SECONDS - started))
   started=$SECONDS
   rm -f "$dir/meson-logs/testlog.json"
-  factor=1
-  [ "$kind" = plain ] || factor=3
-  meson test -C "$dir" --no-rebuild --num-processes "$jobs" --timeout-multiplier "$factor" --print-errorlogs \
+  meson test -C "$dir" --no-rebuild --num-processes "$jobs" --timeout-multiplier 4 --print-errorlogs \
     "${names[@]}" || status=1
   echo "$kind: built in $built s, tested in $((SECONDS - started)) s"
   logs+=("$kind" "$dir/meson-logs/testlog.json")
