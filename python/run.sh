@@ -180,7 +180,7 @@ if $with_asan; then
     PYTHONMALLOC=malloc LSAN_OPTIONS=exitcode=0
     ASAN_OPTIONS="$ASAN_OPTIONS:log_path=$folder/asan-reports/of:stack_trace_format='    #%n %p %F %L (%m)'")
 fi
-env "${environment[@]}" timeout 900 "$python" -X faulthandler -m pytest -c python/pyproject.toml -q --junitxml "$folder/tests.xml" "${tests[@]}" ||
+env "${environment[@]}" timeout 1800 "$python" -X faulthandler -m pytest -c python/pyproject.toml -q --junitxml "$folder/tests.xml" "${tests[@]}" ||
   status=$?
 read -r good bad left <<<"$("$python" python/count.py "$folder/tests.xml" || echo 0 1 0)"
 passed=$((passed + good)) failed=$((failed + bad)) skipped=$((skipped + left))

@@ -46,9 +46,9 @@ def _loops():
 @pytest.fixture(params=_loops())
 def run(request):
     """Runs a coroutine to its end, on each kind of loop, with a limit."""
-    def runner(coroutine):
+    def runner(coroutine, limit=LIMIT):
         async def limited():
-            return await asyncio.wait_for(coroutine, LIMIT)
+            return await asyncio.wait_for(coroutine, limit)
 
         if request.param == "uvloop":
             import uvloop
@@ -67,11 +67,11 @@ def run(request):
 class Peer:
     """Another process, which plays one of the roles in roles.py; it tells how it fares in lines of JSON."""
 
-    def __init__(self, role, *arguments):
+    def __init__(self, role, *arguments, limit=LIMIT):
         environment = dict(os.environ, PYTHONFAULTHANDLER="1")
         self.process = subprocess.Popen([sys.executable, str(HERE / "roles.py"), role, *map(str, arguments)],
                                         stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True, env=environment)
-        self._watch = threading.Timer(LIMIT, self.process.kill)
+        self._watch = threading.Timer(limit, self.process.kill)
         self._watch.start()
 
     def hear(self):
@@ -97,8 +97,8 @@ def peer():
     """Starts other processes, and ends them with the test."""
     started = []
 
-    def start(role, *arguments):
-        started.append(Peer(role, *arguments))
+    def start(role, *arguments, limit=LIMIT):
+        started.append(Peer(role, *arguments, limit=limit))
         return started[-1]
 
     yield start

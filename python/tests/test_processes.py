@@ -12,6 +12,7 @@ import ropeway
 from roles import state, weights
 
 SANITIZED = "libasan" in os.environ.get("LD_PRELOAD", "")
+SOAK = 300  # seconds for a thousand updates, however busy the machine is
 
 
 def test_a_trainer_and_two_servers(address, peer):
@@ -180,7 +181,7 @@ def test_a_thousand_updates_leave_nothing_behind(address, peer, run, way):
 
     async def main():
         async with ropeway.Sender(address, bucket_bytes=1 << 18) as sender:
-            server = peer("soak_receive", address, way, versions)
+            server = peer("soak_receive", address, way, versions, limit=SOAK)
             await sender.wait_for_receivers(1)
             server.hear()
             mine = []
@@ -195,7 +196,7 @@ def test_a_thousand_updates_leave_nothing_behind(address, peer, run, way):
                     mine.append(state())
             return mine, [server.hear(), server.hear()]
 
-    for early, late in run(main()):
+    for early, late in run(main(), SOAK):
         # Fewer are left if the collector has found meanwhile what tests before this one had left.
         assert late["descriptors"] <= early["descriptors"] and late["threads"] <= early["threads"]
         assert late["maps"] <= early["maps"] + 8
