@@ -25,7 +25,7 @@ def receive(address, count="4", size="1000"):
     """Follows a sender to its goodbye; says what it holds."""
     into = weights(0, int(count), int(size))
     places = ropeway.Destinations(into)
-    with ropeway.Receiver(name="server") as receiver:
+    with ropeway.Receiver(name="server", connect_limit=60) as receiver:  # the sender may be starting
         receiver.connect(address).wait()
         say(connected=True)
         try:

@@ -46,7 +46,7 @@ def test_a_trainer_that_is_killed_in_the_middle(address, peer, way):
     trainer = peer("send_and_hang", address)
     memory = weights(0)
     places = ropeway.Destinations(memory)
-    with ropeway.Receiver(name="server") as receiver:
+    with ropeway.Receiver(name="server", connect_limit=60) as receiver:
         receiver.connect(address).wait()
         update = receiver.next_update().wait()
         loading = update.load_into(places) if way == "into" else update.load_with(lambda tensors: None, tensors="numpy")
