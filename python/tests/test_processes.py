@@ -93,7 +93,7 @@ def go_on(one):
 
 
 def test_a_server_that_is_stopped_while_it_loads(address, peer, stop):
-    with ropeway.Sender(address, bucket_bytes=4096, silence_limit=1) as sender:
+    with ropeway.Sender(address, bucket_bytes=4096, silence_limit=4) as sender:
         slow, server = peer("load_when_told", address), peer("receive", address)
         sender.wait_for_receivers(2).wait()
         sending = sender.send_weights(1, weights(1))
@@ -114,7 +114,7 @@ def test_a_server_that_is_stopped_while_it_loads(address, peer, stop):
 
 
 def test_a_server_that_is_stopped_before_it_answers(address, peer, stop):
-    with ropeway.Sender(address, silence_limit=1) as sender:
+    with ropeway.Sender(address, silence_limit=4) as sender:
         idle, server = peer("receive", address), peer("receive_asyncio", address)
         sender.wait_for_receivers(2).wait()
         assert idle.hear() == {"connected": True} and server.hear() == {"connected": True}
@@ -132,7 +132,7 @@ def test_a_trainer_that_is_stopped_in_the_middle(address, peer, stop):
     trainer = peer("send_when_told", address)
     memory = weights(0)
     places = ropeway.Destinations(memory)
-    with ropeway.Receiver(name="server", connect_limit=60, silence_limit=1) as receiver:
+    with ropeway.Receiver(name="server", connect_limit=60, silence_limit=4) as receiver:
         receiver.connect(address).wait()
         loading = receiver.next_update().wait().load_into(places)
         assert trainer.hear() == {"stuck": True}
