@@ -17,6 +17,14 @@ def say(**what):
     print(json.dumps(what), flush=True)
 
 
+def until(condition, limit=30):
+    """Looks again and again until it is so."""
+    end = time.monotonic() + limit
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
 def weights(version, count=4, size=1000):
     return {f"layer.{at}": np.full(size, version * 100 + at, np.float32) for at in range(count)}
 
@@ -453,9 +461,21 @@ def state():
             "threads": len(os.listdir("/proc/self/task")), "maps": maps}
 
 
+def state_once_settled(before=None):
+    """The same, once there are no more descriptors and threads than before: a thread that was joined may stand in /proc
+    for a moment yet. After 20 s, whatever is there."""
+    end = time.monotonic() + 20
+    while True:
+        now = state()
+        grown = before is not None and any(now[what] > before[what] for what in ("descriptors", "threads"))
+        if not grown or time.monotonic() > end:
+            return now
+        time.sleep(0.01)
+
+
 def soak_receive(address, way, versions):
     async def main():
-        into = weights(0, 8, 20000)
+        into, found = weights(0, 8, 20000), []
         places = ropeway.Destinations(into)
 
         def load(tensors):
@@ -472,7 +492,8 @@ def soak_receive(address, way, versions):
                     await update.load_with(load, tensors="numpy")
                 assert (into["layer.7"] == update.version * 100 + 7).all()
                 if update.version in (int(versions) // 4, int(versions)):
-                    say(**state())
+                    found.append(state_once_settled(*found))
+                    say(**found[-1])
 
     asyncio.run(main())
 
