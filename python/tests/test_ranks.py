@@ -41,13 +41,19 @@ class Server:
 @pytest.fixture
 def ranks(address, tmp_path, peer):
     def start(how):
-        all_ranks = [peer("rank", address, tmp_path / "ranks", number, RANKS, how) for number in range(RANKS)]
+        all_ranks = [peer("rank", address, tmp_path / "ranks", number, RANKS, how, limit=180)
+                     for number in range(RANKS)]
         server = Server(address, {name: tuple(shape) for name, shape in all_ranks[0].hear()["shapes"].items()})
         server.takes(1)
         assert [one.hear() for one in all_ranks] == [{"committed": 1}] + [{"took_part": 1}] * (RANKS - 1)
         return all_ranks, server
 
     return start
+
+
+def go_on(one):
+    one.process.stdin.write("\n")
+    one.process.stdin.flush()
 
 
 def test_ranks_that_gather_for_the_one_that_sends(ranks):
@@ -72,7 +78,8 @@ def test_a_send_that_fails_on_its_rank_fails_on_all(ranks, how):
         elif how == "wrong":
             with pytest.raises(ropeway.TransferError):
                 update.load_into(server.places).wait(60)
-        # or else it is never answered
+        else:  # it is never answered
+            go_on(all_ranks[0])
     heard = [one.hear() for one in all_ranks]
     code = {"wrong": "source_failed", "given up": "operation_aborted"}.get(how, "too_few_receivers")
     assert heard[0]["error"] == ("TimeoutError" if how == "given up" else "TransferError")
@@ -107,6 +114,5 @@ def test_a_rank_that_fails_in_the_gathering_fails_all(ranks, how, broken):
             assert one["error"] not in ("TransferError", "MemoryError")
     for number, one in enumerate(all_ranks):
         if number != broken or "dies" not in how:
-            one.process.stdin.write("\n")
-            one.process.stdin.flush()
+            go_on(one)
             assert one.end() == 0
