@@ -60,6 +60,14 @@ def at_once():
     assert time.monotonic() - began < 10
 
 
+@pytest.fixture
+def long_moment(monkeypatch):
+    """For a send to fail by itself, however long that takes."""
+    from ropeway.adapters import _beside
+
+    monkeypatch.setattr(_beside, "MOMENT", 30)
+
+
 def test_no_engine_is_imported():
     subprocess.run([sys.executable, "-c", "import sys; from ropeway.adapters import sglang, verl, vllm; vllm.register(); "
                     "assert not {'torch', 'vllm', 'verl', 'sglang', 'zmq'} & set(sys.modules)"], check=True, timeout=60)
@@ -395,7 +403,7 @@ def test_vllm_send_that_fails_gathers_all_the_same(vllm, address, stream, call):
     engine.shutdown()
 
 
-def test_vllm_worker_that_fails(vllm, address):
+def test_vllm_worker_that_fails(vllm, address, long_moment):
     (engine,), source = workers(vllm, 1), vllm.source()
     info = vllm.trainer.init_info_cls(rank=0, path=address)
     trainer = vllm.trainer_init(info, client=Ranks([engine]), source=source)
@@ -560,7 +568,7 @@ def test_vllm_ranks_with_configurations_of_their_own_are_one_group(vllm, address
         engine.shutdown()
 
 
-def test_vllm_without_a_trainer_engine(vllm, address):
+def test_vllm_without_a_trainer_engine(vllm, address, monkeypatch):
     (engine,), weights = workers(vllm, 1), trained(5)
     sending = threading.Thread(target=vllm.worker.trainer_send_weights, args=(
         iter(weights.items()), {"path": address, "version": 5}))
@@ -570,10 +578,19 @@ def test_vllm_without_a_trainer_engine(vllm, address):
     sending.join(60)
     assert engine.model.holds(weights)
 
+    waits, receiver = threading.Event(), engine.taker.receiver
+    next_update = receiver.next_update
+
+    def next_update_and_say_so():
+        update = next_update()
+        waits.set()
+        return update
+
     def wrong():
-        time.sleep(1)  # the worker waits for it meanwhile
+        assert waits.wait(60)  # the worker, for this version
         yield "gate", "no tensor"
 
+    monkeypatch.setattr(receiver, "next_update", next_update_and_say_so)
     with at_once():
         sending = threading.Thread(target=pytest.raises, args=(TypeError, vllm.worker.trainer_send_weights, wrong(),
                                                                {"path": address, "version": 6}))
@@ -767,7 +784,7 @@ def test_sglang_as_its_page_says(address):
         sglang.close()
 
 
-def test_sglang(address):
+def test_sglang(address, long_moment):
     from ropeway.adapters import sglang
 
     model = Model()
