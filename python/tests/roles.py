@@ -409,9 +409,31 @@ def interrupted_twice(address):
 
 
 def asleep(process):
-    """Whether its main thread waits for something."""
+    """Whether its main thread waits for something. Any process may ask."""
     with open(f"/proc/{process}/task/{process}/stat") as file:
         return file.read().rpartition(")")[2].split()[0] == "S"
+
+
+def in_poll(process):
+    """Whether its main thread sleeps in poll, as one does that waits for an operation. Asked of oneself or of a child:
+    others may not look at that everywhere."""
+    with open(f"/proc/{process}/syscall") as file:
+        return file.read().split()[0] == "7"
+
+
+def others_sleep():
+    """Whether all other threads of this process sleep at one time: none has run between two looks at each."""
+    def look():
+        found = {}
+        for thread in set(os.listdir("/proc/self/task")) - {str(threading.get_native_id())}:
+            with open(f"/proc/self/task/{thread}/status") as file:
+                words = dict(line.split(":", 1) for line in file)
+            switches = words["voluntary_ctxt_switches"], words["nonvoluntary_ctxt_switches"]
+            found[thread] = words["State"].split()[0], switches
+        return found
+
+    before = look()
+    return before == look() and all(state == "S" for state, _ in before.values())
 
 
 def fail_under_the_end(address):
@@ -438,6 +460,8 @@ def fork(address):
     receiver.connect(address).wait()
     into = weights(0)
     update = receiver.next_update()
+    # AddressSanitizer's allocator has locks that the child finds as they are: no other thread may have one.
+    until(others_sleep)
     child = os.fork()
     if child == 0:
         try:

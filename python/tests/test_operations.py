@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import ropeway
+from roles import in_poll, until
 
 WEIGHTS = {"w": np.ones(1000, np.float32), "b": np.arange(10)}
 
@@ -101,7 +102,7 @@ def test_what_an_operation_is_of_lives_as_long(address):
     with pytest.raises(TimeoutError):
         connecting.wait(0.05)
     del connecting
-    until(lambda: alive() is None)
+    until(lambda: collected(alive))
     with ropeway.Sender(address) as sender:
         updates = []
 
@@ -310,7 +311,7 @@ def test_an_operation_that_nobody_waits_for_goes_on(address):
         receiver.next_update().wait().load_into(into).wait()
         assert (into["w"] == 3).all()
         sender.close().wait()
-        until(lambda: gone() is None)
+        until(lambda: collected(gone))
 
 
 def test_a_start_that_nobody_waits_for_gives_the_version_up(address):
@@ -320,7 +321,7 @@ def test_a_start_that_nobody_waits_for_gives_the_version_up(address):
         gone = weakref.ref(source)
         sender.start(1, {"w": source})
         del source
-        until(lambda: gone() is None)
+        until(lambda: collected(gone))
         into = zeros()
         sending = sender.send_weights(2, WEIGHTS)
         update = receiver.next_update().wait()
@@ -353,15 +354,12 @@ def test_a_version_that_was_started_keeps_its_tensors(address, dropped):
             update.load_into(into).wait()
             assert sending.done().wait().count("committed") == 1 and (into["w"] == 3).all()
             del sending
-        until(lambda: gone() is None)
+        until(lambda: collected(gone))
 
 
-def until(condition):
-    limit = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < limit
-        gc.collect()
-        time.sleep(0.001)
+def collected(reference):
+    gc.collect()
+    return reference() is None
 
 
 def test_what_was_sent_is_let_go(address, run):
@@ -424,18 +422,12 @@ def test_a_blocking_wait_is_interrupted(address, peer):
     with ropeway.Sender(address) as sender:
         server = peer("wait_for_updates", address)
         assert server.hear() == {"connected": True}
-        until(lambda: asleep(server.process.pid))
+        until(lambda: in_poll(server.process.pid))
         server.process.send_signal(signal.SIGINT)
         assert server.hear() == {"interrupted": True}
         report = sender.send_weights(5, {f"layer.{at}": np.full(1000, 500 + at, np.float32) for at in range(4)}).wait()
         assert server.hear() == {"version": 5, "whole": True} and report.count("committed") == 1
         assert server.end() == 0
-
-
-def asleep(process):
-    """Whether its main thread sleeps in poll."""
-    with open(f"/proc/{process}/syscall") as file:
-        return file.read().split()[0] == "7"
 
 
 def test_an_asyncio_wait_is_interrupted(address, peer):
