@@ -16,6 +16,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 import device as other_process  # noqa: E402
 import ropeway  # noqa: E402
 from device import CUDA, DEVICE, ROUTE, Failed, Other, content, growth, is_expandable, segments, slow, used  # noqa: E402
+from roles import in_poll, until  # noqa: E402
 
 if not DEVICE:
     pytest.skip("no CUDA device: NOTHING of what a device does was tested", allow_module_level=True)
@@ -217,11 +218,12 @@ def test_a_send_returns_while_the_stream_is_busy(sender, server):
     tensors = ones()
     server("make", stated(tensors))
     send(sender, server, 1, tensors)
-    slow(1_000_000_000)
-    began = time.perf_counter()
+    slow(6_000_000_000)
+    kernel = torch.cuda.Event()
+    kernel.record()
     server.start("load")
     sending = sender.send_weights(2, tensors)
-    assert time.perf_counter() - began < 0.2 and not sending.done()
+    assert not sending.done() and not kernel.query()
     sending.wait(60)
     server.result()
 
@@ -511,7 +513,7 @@ def test_an_interrupt_while_a_server_waits(sender, server):
     server("make", stated(tensors))
     server.start("wait_to_be_interrupted")
     assert server.heard() == "waiting"
-    time.sleep(0.2)  # into the wait; it ends as well if it comes before
+    until(lambda: in_poll(server.process.pid))
     server.process.send_signal(signal.SIGINT)
     with pytest.raises(Failed, match="KeyboardInterrupt"):
         server.result()
@@ -521,11 +523,16 @@ def test_an_interrupt_while_a_server_waits(sender, server):
 def test_an_interrupt_while_a_trainer_sends(sender, server):
     tensors = ones()
     server("make", stated(tensors))
-    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
+
+    def interrupt():
+        until(lambda: in_poll(os.getpid()))
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    interrupting = threading.Thread(target=interrupt)
     with pytest.raises(KeyboardInterrupt):
+        interrupting.start()
         sender.send_weights(1, tensors).wait(30)  # nobody answers
-    timer.join()
+    interrupting.join()
     server.start("load")
     sending = sender.send_weights(2, tensors)
     try:
