@@ -22,6 +22,8 @@ std::vector<std::string>& all_points() {
 }
 std::uint32_t self = 0;
 
+std::int64_t now() { return std::chrono::steady_clock::now().time_since_epoch().count(); }
+
 /// Lives on as long as the test does, in which nothing but system calls may be made: other threads held locks
 /// when it was forked.
 [[noreturn]] void keep_descriptors(pid_t director) {
@@ -56,6 +58,7 @@ void board::reset(trigger const& armed) {
     for (auto& count : process) count = 0;
   for (auto& count : told_) count = 0;
   for (auto& pid : pids_) pid = 0;
+  for (auto& at : ran_at_) at = 0;
   fired_at_ = 0;
   child_ = 0;
 }
@@ -64,11 +67,21 @@ void board::enter(std::uint32_t process) {
   mine = this;
   self = process;
   enlist(process, ::getpid());
+  runs();
+}
+
+void board::leave() {
+  if (mine != nullptr) mine->ran_at_[self] = 0;
+  mine = nullptr;
+}
+
+void board::runs() {
+  if (mine != nullptr) mine->ran_at_[self] = now();
 }
 
 void board::pass(std::size_t which) {
-  auto const now = ++passed_[self][which];
-  if (armed_.passing == now && armed_.process == self && armed_.point == which && fired_at_ == 0) fire();
+  auto const times = ++passed_[self][which];
+  if (armed_.passing == times && armed_.process == self && armed_.point == which && fired_at_ == 0) fire();
 }
 
 void board::told() { ++told_[self]; }
@@ -79,7 +92,7 @@ void board::fire() {
     if (child == 0) keep_descriptors(director_);
     child_ = std::max(child, 0); // none: the director misses it
   }
-  fired_at_ = std::chrono::steady_clock::now().time_since_epoch().count();
+  fired_at_ = now();
   if (armed_.everybody)
     for (auto const& pid : pids_)
       if (pid != 0 && pid != ::getpid()) ::kill(pid, armed_.signal);

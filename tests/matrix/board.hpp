@@ -3,6 +3,7 @@
 #pragma once
 #include <array>
 #include <atomic>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -39,13 +40,19 @@ class board {
   /// The calling process is `process` from now on.
   void enter(std::uint32_t process);
   /// It plays nobody any more: what it passes from now on is nobody's.
-  static void leave() { mine = nullptr; }
+  static void leave();
   /// A failpoint is passed.
   void pass(std::size_t which);
 
   /// The calling process has said what became of an update that it was offered.
   void told();
   std::uint32_t told_by(std::uint32_t process) const { return told_[process]; }
+
+  /// The loop of the calling process runs; told every `pulse`, so that a stall of it shows.
+  static void runs();
+  static constexpr std::chrono::milliseconds pulse{20};
+  /// When it was told last, of the steady clock; nothing (0) of who plays nobody.
+  std::int64_t ran_at(std::uint32_t process) const { return ran_at_[process]; }
 
   std::uint32_t passed(std::uint32_t process, std::string_view name) const;
   passings of(std::uint32_t process) const;
@@ -66,6 +73,7 @@ class board {
   std::array<std::array<std::atomic<std::uint32_t>, most_points>, most_processes> passed_;
   std::array<std::atomic<std::uint32_t>, most_processes> told_;
   std::array<std::atomic<pid_t>, most_processes> pids_;
+  std::array<std::atomic<std::int64_t>, most_processes> ran_at_;
   std::atomic<std::int64_t> fired_at_ = 0;
   std::atomic<pid_t> child_ = 0;
 };

@@ -589,11 +589,39 @@ std::string to_word(part const& which) {
   return out.str();
 }
 
+namespace {
+
+/// Tells the board that the loop runs.
+class heartbeat {
+ public:
+  explicit heartbeat(asio::io_context& io) : pause_(io) { beat(); }
+  void stop() {
+    stopped_ = true;
+    pause_.cancel();
+  }
+
+ private:
+  void beat() {
+    if (stopped_) return;
+    board::runs();
+    pause_.expires_after(board::pulse);
+    pause_.async_wait([this](std::error_code) { beat(); });
+  }
+  asio::steady_timer pause_;
+  bool stopped_ = false;
+};
+
+} // namespace
+
 int stay(device at, places const& where, board& shared, unique_fd socket) {
   auto const line = std::make_shared<words>(std::move(socket));
   asio::io_context io(1);
   std::exception_ptr thrown;
-  auto ended = [&](std::exception_ptr e) { thrown = e; };
+  heartbeat beats(io);
+  auto ended = [&](std::exception_ptr e) {
+    thrown = e;
+    beats.stop();
+  };
   asio::co_spawn(io, play_parts(line, at, where, shared), ended);
   io.run();
   try {

@@ -145,8 +145,8 @@ class player {
   device at_;
   part which_;
   bool ready_ = false;
+  unique_fd line_; // closed when the process has been killed, which would say so otherwise
   std::optional<fork_child> process_;
-  unique_fd line_;
   state state_ = state::plays;
   std::string asked_, answered_question_, answer_;
   bool takes_ = false;
@@ -211,9 +211,13 @@ struct director::impl {
   std::optional<scratch> directory;
   std::map<std::uint32_t, std::unique_ptr<player>> players;
   milliseconds silence{}, longer{};
-  bool first_act_is_over = false, woken = false;
+  bool first_act_is_over = false;
+  std::optional<clock_type::time_point> woken; ///< those that had been stopped
+  /// Of the director: since when it looks, as its last look was, and what it wanted to wait after that.
+  std::optional<clock_type::time_point> looked;
+  milliseconds nap{};
 
-  void wrong(std::string text) { bill.wrong.push_back(std::move(text)); }
+  void wrong(std::string text, bool late = false) { bill.wrong.push_back({std::move(text), late}); }
 
   player& add(std::uint32_t number) {
     part which;
@@ -246,17 +250,59 @@ struct director::impl {
   bool is_victim(std::uint32_t number) const {
     return shared->fired() && number < reborn && (what.trigger.everybody || number == what.trigger.process);
   }
+  clock_type::time_point fired_at() const {
+    return clock_type::time_point(clock_type::duration(shared->fired_at()));
+  }
   void look() {
-    for (auto& [number, one] : players)
-      if (one->look() && number < reborn && !first_act_is_over) {
-        auto& its = bill.fates[number];
-        its.said.emplace_back(one->answered_question(), one->answer());
-        if (its.milliseconds || !shared->fired() || is_victim(number)) continue;
-        clock_type::time_point const signal{clock_type::duration(shared->fired_at())};
-        std::chrono::duration<double, std::milli> const took =
-            one->answered() - std::max(signal, one->asked_at());
-        its.milliseconds = took.count();
-      }
+    look_for_standstill();
+    for (auto& [number, one] : players) {
+      bool const played = one->plays();
+      bool const answered = one->look();
+      if (played && !one->plays() && !woken && is_victim(number)) stood_still(clock_type::now() - fired_at());
+      if (answered && number < reborn && !first_act_is_over) heard_answer(number, *one);
+    }
+  }
+  void heard_answer(std::uint32_t number, player const& from) {
+    auto& its = bill.fates[number];
+    its.said.emplace_back(from.answered_question(), from.answer());
+    if (!shared->fired() || is_victim(number)) return;
+    auto const took = [&](clock_type::time_point since) {
+      return std::chrono::duration<double, std::milli>(from.answered() - std::max(since, from.asked_at()));
+    };
+    if (!its.milliseconds) its.milliseconds = took(fired_at()).count();
+  }
+
+  void stood_still(std::chrono::duration<double, std::milli> how_long) {
+    bill.stood_still = std::max(bill.stood_still, how_long.count());
+  }
+  /// When the loop of this process ran last, or could have run again; nothing if it need not run.
+  std::optional<clock_type::time_point> ran(std::uint32_t number) const {
+    if (is_victim(number) && !woken) return std::nullopt;
+    clock_type::time_point const at{clock_type::duration(shared->ran_at(number))};
+    if (at == clock_type::time_point()) return std::nullopt;
+    return is_victim(number) ? std::max(at, *woken) : at;
+  }
+  /// The clocks of this process say nothing of the others: each may have been kept from running alone.
+  void look_for_standstill() {
+    auto const now = clock_type::now();
+    if (looked) {
+      stood_still(now - *looked - nap);
+      for (auto const& [number, one] : players)
+        if (auto const at = ran(number); at && one->plays()) stood_still(now - *at - board::pulse);
+    }
+    looked = now, nap = {};
+  }
+  /// Waits so long, and until every process that plays has run since: it has met what was on its way to it.
+  template <class Done>
+  void let_arrive(milliseconds how_long, Done const& done) {
+    auto const end = clock_type::now() + how_long;
+    wait(how_long + patience(), [&] {
+      auto const has_run = [&](auto const& p) {
+        auto const at = ran(p.first);
+        return !p.second->plays() || !at || *at >= end - board::pulse;
+      };
+      return done() || (clock_type::now() >= end && std::ranges::all_of(players, has_run));
+    });
   }
 
   /// Waits until `done`, or for so long.
@@ -271,11 +317,8 @@ struct director::impl {
       std::vector<pollfd> watched{{children.get(), POLLIN, 0}};
       for (auto& [number, one] : players)
         if (one->now() != player::state::dead) watched.push_back({one->line(), POLLIN, 0});
-      auto const before = clock_type::now();
-      auto const nap = std::min(left, longest_nap);
+      nap = std::min(left, longest_nap);
       int const ready = ::poll(watched.data(), watched.size(), int(nap.count()));
-      std::chrono::duration<double, std::milli> const late = clock_type::now() - before - nap;
-      bill.stood_still = std::max(bill.stood_still, late.count());
       if (ready > 0 && watched.front().revents != 0) {
         signalfd_siginfo info{};
         (void)!::read(children.get(), &info, sizeof info);
@@ -323,7 +366,7 @@ struct director::impl {
     };
     bool const answered = wait(patience(), nobody_needs);
     // It may be that something is on its way to those who look idle.
-    if (!all_settled()) wait(patient(milliseconds(60)), [&] { return all_settled(); });
+    let_arrive(patient(milliseconds(60)), [&] { return all_settled(); });
     if (!answered)
       for (auto& [number, one] : players)
         if (!needs_no_answer(*one))
@@ -345,8 +388,8 @@ struct director::impl {
 
   /// Whether those that were added have their memory. A device takes its time for each new process.
   bool all_are_made() {
-    auto const limit = where.has_devices() ? milliseconds(180000) : patience() + patient(slack);
     auto const waits = [](auto const& p) { return p.second->plays() && p.second->question() == "make"; };
+    auto const limit = where.has_devices() ? milliseconds(180000) : patience() + patient(slack);
     wait(limit, [&] { return std::ranges::none_of(players, waits); });
     bool all = true;
     for (auto const& each : players) {
@@ -370,6 +413,7 @@ struct director::impl {
     for (auto& [number, one] : players) bill.fates[number].exists = true;
     if (!all_are_made()) return;
     start_spares();
+    looked = clock_type::now(); // from here on they have limits
 
     if (ask(from, "open", patience()) != "listening")
       return wrong("the sender did not open: " + from.answer());
@@ -403,7 +447,7 @@ struct director::impl {
       if (!wait(patience(), [&] { return shared->fired(); })) return;
       collect();
     } else {
-      wait(patient(milliseconds(50)), [] { return false; });
+      let_arrive(patient(milliseconds(50)), [] { return false; });
     }
     // Also who waits for nothing hears that the sender has gone.
     if (is_victim(the_sender) && !what.stops() && !what.trigger.everybody) {
@@ -454,10 +498,10 @@ struct director::impl {
   void wake_the_stopped() {
     if (!shared->fired()) return;
     // Long enough that every limit that runs has passed.
-    auto const until = clock_type::time_point(clock_type::duration(shared->fired_at())) + silence * 5 / 4;
+    auto const until = fired_at() + silence * 5 / 4;
     wait(std::chrono::ceil<milliseconds>(until - clock_type::now()), [] { return false; });
     keep_counts_at_fall();
-    woken = true;
+    woken = clock_type::now();
     for (auto& [number, one] : players)
       if (one->now() == player::state::stopped) one->resume();
     collect();
@@ -518,7 +562,7 @@ struct director::impl {
         wrong(one->which().name + " in the second update: " + one->answer());
     bool const has_survivors = is_victim(the_sender) && !what.trigger.everybody;
     if (sender_was_lost && has_survivors && clock_type::now() - start > patient(served_within))
-      wrong("the second sender did not serve its receivers within a second");
+      wrong("the second sender did not serve its receivers within a second", true);
   }
 
   bool everybody_connected() {
@@ -589,13 +633,16 @@ struct director::impl {
     for (auto& one : resting)
       if (!gone(one) || one->status() != 0) wrong("a process did not leave as it should: " + one->answer());
     resting.clear();
-    return std::move(bill.wrong);
+    std::vector<std::string> all;
+    for (auto& one : bill.wrong) all.push_back(std::move(one.text));
+    return all;
   }
 
   play_bill play(cell const& which) {
     what = which;
     bill = {};
-    first_act_is_over = woken = false;
+    first_act_is_over = false;
+    woken.reset(), looked.reset();
     bill.fates.resize(most_processes);
     silence =
         patient(what.stops() || what.what->sends == scenario::sending::source_is_slow ? silence_when_stopped

@@ -33,16 +33,23 @@ struct fate {
   std::vector<std::string> answers(std::string_view question) const;
 };
 
+/// What is not as it must be.
+struct finding {
+  std::string text;
+  bool late = false; ///< it is that something took too long, and nothing else
+};
+
 /// Everything that is judged.
 struct play_bill {
   bool fired = false;
   /// The longest of the limits that ran, and how soon a death was to be seen.
   std::chrono::milliseconds longest_limit{}, seen_within{};
-  /// How long the machine kept its director waiting at most, beyond what it wanted to wait.
+  /// How many milliseconds at a time its director, or a process that was to play on, did not get to run at
+  /// most; or from the signal until it had taken effect.
   double stood_still = 0;
   std::vector<fate> fates; ///< by process
   /// What went wrong outside the rules: a process that does not answer, that leaves something behind, ...
-  std::vector<std::string> wrong;
+  std::vector<finding> wrong;
 };
 
 /// How a director comes by its processes.
@@ -72,6 +79,6 @@ class director {
 };
 
 /// What of this is not as it must be; empty if all is well.
-std::vector<std::string> judge(cell const& what, play_bill const& how);
+std::vector<finding> judge(cell const& what, play_bill const& how);
 
 } // namespace ropeway::matrix

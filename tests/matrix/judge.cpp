@@ -4,6 +4,7 @@
 #include <cmath>
 #include <set>
 #include <sstream>
+#include <utility>
 
 #include "director.hpp"
 
@@ -22,11 +23,11 @@ class judgement {
  public:
   judgement(cell const& what, play_bill const& how) : cell_(what), how_(how), what_(*what.what) {}
 
-  std::vector<std::string> pass() {
+  std::vector<finding> pass() {
     wrong_ = how_.wrong;
     if (cell_.trigger.passing != 0 && !how_.fired)
-      wrong_.push_back("nobody came to " + cell_.transition() + " for the " +
-                       std::to_string(cell_.trigger.passing) + ". time");
+      wrong("nobody came to " + cell_.transition() + " for the " + std::to_string(cell_.trigger.passing) +
+            ". time");
     all_or_nobody_of_a_group();
     ending_in_time();
     for (std::uint32_t i = 0; i < cell_.receivers(); ++i) {
@@ -46,9 +47,10 @@ class judgement {
   bool slept(std::uint32_t process) const { return victim_is(process) && cell_.stops(); }
   static std::string name_of(std::uint32_t process) { return "r" + std::to_string(process - 1); }
 
+  void wrong(std::string text) { wrong_.push_back({std::move(text)}); }
   void expect(std::string const& who, std::string const& got, words const& right) {
     if (right.count(got) == 0)
-      wrong_.push_back(who + ": " + (got.empty() ? "(nothing)" : got) + " instead of " + to_text(right));
+      wrong(who + ": " + (got.empty() ? "(nothing)" : got) + " instead of " + to_text(right));
   }
 
   // ---- what the scenario does by itself ----
@@ -87,12 +89,11 @@ class judgement {
       ready += fate_of(i).times("receiver: said all_copied") != 0;
     }
     if (committed != 0 && ready != cell_.receivers())
-      wrong_.push_back("a member of the group committed when only " + std::to_string(ready) +
-                       " members had all copied");
+      wrong("a member of the group committed when only " + std::to_string(ready) + " members had all copied");
   }
 
   /// Death is seen; a limit must pass for who is only silent, or may yet come. (A machine that stood still is
-  /// no excuse here: such a cell is played again.)
+  /// no excuse here: what is late is played again, and must be in time once.)
   void ending_in_time() {
     for (std::uint32_t i = 0; i < how_.fates.size(); ++i) {
       auto const& its = fate_of(i);
@@ -101,10 +102,12 @@ class judgement {
       bool const awaits_a_sender = killed(the_sender) && its.answers("take").empty();
       if (cell_.stops() || awaits_a_sender) within += how_.longest_limit;
       if (what_.sends == scenario::sending::source_is_slow) within += how_.longest_limit;
-      if (*its.milliseconds > double(within.count()))
-        wrong_.push_back((i == the_sender ? "the sender" : name_of(i)) + " took " +
-                         std::to_string(std::lround(*its.milliseconds)) + " ms, more than " +
-                         std::to_string(within.count()));
+      auto const took = *its.milliseconds;
+      if (took > double(within.count()))
+        wrong_.push_back({(i == the_sender ? "the sender" : name_of(i)) + " took " +
+                              std::to_string(std::lround(took)) + " ms, more than " +
+                              std::to_string(within.count()),
+                          true});
     }
   }
 
@@ -143,10 +146,8 @@ class judgement {
                          (process == odd_one && what_.odd_takes == scenario::taking::give_up);
     auto const wrote = its.times("receiver: did bucket") + its.times("receiver: did read_mapped");
     auto const copied = its.times("receiver: event loaded") + its.times("receiver: event mapped_read");
-    if (torn && (by_hand || wrote == 0))
-      wrong_.push_back(name_of(process) + " says torn, and nothing was written");
-    if (whole && !by_hand && copied != 0)
-      wrong_.push_back(name_of(process) + " says whole, and a part was written");
+    if (torn && (by_hand || wrote == 0)) wrong(name_of(process) + " says torn, and nothing was written");
+    if (whole && !by_hand && copied != 0) wrong(name_of(process) + " says whole, and a part was written");
     if (all.size() < 2) return;
     std::string second = all[1];
     if (second.starts_with("error")) second.resize(second.rfind(' '));
@@ -218,7 +219,7 @@ class judgement {
     auto const& its = fate_of(the_sender);
     auto const said = its.answers("send 1");
     if (said.empty()) {
-      if (!victim_is(the_sender)) wrong_.push_back("the sender did not say what came of its update");
+      if (!victim_is(the_sender)) wrong("the sender did not say what came of its update");
       return;
     }
     std::istringstream in(said.front());
@@ -236,9 +237,9 @@ class judgement {
       auto const& one = fate_of(i);
       bool const committed = one.times("receiver: event commit_done") != 0;
       if (line == "committed/ok" && !committed)
-        wrong_.push_back("the report says that " + name_of(i) + " committed, and it did not");
+        wrong("the report says that " + name_of(i) + " committed, and it did not");
       if (committed && line != "committed/ok" && !line.starts_with("unconfirmed/"))
-        wrong_.push_back("the report says " + line + " of " + name_of(i) + ", which committed");
+        wrong("the report says " + line + " of " + name_of(i) + ", which committed");
       if (victim_is(the_sender)) continue; // it has slept: who it believes to be dead is up to its limits
       if (victim_is(i))
         expect("the report on " + name_of(i), line, right_line_of_victim(i));
@@ -297,20 +298,20 @@ class judgement {
     auto const all = fate_of(process).answers("take");
     if (all.empty() || all.front().starts_with("committed") || fate_of(process).waits) {
       if (line == "dropped/peer_silent" && !all.empty())
-        wrong_.push_back(name_of(process) + " was dropped and says " + all.front());
+        wrong(name_of(process) + " was dropped and says " + all.front());
       if (line == "dropped/peer_silent" && fate_of(process).waits)
-        wrong_.push_back(name_of(process) + " was dropped and waits on");
+        wrong(name_of(process) + " was dropped and waits on");
     }
   }
 
   cell const& cell_;
   play_bill const& how_;
   scenario const& what_;
-  std::vector<std::string> wrong_;
+  std::vector<finding> wrong_;
 };
 
 } // namespace
 
-std::vector<std::string> judge(cell const& what, play_bill const& how) { return judgement(what, how).pass(); }
+std::vector<finding> judge(cell const& what, play_bill const& how) { return judgement(what, how).pass(); }
 
 } // namespace ropeway::matrix
