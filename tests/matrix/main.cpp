@@ -148,10 +148,11 @@ std::string to_text(std::vector<finding> const& wrong) {
 }
 
 /// Whether the machine, and not the library, may have made the play what it was.
-bool proves_nothing(play_bill const& how, std::vector<finding> const& wrong) {
+bool proves_nothing(cell const& what, play_bill const& how, std::vector<finding> const& wrong) {
   // With limits of half a second, who did not run for a tenth may look asleep.
   bool const stood_still = how.stood_still > double(how.longest_limit.count()) / 5;
-  if (wrong.empty()) return false;
+  // A rehearsal that stood still may have come to other failpoints than it does otherwise.
+  if (wrong.empty()) return stood_still && what.trigger.passing == 0;
   // Not all that keeps a process waiting shows. What is slow by itself is late every time.
   return stood_still || std::all_of(wrong.begin(), wrong.end(), [](auto const& one) { return one.late; });
 }
@@ -163,7 +164,7 @@ result play(director& with, cell const& what, std::uint32_t index) {
   auto const before = with.started();
   auto how = with.play(what);
   auto wrong = judge(what, how);
-  for (; out.replays < most_replays && proves_nothing(how, wrong); ++out.replays) {
+  for (; out.replays < most_replays && proves_nothing(what, how, wrong); ++out.replays) {
     if (out.replays == 0) {
       out.stood_still_at_first = how.stood_still;
       copy_text(out.wrong_at_first, sizeof out.wrong_at_first, to_text(wrong));
@@ -285,7 +286,8 @@ int run(arguments const& how) {
               << std::lround(came.stood_still_at_first) << " ms)" << std::endl;
   };
 
-  // Every scenario once without a victim: that must go well, and shows which failpoints there are to arm.
+  // Every scenario without a victim: that must go well, and shows which failpoints there are to arm. Once,
+  // unless one was missed; on devices some scenarios are left out, and nobody can tell.
   std::vector<cell> rehearsals;
   std::vector<walk> walks;
   for (auto const& one : scenarios()) {
@@ -301,26 +303,31 @@ int run(arguments const& how) {
   }
   arguments rehearsing = how;
   rehearsing.spares = 0; // hardly anybody is killed
-  auto const rehearsed = play_all(rehearsals, rehearsing, [&](result const& came) {
+  season rehearsed;
+  std::vector<std::string> missed;
+  auto const heard_of_rehearsal = [&](result const& came) {
     started += came.started;
     played_again(rehearsals[came.index], came);
-    walks[came.index].by_sender = came.by_sender;
-    walks[came.index].by_odd_one = came.by_odd_one;
+    walks[came.index].add(came.by_sender, came.by_odd_one);
     // A rehearsal in a group has a victim in name only.
     std::string const wrong = came.wrong;
     if (came.count_of_wrong == 0) return;
     ++failed;
     std::cout << "FAILED: nothing | " << rehearsals[came.index].what->name
               << (walks[came.index].group ? " in a group" : "") << ": " << wrong << std::endl;
-  });
+  };
+  for (std::uint32_t again = 0; again <= most_replays; ++again) {
+    auto const once = play_all(rehearsals, rehearsing, heard_of_rehearsal);
+    rehearsed = {once.played, once.ended_well && rehearsed.ended_well};
+    missed = how.where.has_devices() ? std::vector<std::string>() : gaps(walks);
+    if (missed.empty() || failed != 0) break;
+  }
   passed += static_cast<unsigned>(rehearsed.played) - failed;
   failed += static_cast<unsigned>(rehearsals.size() - rehearsed.played);
-  // On devices some scenarios are left out.
-  if (!how.where.has_devices())
-    for (auto const& wrong : gaps(walks)) {
-      ++failed;
-      std::cout << "FAILED: coverage: " << wrong << std::endl;
-    }
+  for (auto const& wrong : missed) {
+    ++failed;
+    std::cout << "FAILED: coverage: " << wrong << std::endl;
+  }
 
   std::vector<cell> cells;
   for (auto const& one : cells_of(walks, how.where)) {

@@ -82,6 +82,8 @@ struct walk {
   scenario const* what = nullptr;
   bool group = false;
   passings by_sender{}, by_odd_one{};
+  /// Once more: what it came to in any of the walks counts.
+  void add(passings const& sender, passings const& odd);
 };
 
 /// All cells: for each failpoint that a walk reached, and for each route on which one did, the first scenario
