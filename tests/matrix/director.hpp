@@ -25,6 +25,8 @@ struct fate {
   bool waits = false;
   /// From the signal, or from the question if that came later, to its first answer after the signal.
   std::optional<double> milliseconds;
+  /// The longest of those that came after, from its question or from when those that slept were woken.
+  double later_milliseconds = 0;
   passings passed{};  ///< when the first update was over
   passings at_fall{}; ///< when the victims had fallen, and before they were woken
   std::uint32_t times(std::string_view name) const { return passed[point(name)]; }

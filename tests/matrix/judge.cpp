@@ -102,7 +102,7 @@ class judgement {
       bool const awaits_a_sender = killed(the_sender) && its.answers("take").empty();
       if (cell_.stops() || awaits_a_sender) within += how_.longest_limit;
       if (what_.sends == scenario::sending::source_is_slow) within += how_.longest_limit;
-      auto const took = *its.milliseconds;
+      auto const took = std::max(*its.milliseconds, its.later_milliseconds);
       if (took > double(within.count()))
         wrong_.push_back({(i == the_sender ? "the sender" : name_of(i)) + " took " +
                               std::to_string(std::lround(took)) + " ms, more than " +
