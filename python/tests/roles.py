@@ -379,8 +379,7 @@ def interrupted_twice(address):
         for at in range(rounds):
             if not os.read(ready, 1):
                 os._exit(1)
-            while not asleep(parent):  # between telling so and waiting it only runs
-                time.sleep(0.001)
+            until(lambda: asleep(parent))  # between telling so and waiting it only runs
             interrupt(parent, parent, signal.SIGINT)
             end = time.perf_counter() + at * 1e-6
             while time.perf_counter() < end:
@@ -398,8 +397,7 @@ def interrupted_twice(address):
                     os.write(say_ready, b".")
                     waiting.wait(10)
                 except KeyboardInterrupt:
-                    while sent[0] <= at:
-                        time.sleep(0.001)
+                    until(lambda: sent[0] > at)
                     time.sleep(0.001)  # a call: the second one is raised now, if it was not merged with the first
             except KeyboardInterrupt:
                 pass

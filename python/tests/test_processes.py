@@ -86,10 +86,9 @@ def stop():
 DROPPED = ("peer_silent", "peer_gone")  # what the sender says, if it is still heard
 
 
-def go_on(one):
+def wake(one):
     os.kill(one.process.pid, signal.SIGCONT)
-    one.process.stdin.write("\n")
-    one.process.stdin.flush()
+    one.go_on()
 
 
 def test_a_server_that_is_stopped_while_it_loads(address, peer, stop):
@@ -104,7 +103,7 @@ def test_a_server_that_is_stopped_while_it_loads(address, peer, stop):
         assert outcomes == {"slow": ("dropped", "peer_silent"), "server": ("committed", None)}
         assert sender.send_weights(2, weights(2)).wait(30).count("committed") == 1
         # It wakes in a session that has ended, has committed nothing, and takes part anew.
-        go_on(slow)
+        wake(slow)
         said = slow.hear()
         assert said["error"] in DROPPED and said["version"] is None
         sender.wait_for_receivers(2).wait()
@@ -121,7 +120,7 @@ def test_a_server_that_is_stopped_before_it_answers(address, peer, stop):
         stop(idle)
         report = sender.send_weights(1, weights(1)).wait(30)
         assert {(one.outcome, one.code) for one in report.receivers} == {("committed", None), ("dropped", "peer_silent")}
-        go_on(idle)
+        wake(idle)
         said = idle.hear()
         assert said["error"] in DROPPED and not said["torn"]
         assert server.hear() == {"version": 1, "whole": True}
@@ -141,7 +140,7 @@ def test_a_trainer_that_is_stopped_in_the_middle(address, peer, stop):
             loading.wait(30)
         assert caught.value.code == "peer_silent" and receiver.status().phase == "closed"
         # It wakes to a version that nobody takes any more, and sends the next.
-        go_on(trainer)
+        wake(trainer)
         assert trainer.hear() == {"error": "too_few_receivers", "outcomes": ["dropped"]}
         receiver.connect(address).wait()
         receiver.next_update().wait().load_into(places).wait()

@@ -51,11 +51,6 @@ def ranks(address, tmp_path, peer):
     return start
 
 
-def go_on(one):
-    one.process.stdin.write("\n")
-    one.process.stdin.flush()
-
-
 def test_ranks_that_gather_for_the_one_that_sends(ranks):
     all_ranks, server = ranks("right")
     for version in (2, 3):
@@ -79,7 +74,7 @@ def test_a_send_that_fails_on_its_rank_fails_on_all(ranks, how):
             with pytest.raises(ropeway.TransferError):
                 update.load_into(server.places).wait(60)
         else:  # it is never answered
-            go_on(all_ranks[0])
+            all_ranks[0].go_on()
     heard = [one.hear() for one in all_ranks]
     code = {"wrong": "source_failed", "given up": "operation_aborted"}.get(how, "too_few_receivers")
     assert heard[0]["error"] == ("TimeoutError" if how == "given up" else "TransferError")
@@ -114,5 +109,5 @@ def test_a_rank_that_fails_in_the_gathering_fails_all(ranks, how, broken):
             assert one["error"] not in ("TransferError", "MemoryError")
     for number, one in enumerate(all_ranks):
         if number != broken or "dies" not in how:
-            go_on(one)
+            one.go_on()
             assert one.end() == 0

@@ -22,7 +22,7 @@ std::vector<std::string>& all_points() {
 }
 std::uint32_t self = 0;
 
-std::int64_t now() { return std::chrono::steady_clock::now().time_since_epoch().count(); }
+std::int64_t now() { return board::clock::now().time_since_epoch().count(); }
 
 /// Lives on as long as the test does, in which nothing but system calls may be made: other threads held locks
 /// when it was forked.

@@ -25,6 +25,7 @@ using passings = std::array<std::uint32_t, most_points>;
 /// Lies in shared memory, made before the processes are.
 class board {
  public:
+  using clock = std::chrono::steady_clock;
   struct trigger {
     std::uint32_t process = 0;
     std::uint32_t point = 0, passing = 0; ///< the passing that fires; 0: none does
@@ -51,14 +52,13 @@ class board {
   /// The loop of the calling process runs; told every `pulse`, so that a stall of it shows.
   static void runs();
   static constexpr std::chrono::milliseconds pulse{20};
-  /// When it was told last, of the steady clock; nothing (0) of who plays nobody.
-  std::int64_t ran_at(std::uint32_t process) const { return ran_at_[process]; }
+  /// When it was told last; the clock's epoch of who plays nobody.
+  clock::time_point ran_at(std::uint32_t process) const { return at(ran_at_[process]); }
 
   std::uint32_t passed(std::uint32_t process, std::string_view name) const;
   passings of(std::uint32_t process) const;
   bool fired() const { return fired_at_ != 0; }
-  /// Of the steady clock, in nanoseconds.
-  std::int64_t fired_at() const { return fired_at_; }
+  clock::time_point fired_at() const { return at(fired_at_); }
   pid_t child() const { return child_; }
 
   static board* make();
@@ -66,6 +66,7 @@ class board {
   static board* mine;
 
  private:
+  static clock::time_point at(std::int64_t ticks) { return clock::time_point(clock::duration(ticks)); }
   void fire();
 
   trigger armed_;

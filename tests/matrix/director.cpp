@@ -252,15 +252,13 @@ struct director::impl {
   bool is_victim(std::uint32_t number) const {
     return shared->fired() && number < reborn && (what.trigger.everybody || number == what.trigger.process);
   }
-  clock_type::time_point fired_at() const {
-    return clock_type::time_point(clock_type::duration(shared->fired_at()));
-  }
   void look() {
     look_for_standstill();
     for (auto& [number, one] : players) {
       bool const played = one->plays();
       bool const answered = one->look();
-      if (played && !one->plays() && !woken && is_victim(number)) stood_still(clock_type::now() - fired_at());
+      if (played && !one->plays() && !woken && is_victim(number))
+        stood_still(clock_type::now() - shared->fired_at());
       if (answered && number < reborn && !first_act_is_over) heard_answer(number, *one);
     }
   }
@@ -272,9 +270,10 @@ struct director::impl {
       return std::chrono::duration<double, std::milli>(from.answered() - std::max(since, from.asked_at()));
     };
     if (!its.milliseconds)
-      its.milliseconds = took(fired_at()).count();
+      its.milliseconds = took(shared->fired_at()).count();
     else
-      its.later_milliseconds = std::max(its.later_milliseconds, took(woken.value_or(fired_at())).count());
+      its.later_milliseconds =
+          std::max(its.later_milliseconds, took(woken.value_or(shared->fired_at())).count());
   }
 
   void stood_still(std::chrono::duration<double, std::milli> how_long) {
@@ -283,7 +282,7 @@ struct director::impl {
   /// When the loop of this process ran last, or could have run again; nothing if it need not run.
   std::optional<clock_type::time_point> ran(std::uint32_t number) const {
     if (is_victim(number) && !woken) return std::nullopt;
-    clock_type::time_point const at{clock_type::duration(shared->ran_at(number))};
+    auto const at = shared->ran_at(number);
     if (at == clock_type::time_point()) return std::nullopt;
     return is_victim(number) ? std::max(at, *woken) : at;
   }
@@ -502,7 +501,7 @@ struct director::impl {
   void wake_the_stopped() {
     if (!shared->fired()) return;
     // Long enough that every limit that runs has passed.
-    auto const until = fired_at() + silence * 5 / 4;
+    auto const until = shared->fired_at() + silence * 5 / 4;
     wait(std::chrono::ceil<milliseconds>(until - clock_type::now()), [] { return false; });
     keep_counts_at_fall();
     woken = clock_type::now();
@@ -627,7 +626,7 @@ struct director::impl {
     for (auto const& left : directory->entries()) wrong("left in the socket's directory: " + left);
   }
 
-  std::vector<std::string> close() {
+  std::vector<finding> close() {
     bill = {};
     for (auto& one : resting) (void)one->look();
     // Spares that nobody has waited for are killed.
@@ -642,9 +641,7 @@ struct director::impl {
     for (auto& one : resting)
       if (!gone(one) || one->status() != 0) wrong("a process did not leave as it should: " + one->answer());
     resting.clear();
-    std::vector<std::string> all;
-    for (auto& one : bill.wrong) all.push_back(std::move(one.text));
-    return all;
+    return std::move(bill.wrong);
   }
 
   play_bill play(cell const& which) {
@@ -686,7 +683,7 @@ director::director(casting const& how) : impl_(std::make_unique<impl>(how)) {}
 director::~director() = default;
 play_bill director::play(cell const& what) { return impl_->play(what); }
 void director::start_afresh() { impl_->resting.clear(); }
-std::vector<std::string> director::close() { return impl_->close(); }
+std::vector<finding> director::close() { return impl_->close(); }
 std::size_t director::started() const { return impl_->started; }
 
 } // namespace ropeway::matrix

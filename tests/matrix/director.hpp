@@ -71,7 +71,7 @@ class director {
   /// After a cell that failed: its processes play no other.
   void start_afresh();
   /// Those that are left leave; what is wrong with that.
-  std::vector<std::string> close();
+  std::vector<finding> close();
   /// Processes that were started so far.
   std::size_t started() const;
 

@@ -47,7 +47,7 @@ class judgement {
   bool slept(std::uint32_t process) const { return victim_is(process) && cell_.stops(); }
   static std::string name_of(std::uint32_t process) { return "r" + std::to_string(process - 1); }
 
-  void wrong(std::string text) { wrong_.push_back({std::move(text)}); }
+  void wrong(std::string text, bool late = false) { wrong_.push_back({std::move(text), late}); }
   void expect(std::string const& who, std::string const& got, words const& right) {
     if (right.count(got) == 0)
       wrong(who + ": " + (got.empty() ? "(nothing)" : got) + " instead of " + to_text(right));
@@ -104,10 +104,9 @@ class judgement {
       if (what_.sends == scenario::sending::source_is_slow) within += how_.longest_limit;
       auto const took = std::max(*its.milliseconds, its.later_milliseconds);
       if (took > double(within.count()))
-        wrong_.push_back({(i == the_sender ? "the sender" : name_of(i)) + " took " +
-                              std::to_string(std::lround(took)) + " ms, more than " +
-                              std::to_string(within.count()),
-                          true});
+        wrong((i == the_sender ? "the sender" : name_of(i)) + " took " + std::to_string(std::lround(took)) +
+                  " ms, more than " + std::to_string(within.count()),
+              true);
     }
   }
 

@@ -222,7 +222,7 @@ season play_all(std::vector<cell> const& cells, arguments const& how, Tell const
         if (::send(theirs.get(), &done, sizeof done, MSG_NOSIGNAL) != sizeof done) return 1;
       }
       auto const wrong = with.close();
-      for (auto const& one : wrong) std::fprintf(stderr, "at the end: %s\n", one.c_str());
+      for (auto const& one : wrong) std::fprintf(stderr, "at the end: %s\n", one.text.c_str());
       return wrong.empty() ? 0 : 1;
     });
   theirs.reset();
