@@ -42,15 +42,18 @@ TEST_CASE("the second update makes no ring, sends none, and neither update ids n
 }
 
 TEST_CASE("an update without tensors is still committed, without any ring") {
-  sender_bench b;
-  b.greet(1);
-  b.start(0);
-  CHECK(b.done() == lines(to(1, b.begin_of(0))));
-  b.from(1, accept{1});
-  b.from(1, all_copied{1});
-  CHECK(b.done() == lines(to(1, protocol::commit{1})));
-  b.from(1, committed{1});
-  CHECK(b.done() == lines("source free", "finished (0) [1 committed (0)  ring 0]"));
+  for (std::uint32_t ring : {host_ring, 1u}) {
+    CAPTURE(ring);
+    sender_bench b;
+    b.greet(1, {.cuda = true});
+    b.start(0, ring);
+    CHECK(b.done() == lines(to(1, b.begin_of(0))));
+    b.from(1, accept{1});
+    b.from(1, all_copied{1});
+    CHECK(b.done() == lines(to(1, protocol::commit{1})));
+    b.from(1, committed{1});
+    CHECK(b.done() == lines("source free", "finished (0) [1 committed (0)  ring 0]"));
+  }
 }
 
 TEST_CASE("an update without receivers finishes at once and packs nothing") {

@@ -29,7 +29,8 @@ std::uint64_t sender_machine::impl::begin_update(update_facts facts) {
     p.since = now;
     p.result.peer = id;
     p.result.name = who.name;
-    p.result.ring = who.maps_cuda && !u.facts.through_host ? u.facts.ring : host_ring;
+    // Without buckets there is no ring, and the receiver tells of none either.
+    p.result.ring = u.buckets() != 0 && who.maps_cuda && !u.facts.through_host ? u.facts.ring : host_ring;
     p.may_map = u.facts.placement != 0;
     p.result.route_reason = u.facts.note;
   }
