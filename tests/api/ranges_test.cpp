@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <asio/io_context.hpp>
 #include <cstdlib>
+#include <dlfcn.h>
 #include <map>
 #include <set>
 
@@ -20,7 +21,12 @@ using namespace std::chrono_literals;
 namespace {
 
 /// Before NVTX is called first, which is when it looks.
-[[maybe_unused]] int const injected = ::setenv("NVTX_INJECTION64_PATH", ROPEWAY_INJECTION, 1);
+[[maybe_unused]] int const injected = [] {
+  Dl_info
+      where{}; // of the library that records; packed for another machine, it lies where the loader finds it
+  ::dladdr(reinterpret_cast<void*>(&recorded_ranges), &where);
+  return ::setenv("NVTX_INJECTION64_PATH", where.dli_fname, 1);
+}();
 
 constexpr std::uint64_t one_layer = 4 * kib;
 std::vector<tensor_info> layers(std::size_t count) {

@@ -25,7 +25,8 @@ class leftovers {
   std::vector<std::string> fds_, mappings_;
 };
 
-/// Said in a test case that leaves descriptors or mappings behind on purpose.
+/// Said in a test case or a child that leaves descriptors or mappings behind on purpose, as everyone does who
+/// is the first of a process to call a GPU's driver.
 void leaves_things_behind() noexcept;
 /// Whether it was said since it was asked the last time.
 bool left_on_purpose() noexcept;
