@@ -3,13 +3,16 @@
 # UndefinedBehaviorSanitizer in build-fuzz, and runs each from the corpus in tests/fuzz/corpus. Prints a line a target:
 # executions, the coverage of the lines under test, findings. The last line is `N passed, N failed`.
 #
-#   tests/fuzz/run.sh [--seconds N | --runs N] [--within N] [--seed N] [--jobs N] [--parts N] [--no-coverage] [TARGET...]
+#   tests/fuzz/run.sh [--seconds N | --runs N] [--within N] [--seed N] [--jobs N] [--parts N] [--no-coverage] [--bare]
+#                     [TARGET...]
 #
 #   --seconds N     each target for so long (default 60); --runs N: for so many executions
 #   --within N      all of it ends within N seconds: whoever is not done by then says how far it came, and failed
 #   --seed N        the same inputs each time, with --runs and one part (default: others each time)
 #   --jobs N        processes at once (default: one a core)
 #   --parts N       a target's executions in so many processes, whose counts add up (default 1; with --packed: --jobs)
+#   --bare          without sanitizers and in build-fuzz-bare: six times as many executions, of which what a target itself
+#                   promises is held: for the two machines (sender receiver), which touch no memory but their own
 #   TARGET          message placement header index receiver manifest datagram sender (default: all, in this order)
 #
 # What is found lies in build-fuzz/TARGET.found/, new inputs in build-fuzz/TARGET.corpus/.
@@ -30,7 +33,7 @@ jobs=$(nproc)
 parts=''
 coverage=true
 mode=fuzz
-packed=false
+packed=false bare=false
 targets=()
 while [ $# -gt 0 ]; do
   case "$1" in
@@ -43,7 +46,8 @@ while [ $# -gt 0 ]; do
     --no-coverage) coverage=false ;;
     --merge | --lines | --pack) mode=${1#--} ;;
     --packed) packed=true ;;
-    -*) sed -n '2,22s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+    --bare) bare=true ;;
+    -*) sed -n '2,25s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
     *) targets+=("$1") ;;
   esac
   shift
@@ -94,11 +98,16 @@ else
   common=(-Dfuzzing=true -Dcuda=disabled -Dsamples=false -Doptimization=2 -Ddebug=true -Db_lundef=false)
   made() { printf 'tests/fuzz/fuzz-%s\n' "${targets[@]}"; }
 fi
+sanitizers=address,undefined
+if $bare; then
+  [ "$mode" = fuzz ] && ! $packed || { echo 'tests/fuzz/run.sh: --bare is for fuzzing here' >&2; exit 2; }
+  place=build-fuzz-bare programs=build-fuzz-bare/tests/fuzz coverage=false sanitizers=none
+fi
 if ! $packed && [ "$mode" != lines ]; then
   # Libraries go into the programs, so that these can travel.
-  configure build-fuzz clang++-19 "${common[@]}" -Db_sanitize=address,undefined -Dprefer_static=true \
+  configure "$place" clang++-19 "${common[@]}" -Db_sanitize="$sanitizers" -Dprefer_static=true \
     "-Dcpp_args=-g1 -D_GLIBCXX_ASSERTIONS -fsanitize=fuzzer-no-link -fno-sanitize-recover=all" || exit 1
-  built=$(ninja -C build-fuzz -j "$jobs" $(made) 2>&1) || { printf '%s\n' "$built" | tail -n 40; exit 1; }
+  built=$(ninja -C "$place" -j "$jobs" $(made) 2>&1) || { printf '%s\n' "$built" | tail -n 40; exit 1; }
 fi
 parts=${parts:-1}
 

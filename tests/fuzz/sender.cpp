@@ -589,7 +589,8 @@ class game {
     } else if (auto const* ab = std::get_if<abort_update>(&m)) {
       if (ab->update == p.update) {
         if (!p.owes) p.owes_at = now_;
-        p.owes = p.decided = true;
+        p.owes = true;
+        if (ab->update == update_) p.decided = true; // what it has begun may be over for all others
       }
       p.unanswered = 0;
     } else if (auto const* over = std::get_if<aborted>(&m)) {
