@@ -186,7 +186,7 @@ def rank(address, meeting, number, ranks, how):
 
     import torch
     from torch import distributed
-    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.fsdp import fully_shard
     from torch.distributed.tensor import Shard, distribute_tensor
 
@@ -197,7 +197,7 @@ def rank(address, meeting, number, ranks, how):
     there.wait([str(one) for one in range(ranks)], datetime.timedelta(seconds=100))
     distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=number, world_size=ranks,
                                    timeout=datetime.timedelta(seconds=20 if how != "raises" else 8))
-    mesh = init_device_mesh("cpu", (ranks,))
+    mesh = DeviceMesh.from_group(distributed.group.WORLD, "cpu")  # with its limit: init_device_mesh may make a new one
     model = torch.nn.Sequential(torch.nn.Linear(7, 5), torch.nn.Linear(5, 4))
     for part in (*model, model):
         fully_shard(part, mesh=mesh)
