@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Turns what test-matrix --json wrote into the table of docs/reliability.md.
 
-    scripts/reliability_table.py [--page FILE] [--command TEXT] JSON...
+    scripts/reliability_table.py [--page FILE] [--command TEXT] [--run-on TEXT] JSON...
 
 The lines of all files together are one table: shards of one run, say. It replaces what stands in the page between the
-markers, or is printed without --page. Machine and date are of here and now, so call it where and when the run was.
+markers, or is printed without --page. Machine and date are of here and now, unless --run-on says where and when it was.
 The exit status is 1 if a cell failed, or if the files are not of one commit.
 """
 import argparse
@@ -79,10 +79,10 @@ def table(cells):
     return rows
 
 
-def text(cells, command):
+def text(cells, command, run_on):
     failed = sum(cell["result"] != "ok" for cell in cells)
-    head = (f"Commit {the_one(cells, 'commit')}, {datetime.date.today().isoformat()}, {os.cpu_count()} cores, Linux "
-            f"{platform.release()}, {routes(cells)}, `{command}`: {len(cells)} cells, {failed} failed.")
+    head = (f"Commit {the_one(cells, 'commit')}, {run_on}, {routes(cells)}, `{command}`: "
+            f"{len(cells)} cells, {failed} failed.")
     return "\n".join([BEGIN, head, "", *table(cells), END])
 
 
@@ -91,9 +91,11 @@ def main():
     parser.add_argument("files", nargs="+", metavar="JSON")
     parser.add_argument("--page", type=pathlib.Path)
     parser.add_argument("--command", default="test-matrix")
+    parser.add_argument("--run-on", default=f"{datetime.date.today().isoformat()}, {os.cpu_count()} cores, "
+                                            f"Linux {platform.release()}")
     options = parser.parse_args()
     cells = read(options.files)
-    made = text(cells, options.command)
+    made = text(cells, options.command, options.run_on)
     if options.page:
         page = options.page.read_text(encoding="utf-8")
         if page.count(BEGIN) != 1 or page.count(END) != 1:
