@@ -1,8 +1,10 @@
 # What the scripts share; sourced, never run. The caller has changed into the repository's root.
 
-# The compiler through ccache where there is one; paths are kept relative, so that clones share what it holds.
+# The compiler through ccache where there is one; paths are kept relative, so that clones share what it holds. It goes by the
+# files themselves (CCACHE_DEPEND) and not by what the preprocessor makes of them: to that a header with another comment is the
+# same, but a precompiled one knows its headers by their bytes, and one of the old bytes would define them all a second time.
 if command -v ccache >/dev/null 2>&1; then
-  export CCACHE_BASEDIR=$PWD CCACHE_NOHASHDIR=1 CCACHE_SLOPPINESS=pch_defines,time_macros
+  export CCACHE_BASEDIR=$PWD CCACHE_NOHASHDIR=1 CCACHE_SLOPPINESS=pch_defines,time_macros CCACHE_DEPEND=1
   cached=(ccache)
 else
   cached=()

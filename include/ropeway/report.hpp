@@ -30,7 +30,7 @@ ROPEWAY_API std::string_view name(outcome what) noexcept;
 enum class route : std::uint8_t {
   mapped, ///< it read the sender's own tensors; what could not be mapped came through the ring
   staged, ///< through a ring in device memory
-  host,   ///< through a ring in shared host memory; also what is said of an update without bytes
+  host,   ///< through a ring in shared host memory; so it is called, too, if there was no byte to carry
 };
 /// The enumerator's own spelling: "staged".
 ROPEWAY_API std::string_view name(route way) noexcept;
