@@ -78,6 +78,9 @@ decode() {
   local paces=unlimited
   [ "$mapped" = staged ] || paces=unlimited,blocks:32,blocks:16,blocks:8,rate:300,rate:250,rate:200,rate:100
   bench 90 "${one[@]}" --route "$mapped" --model qwen3-8b --decode --pace "$paces"
+  [ "$mapped" = staged ] || for ring in 16MiB 64MiB 256MiB; do # which has no pace, but rings of any size
+    bench 60 "${one[@]}" --route staged --model qwen3-8b --decode --bucket "$ring"
+  done
 }
 cold() { bench 60 "${one[@]}" --route "$mapped" --model qwen3-0.6b --cold --repeats 3; }
 host() {

@@ -178,18 +178,22 @@ def models(lines, title):
 
 
 def decode(lines, title):
-    """Two curves: the median step and the 99th percentile, beside updates, in steps without one."""
+    """Two curves for each route: the median step and the 99th percentile, beside updates, in steps without one."""
     chosen = sorted((line for line in lines if line["case"] == "decode"), key=lambda line: line["send"]["GB_per_s"])
     if not chosen:
         sys.exit("there is no decode case")
-    curves = (("p50 of a step", "p50_ratio", OURS[0]), ("p99 of a step", "p99_ratio", OTHERS[0]))
-    drawn, rows = legend([name for name, _, _ in curves], [colour for _, _, colour in curves], 54)
+    routes = sorted({line["route"] for line in chosen})
+    curves = [(f"{word} of a step" + (f", {route}" if len(routes) > 1 else ""), f"{word}_ratio", colours[at], route)
+              for at, route in enumerate(routes) for word, colours in (("p50", OURS), ("p99", OTHERS))]
+    # What a route is held back by: a pace, or a smaller ring.
+    label = lambda line: line["pace"] if line["route"] == "mapped" else f"{line['slots']} x {line['bucket_bytes'] >> 20} MiB"
+    drawn, rows = legend([name for name, _, _, _ in curves], [colour for _, _, colour, _ in curves], 54)
     top, height, left = 64 + 20 * rows, 320, 64
     right = WIDTH - 70
     most_x = max(line["send"]["GB_per_s"] for line in chosen) * 1.05
     step = step_of(most_x, 8)
     most_x = step * math.ceil(most_x / step)
-    values = [line[key] for line in chosen for _, key, _ in curves if line[key] > 0]
+    values = [line[key] for line in chosen for key in ("p50_ratio", "p99_ratio") if line[key] > 0]
     low, high = min(1.0, *values), max(values) * 1.1
     if high <= low:
         high = low * 2
@@ -207,16 +211,17 @@ def decode(lines, title):
     drawn.append(f'<text x="{(left + right) / 2}" y="{top + height + 38}" text-anchor="middle">payload of an update '
                  "[GB/s]</text>")
     drawn.append(f'<path d="M{left} {top}v{height}H{right}" stroke="#333333" fill="none"/>')
-    for name, key, colour in curves:
-        points = [(x_at(line["send"]["GB_per_s"]), y_at(line[key]), line) for line in chosen if line[key] > 0]
+    for name, key, colour, route in curves:
+        points = [(x_at(line["send"]["GB_per_s"]), y_at(line[key]), line) for line in chosen
+                  if line[key] > 0 and line["route"] == route]
         path = "L".join(f"{x:.1f} {y:.1f}" for x, y, _ in points)
         drawn.append(f'<path d="M{path}" stroke="{colour}" stroke-width="1.5" fill="none"/>')
         for x, y, line in points:
             drawn.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.4" fill="{colour}"><title>{escape(name)}, '
-                         f'{escape(line["pace"])}: {line[key]:.2f} at {line["send"]["GB_per_s"]:.0f} GB/s</title></circle>')
+                         f'{escape(label(line))}: {line[key]:.2f} at {line["send"]["GB_per_s"]:.0f} GB/s</title></circle>')
             if key == "p99_ratio":
                 drawn.append(f'<text x="{x - 5:.1f}" y="{y - 7:.1f}" text-anchor="end" font-size="10">'
-                             f'{escape(line["pace"])}</text>')
+                             f'{escape(label(line))}</text>')
     last = chosen[-1]
     return svg(top + height + 52, title or f"Serving beside updates of {model_of(last)}, {last['device']}", drawn)
 
