@@ -193,7 +193,7 @@ def decode(lines, title):
     most_x = max(line["send"]["GB_per_s"] for line in chosen) * 1.05
     step = step_of(most_x, 8)
     most_x = step * math.ceil(most_x / step)
-    values = [line[key] for line in chosen for key in ("p50_ratio", "p99_ratio") if line[key] > 0]
+    values = [line[key] for line in chosen for _, key, _, _ in curves if line[key] > 0]
     low, high = min(1.0, *values), max(values) * 1.1
     if high <= low:
         high = low * 2

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Turns what test-matrix --json wrote into the table of docs/reliability.md.
+"""Turns what test-matrix --json wrote into the table of docs/reliability.md, or of docs/reliability-cuda.md.
 
     scripts/reliability_table.py [--page FILE] [--command TEXT] [--run-on TEXT] JSON...
 

@@ -20,12 +20,12 @@ using namespace std::chrono_literals;
 
 namespace {
 
-/// Before NVTX is called first, which is when it looks.
-[[maybe_unused]] int const injected = [] {
-  Dl_info
-      where{}; // of the library that records; packed for another machine, it lies where the loader finds it
-  ::dladdr(reinterpret_cast<void*>(&recorded_ranges), &where);
-  return ::setenv("NVTX_INJECTION64_PATH", where.dli_fname, 1);
+/// Before NVTX is called first, which is when it looks. The library that records is asked where it lies:
+/// packed for another machine, that is where the loader found it.
+[[maybe_unused]] bool const injected = [] {
+  Dl_info library{};
+  return ::dladdr(reinterpret_cast<void*>(&recorded_ranges), &library) != 0 &&
+         ::setenv("NVTX_INJECTION64_PATH", library.dli_fname, 1) == 0;
 }();
 
 constexpr std::uint64_t one_layer = 4 * kib;

@@ -590,7 +590,8 @@ class game {
       if (ab->update == p.update) {
         if (!p.owes) p.owes_at = now_;
         p.owes = true;
-        if (ab->update == update_) p.decided = true; // what it has begun may be over for all others
+        if (ab->update == update_)
+          p.decided = true; // and not one that it still owes for, while the next has begun
       }
       p.unanswered = 0;
     } else if (auto const* over = std::get_if<aborted>(&m)) {
