@@ -203,9 +203,11 @@ class Plot(unittest.TestCase):
                                   send=dict(base["send"], GB_per_s=rate),
                                   limit=dict(base["limit"], GB_per_s=limit)))
         decode = next(line for line in lines if line["case"] == "decode")
-        for pace, rate, ratio in (("blocks:8", 200.0, 1.2), ("blocks:64", 900.0, 2.5)):
-            lines.append(dict(decode, pace=pace, p50_ratio=ratio, p99_ratio=ratio * 1.1,
-                              send=dict(decode["send"], GB_per_s=rate)))
+        for more, rate, ratio in (({"route": "mapped", "pace": "blocks:8"}, 200.0, 1.2),
+                                  ({"route": "mapped", "pace": "blocks:64"}, 900.0, 2.5),
+                                  ({"route": "staged", "bucket_bytes": 64 << 20}, 700.0, 3.0)):
+            lines.append(dict(decode, p50_ratio=ratio, p99_ratio=ratio * 1.1,
+                              send=dict(decode["send"], GB_per_s=rate), **more))
         cls.file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
     @classmethod
@@ -226,7 +228,7 @@ class Plot(unittest.TestCase):
         done = self.plot("table", str(self.file))
         self.assertEqual(done.returncode, 0, done.stderr)
         rows = done.stdout.splitlines()
-        self.assertEqual(len(rows), 1 + 1 + 2 + 1 + 3 + 6)
+        self.assertEqual(len(rows), 1 + 1 + 2 + 1 + 4 + 6)
         for words in ("cold", "ropeway, mapped", "flat-buckets", "2 shards", "blocks:64", "cuda:0 to cuda:1"):
             self.assertIn(words, done.stdout)
 
@@ -242,10 +244,11 @@ class Plot(unittest.TestCase):
         only = self.titles(self.picture("models", "--only", "cuda:0-cuda:1"))[1:]
         self.assertEqual(len(only), 4)
 
-    def test_decode_has_a_point_for_each_pace_in_both_curves(self):
+    def test_decode_has_a_point_for_each_pace_and_ring_in_both_curves_of_its_route(self):
         points = self.titles(self.picture("decode"))[1:]
-        self.assertEqual(len(points), 2 * 3)
-        self.assertIn("p99 of a step, blocks:64: 2.75 at 900 GB/s", points)
+        self.assertEqual(len(points), 2 * 4)
+        self.assertIn("p99 of a step, mapped, blocks:64: 2.75 at 900 GB/s", points)
+        self.assertIn("p50 of a step, staged, 2 x 64 MiB: 3.00 at 700 GB/s", points)
 
     def test_what_is_no_result_is_refused_with_its_line(self):
         broken = pathlib.Path(self.folder.name, "broken.jsonl")
