@@ -183,7 +183,8 @@ struct segment_part {
   std::uint16_t code = 0; ///< not 0: it can't be exported after all
   std::string text;
 };
-/// The tensors are ready, and stay as they are until all_copied or aborted: read those that are mapped.
+/// The tensors are ready, and stay as they are until all_copied or aborted: read those that are mapped, now
+/// or, if this comes before the decision, with accept.
 struct read_mapped {
   std::uint64_t update = 0;
 };

@@ -66,6 +66,11 @@ void receiver_machine::impl::make_offer() {
   actions.emplace_back(receive_action::offer{current});
 }
 
+void receiver_machine::impl::turn_down() {
+  may_be_told = current.placement != 0 && !told_to_read;
+  finish_update();
+}
+
 void receiver_machine::impl::skip_buckets() {
   while (mapped && next_bucket < current.buckets && !needed_buckets[next_bucket]) ++next_bucket;
 }
@@ -288,6 +293,7 @@ void receiver_machine::accept_update(time_point now, acceptance how) {
   m.say(std::move(answer));
   m.go(impl::stage::loading);
   m.in_place = !how.by_hand;
+  if (m.mapped && m.told_to_read) m.actions.emplace_back(receive_action::read_mapped{m.current.update});
   m.check_all_copied();
 }
 
@@ -305,7 +311,7 @@ void receiver_machine::refuse_update(errc code, std::string text, time_point now
   if (m.at != impl::stage::offered) return;
   m.idle = {};
   m.say(refuse{m.current.update, static_cast<std::uint16_t>(code), one_line(text)});
-  m.finish_update();
+  m.turn_down();
 }
 
 void receiver_machine::not_now_update(std::chrono::milliseconds retry, std::string text, time_point now) {
@@ -315,7 +321,7 @@ void receiver_machine::not_now_update(std::chrono::milliseconds retry, std::stri
   auto const ms = std::clamp<std::int64_t>(retry.count(), 0, UINT32_MAX);
   m.idle = {};
   m.say(not_now{m.current.update, static_cast<std::uint32_t>(ms), one_line(text)});
-  m.finish_update();
+  m.turn_down();
 }
 
 void receiver_machine::loaded(std::uint64_t seq, time_point now) {

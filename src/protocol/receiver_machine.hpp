@@ -16,7 +16,8 @@
 //    place).
 //  - A receiver that maps the sender's tensors asks for the placement, and before it accepts for segments
 //  that
-//    it has not mapped; it reads when it is told to, once, and all_copied comes after that, too.
+//    it has not mapped; it reads when it has accepted and was told to (once; perhaps with the announcement),
+//    and all_copied comes after that, too.
 //  - Of an update with digests, all_copied is said when what is in place was compared with the sender's.
 //  - An abort from either side ends the update: the driver drains its copies, then `aborted` is said.
 //  - While the embedder or the copies work on an update, `alive` is said often enough for the sender's
@@ -90,7 +91,8 @@ struct take_part {
   segment_part what;
   bool last = false;
 };
-/// Read the mapped tensors; answer mapped_read when that was seen complete.
+/// Read the mapped tensors; answer mapped_read when that was seen complete. After accept_update, perhaps at
+/// once.
 struct read_mapped {
   std::uint64_t update = 0;
 };

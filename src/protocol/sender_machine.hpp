@@ -15,8 +15,10 @@
 //  one
 //    member of a group fails, is missing or refuses, every member gets abort_update (errc::group_incomplete).
 //  - A receiver that maps the sender's own tensors is told read_mapped when it has accepted, its group has
-//  decided, and the tensors are ready; from then until all_copied, `aborted` or its end the source is not
-//  free, and the update not over. It is published only the buckets that hold what is not mapped.
+//  decided, and the tensors are ready; or right after `begin`, for when it accepts, if the tensors are ready
+//  by then, it is in no group and nothing of the update needs a bucket. From then until all_copied,
+//  `aborted`, its word that it does not take part so, or its end the source is not free, and the update not
+//  over. It is published only the buckets that hold what is not mapped.
 //  - With digests a receiver is told digests_ready when it has accepted and the sender's were computed; only
 //  then may it say all_copied, with the digest that it found, and the source is not free before.
 //  - While a version is held, whoever lacks it is given it as soon as no update runs: by an update of its
@@ -98,7 +100,8 @@ struct update_facts {
     std::uint32_t parts = 0;
   };
   std::vector<segment> segments;
-  std::vector<bool> needed; ///< by bucket: receivers that map need it, too
+  std::vector<bool> needed;  ///< by bucket: receivers that map need it, too
+  bool source_ready = false; ///< the tensors are ready to be read: no await_source comes
 
   std::uint64_t digests = 0; ///< number of the table that takes the digests; 0 for none
 

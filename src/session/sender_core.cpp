@@ -584,7 +584,20 @@ void sender_core::place_tensors(send_operation& operation, update_facts& facts) 
   facts.placement = placement->id;
   facts.segments = placement->segments;
   facts.needed = placement->needed;
+  facts.source_ready = is_ready(operation);
   operation.placement = std::move(placement);
+}
+
+/// Whether the caller's stream or event has come so far, as it has as a rule: who has waited for its
+/// optimizer has nothing more on its stream. What can't be asked now is waited for, and fails there.
+bool sender_core::is_ready(send_operation& operation) noexcept {
+  auto const& when = operation.when;
+  if (when.type() == ready_after::kind::nothing) return true;
+  bool past = false;
+  try {
+    // What the caller named may be gone where the tensors are to be left alone.
+    return operation.read([&] { past = memory_->get(when.where())->is_past(when); }) && past;
+  } catch (...) { return false; }
 }
 
 // ---- what is held ----
@@ -1079,6 +1092,7 @@ void sender_core::welcome(wire::connection connection) {
     if (!self || !self->peers_.contains(id)) return;
     self->heed_left_alone();
     session::failpoint_heard<side::sender>(what);
+    self->look_out(what);
     self->machine_.received(id, what, clock::now());
     self->pump();
     self->settle();
@@ -1273,21 +1287,22 @@ stage_times sender_core::stages_of(peer_result const& result, send_operation con
   return times;
 }
 
-void sender_core::look_out(message const& said) {
+void sender_core::look_out(message const& what) {
   if (!current_ || !current_->set->where.is_cuda() || current_->report.bytes < session::worth_looking_out)
     return;
-  if (std::holds_alternative<protocol::begin>(said)) {
+  if (std::holds_alternative<protocol::begin>(what)) {
     lookout_->keep(session::answer_time);
-  } else if (std::holds_alternative<read_mapped>(said)) {
-    told_to_read_ = clock::now();
+  } else if (auto const* const decided = std::get_if<protocol::accept>(&what);
+             std::holds_alternative<read_mapped>(what) || (decided && decided->mapped != 0)) {
+    reading_since_ = clock::now();
     auto const placement = current_->placement ? current_->placement->id : 0;
     if (std::exchange(read_placement_, placement) != placement) reading_took_ = {};
     if (reading_took_ < session::answer_time)
       lookout_->keep(session::answer_time);
     else
       lookout_->keep_from(reading_took_ - session::answer_time / 2, 2 * session::answer_time);
-  } else if (std::holds_alternative<protocol::commit>(said)) {
-    if (current_->placement) reading_took_ = clock::now() - told_to_read_;
+  } else if (std::holds_alternative<protocol::commit>(what)) {
+    if (current_->placement) reading_took_ = clock::now() - reading_since_;
     lookout_->keep(session::answer_time);
   }
 }
@@ -1418,16 +1433,6 @@ void sender_core::act(send_action::relay& action) {
 void sender_core::act(send_action::await_source&) {
   auto const operation = current_;
   if (!operation) return;
-  if (operation->when.type() == ready_after::kind::nothing) {
-    // Not from here: the machine is in the middle of its actions.
-    return asio::post(strand_, [self = shared_from_this(), operation] {
-      if (self->current_ != operation) return;
-      failpoint<side::sender, "source_ready">();
-      self->machine_.source_ready(clock::now());
-      self->pump();
-      self->settle();
-    });
-  }
   session::copied what;
   what.whose = operation;
   what.what = session::copied::kind::source;
@@ -1437,20 +1442,15 @@ void sender_core::act(send_action::await_source&) {
 /// Reports `what` when the caller's stream or event has come so far.
 void sender_core::wait_at_gate(send_operation& operation, session::copied what) {
   try {
-    device const where = operation.when.where();
-    // What the caller named may be gone where the tensors are to be left alone; the delivery is about to be
-    // given up.
-    bool past_already = false;
-    if (!operation.read([&] { past_already = memory_->get(where)->is_past(operation.when); })) return;
-    if (past_already) {
-      // As a rule: who has waited for its optimizer has nothing more on its stream. Having the GPU tell us so
-      // would take until it turns to this process.
+    if (is_ready(operation)) {
+      // Having the GPU tell us so would take until it turns to this process.
       auto past = [weak = weak_from_this(), what = std::move(what)]() mutable {
         if (auto const self = weak.lock()) self->copied(false, what, {});
       };
       ++copies_in_flight_;
       return asio::post(strand_, std::move(past));
     }
+    device const where = operation.when.where();
     auto gate = gates_.find(where.ordinal());
     if (gate == gates_.end()) {
       auto made = make_stream(*memory_->get(where), where, false);

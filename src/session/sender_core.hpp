@@ -241,6 +241,7 @@ class sender_core : public std::enable_shared_from_this<sender_core> {
   std::shared_ptr<copy_stream> make_stream(memory::backend& of, device where, bool relays);
   /// Where the tensors lie, if they may be mapped; tells what is not there any more.
   void place_tensors(send_operation& operation, protocol::update_facts& facts);
+  bool is_ready(send_operation& operation) noexcept;
   void say_part(protocol::peer_id to, protocol::segment_part what, std::shared_ptr<unique_fd const> fd);
   // Digests: in sender_digests.cpp.
   template <class Ready>
@@ -261,8 +262,9 @@ class sender_core : public std::enable_shared_from_this<sender_core> {
   static void packing_starts(send_operation& operation);
   static void packing_stops(send_operation& operation, clock::time_point now);
   static stage_times stages_of(protocol::peer_result const& result, send_operation const& operation);
-  /// Whose answer is about to come, after this was said.
-  void look_out(protocol::message const& said);
+  /// After this was said or heard: for the answer that is due, or the end of the reading that has begun by
+  /// then.
+  void look_out(protocol::message const& what);
   /// A device that has failed once may work again.
   void replace_failed_streams();
   void give_up(std::error_code code, errc on_wire, std::string text);
@@ -323,7 +325,7 @@ class sender_core : public std::enable_shared_from_this<sender_core> {
   session::source_digests digests_;
   std::shared_ptr<session::digester> digester_; // null: without digests; as it was made by start()
   std::shared_ptr<session::lookout> lookout_;   // for answers in updates of CUDA tensors
-  std::chrono::steady_clock::time_point told_to_read_{};
+  std::chrono::steady_clock::time_point reading_since_{};
   std::chrono::steady_clock::duration reading_took_{}; // the last time, of this placement:
   std::uint64_t read_placement_ = 0;
   std::map<int, std::shared_ptr<copy_stream>> gates_; // by device: what waits for the caller's streams

@@ -58,6 +58,7 @@ struct bounds {
   std::uint8_t needed = 0;  ///< buckets that receivers which map need as well, a bit each
   std::uint8_t retires = 0; ///< so often the sender's memory lies elsewhere from now on
   bool only_mapped = false; ///< who can't map is refused
+  bool ready = false;       ///< the tensors of a placement are ready when an update begins
   /// The version that was sent last is held from some moment on, and perhaps until another. All updates are
   /// of the same size then.
   bool holds = false;

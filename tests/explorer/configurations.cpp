@@ -247,6 +247,26 @@ std::vector<bounds> configurations(effort how) {
     b.parts = 1;
     b.retires = 1;
     list.add(b, {-1, 0, 1});
+    b = make("a receiver that maps and is told to read at once, every fault", {mapper}, {2, 1},
+             every_fault());
+    b.prompt = false;
+    b.parts = 1;
+    b.retires = 1;
+    b.ready = true;
+    list.add(b, {1, 1, 2});
+    b.name = "a receiver that maps and is told to read at once, on the mapped route alone";
+    b.prompt = b.only_mapped = true;
+    list.add(b, {-1, 1, 3});
+    b = make("two receivers that map, one of them told to read at once, the other with its group",
+             {mapper, mapping_member}, {1, 1}, {refuse, kill, stop, receiver_cancels, sender_cancels});
+    b.parts = 1;
+    b.ready = true;
+    list.add(b, {0, 1, 2});
+    b = make("a receiver that maps and one that does not, tensors that are ready", {mapper, plain}, {2},
+             {kill, not_now, sender_cancels, import_fails, ring_fails, time_jumps});
+    b.parts = 1;
+    b.ready = true;
+    list.add(b, {0, 1, 2});
     b = make("receivers that may map and take buckets by hand", {mapper}, {2, 1}, every_fault());
     b.parts = 1;
     b.by_hand = true;
@@ -295,6 +315,9 @@ std::vector<bounds> configurations(effort how) {
     b.receivers = {mapping_latecomer};
     b.buckets = {1};
     b.parts = 1;
+    list.add(b, {0, 1, 2});
+    b.name = "a late receiver that is told to read at once, a version that is held";
+    b.ready = true;
     list.add(b, {0, 1, 2});
     b = make("a group of two and one more who may replace a member, a version that is held",
              {member, member, late_member}, {}, cuts);

@@ -150,7 +150,7 @@ void describe_machine(machine_of_receiver const& m, writer& w) {
     w.put(m.asked_segment);
     w.put(m.next_part << 4 | m.end_part);
   }
-  if (m.at == stage::idle) return;
+  if (m.at == stage::idle) return w.put(m.may_be_told);
   if (m.at == stage::draining) return w.put(m.at_drained);
   if (m.waits_for_sender()) w.age(std::max(m.heard, m.waiting_since));
   w.put(m.next_bucket);

@@ -94,6 +94,7 @@ void world::begin_update(bool held) {
     facts.segments = {{segment_, of_->parts}};
     facts.needed = needed_of(begun_);
     facts.only_mapped = of_->only_mapped;
+    facts.source_ready = side.source_ready = of_->ready;
   }
   if (of_->digests) {
     if (side.table_of != buckets_of(begun_) + 1) ++side.table; // other layouts have other tables
@@ -266,12 +267,17 @@ void world::act(send_action::say& a) {
   }
   if (std::holds_alternative<protocol::read_mapped>(a.what)) {
     auto& side = sender_.change();
-    check((side.mapping & bit(i)) != 0 && (side.to_read & bit(i)) == 0,
-          "read_mapped is said once, to who has accepted as one that maps");
+    check((side.to_read & bit(i)) == 0, "read_mapped is said once");
+    bool const at_once = (side.accepted & bit(i)) == 0;
+    if (at_once)
+      check(needed_bits(side.update) == 0 && !of_->receivers[i].grouped,
+            "read_mapped is said with the announcement to who waits for nothing else");
+    else
+      check((side.mapping & bit(i)) != 0, "else to who has accepted as one that maps");
     check(side.source_ready && !side.source_free && !side.drain_asked,
           "read_mapped is said when the tensors are ready, and before they are free");
     for (std::size_t j = 0; j < receivers_.size(); ++j)
-      check((side.present & bit(j)) == 0 || !same_group(i, j) ||
+      check((side.present & bit(j)) == 0 || !same_group(i, j) || (i == j && at_once) ||
                 ((side.accepted & bit(j)) != 0 && (side.lost & bit(j)) == 0),
             "read_mapped is said to a group when all its members take part");
     side.to_read |= bit(i);

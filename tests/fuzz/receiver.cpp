@@ -511,8 +511,9 @@ class game {
     if (a.last) parts_end_ = 0;
   }
   void act(receive_action::read_mapped& a) {
-    promise(a.update == update_ && mapped_source_ && !draining_ && !std::exchange(told_to_read_, true),
-            "the tensors are read once");
+    promise(a.update == update_ && accepted_ && mapped_source_ && !draining_ &&
+                !std::exchange(told_to_read_, true),
+            "the tensors are read once, by who has accepted so");
     reads_source_ = true;
   }
   void act(receive_action::take_digest_table& a) {

@@ -377,6 +377,7 @@ class game {
       facts_.placement = first_segment_;
       facts_.only_mapped = where % 8 == 7;
       if (where % 4 == 2) facts_.note = "some are elsewhere";
+      facts_.source_ready = (where & 1) != 0;
       next_segment_ = first_segment_ + 2;
       facts_.segments = {{first_segment_, 1}, {first_segment_ + 1, 40}};
       for (std::size_t b = 0; b < facts_.bucket_bytes.size(); ++b)
@@ -400,7 +401,8 @@ class game {
     bucket_of_.clear();
     ready_seqs_.clear();
     unmapped_only_.clear();
-    drain_said_ = source_free_ = source_asked_ = source_ready_ = false;
+    drain_said_ = source_free_ = false;
+    source_asked_ = source_ready_ = facts_.source_ready;
     digest_asked_ = digested_ = false;
     streaming_ = false;
     next_packed_ = 0;
@@ -565,6 +567,7 @@ class game {
       if (a->update == update_ && p.begun && !p.decided && !p.stopped) {
         p.accepted = p.decided = true;
         p.mapped = a->mapped == 1;
+        if (!p.mapped) does_not_read(p);
         skip(p);
       }
     } else if (auto const* want = std::get_if<need_segment>(&m)) {
@@ -572,9 +575,9 @@ class game {
     } else if (auto const* done = std::get_if<unmapped>(&m)) {
       for (auto const segment : done->segments) p.unmapping.erase(segment);
     } else if (auto const* no = std::get_if<refuse>(&m)) {
-      if (no->update == update_) p.decided = true;
+      if (no->update == update_) turned_down(p);
     } else if (auto const* later = std::get_if<not_now>(&m)) {
-      if (later->update == update_) p.decided = true;
+      if (later->update == update_) turned_down(p);
     } else if (auto const* back = std::get_if<released>(&m)) {
       auto const had = std::erase_if(p.holds, [&](hold const& h) { return h.seq == back->seq; });
       if (had != 0 && back->update == update_) ++p.released;
@@ -588,10 +591,12 @@ class game {
       p.unanswered = 0;
     } else if (auto const* ab = std::get_if<abort_update>(&m)) {
       if (ab->update == p.update) {
-        if (!p.owes) p.owes_at = now_;
-        p.owes = true;
-        if (ab->update == update_)
-          p.decided = true; // and not one that it still owes for, while the next has begun
+        bool const owed = std::exchange(p.owes, true);
+        if (!owed) p.owes_at = now_;
+        if (ab->update == update_) { // and not one that it still owes for, while the next has begun
+          p.decided = true;
+          if (!owed && !p.accepted) does_not_read(p);
+        }
       }
       p.unanswered = 0;
     } else if (auto const* over = std::get_if<aborted>(&m)) {
@@ -601,6 +606,13 @@ class game {
       }
     }
     machine_.received(id, m, now_);
+  }
+
+  /// Of one that was told to read before it had accepted.
+  static void does_not_read(peer& p) { p.told = p.reads = false; }
+  void turned_down(peer& p) {
+    if (p.begun && !p.accepted && !p.stopped && !p.owes) does_not_read(p);
+    p.decided = true;
   }
 
   /// Over buckets that a receiver which maps is not published.
@@ -700,8 +712,12 @@ class game {
             "a placement for who asked, before its decision");
   }
   void said(peer& p, read_mapped const& m) {
-    promise(m.update == update_ && p.accepted && p.mapped && !p.stopped && !p.owes && !p.told,
-            "read_mapped once, to who has accepted so");
+    promise(m.update == update_ && p.begun && !p.stopped && !p.owes && !p.told, "read_mapped once");
+    bool const at_once = !p.accepted;
+    bool const needs_buckets =
+        std::find(facts_.needed.begin(), facts_.needed.end(), true) != facts_.needed.end();
+    promise(at_once ? !p.decided && p.group.empty() && !needs_buckets : p.mapped,
+            "to who has accepted so, or with the announcement to who waits for nothing else");
     promise(source_ready_ && !source_free_ && !drain_said_, "while the tensors are ready");
     if (!p.group.empty())
       for (auto const& [id, other] : peers_)

@@ -192,12 +192,12 @@ static std::string keep_mapping(std::string const& path) {
     me.say(honest_hello());
     me.expect<protocol::welcome>();
     auto const b = me.expect<protocol::begin>();
+    me.expect<protocol::read_mapped>(); // the tensors are ready already
     me.say(protocol::need_segment{b.update, 1, 0});
     me.expect<protocol::segment_part>();
     protocol::accept yes(b.update);
     yes.mapped = 1;
     me.say(yes);
-    me.expect<protocol::read_mapped>();
     me.say(protocol::all_copied{b.update});
     me.expect<protocol::commit>();
     me.say(protocol::committed{b.update});

@@ -301,6 +301,8 @@ constexpr sender_lie lies[] = {
      broken, "abort_update for update 1, the newest is 0"},
     {"an update with the number 0", step::welcomed, [](liar& me) { me.say(honest_begin(0)); }, broken,
      "begin for update 0 after update 0"},
+    {"read what is in no segment", step::begun, [](liar& me) { me.say(read_mapped{me.update}); }, broken,
+     "read_mapped for update 1 twice, or when it can't be"},
     {"begin twice", step::begun, [](liar& me) { me.say(honest_begin(2)); }, broken,
      "begin for update 2 while update 1 runs"},
     {"a bucket before the manifest", step::asked, [](liar& me) { publish(me, 0, 0, as_it_is); }, broken,
@@ -573,8 +575,12 @@ constexpr sender_lie lies[] = {
      "an impossible number of parts"},
     {"a part before the placement", step::placing,
      [](liar& me) { send_part(me, memory_file(lie_segment_bytes), as_it_is); }, broken, "which was not asked for"},
-    {"read, before it accepts", step::placing, [](liar& me) { me.say(read_mapped{me.update}); }, broken,
-     "read_mapped for update 1 twice, or without being asked to"},
+    {"read, and read, before it accepts", step::placing,
+     [](liar& me) {
+       me.say(read_mapped{me.update});
+       me.say(read_mapped{me.update});
+     },
+     broken, "read_mapped for update 1 twice"},
     {"a segment in two parts that the host has none of", step::placing,
      [](liar& me) {
        send_placement(me, [](placement& p) { p.segments[0].parts = 2; });

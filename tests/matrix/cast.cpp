@@ -24,6 +24,7 @@
 #include "support/scripted_backend.hpp"
 #include "support/thread_sanitizer.hpp"
 #include "support/weights.hpp"
+#include "training_stream.hpp"
 
 namespace ropeway::matrix {
 namespace {
@@ -155,25 +156,44 @@ class mappable_memory final : public memory_kind {
   shared_memory block_ = shared_memory::make(std::uint64_t(64) << 10);
 };
 
+/// A stream of a scripted device that never is where it should be when it is asked, and is when it is waited
+/// for.
+class scripted_training final : public training_stream {
+ public:
+  explicit scripted_training(std::shared_ptr<script> when) : when_(std::move(when)) {}
+  ready_after step() override {
+    auto* const stream = reinterpret_cast<CUstream_st*>(this);
+    when_->signal(stream);
+    return after(stream, device::cuda(0));
+  }
+
+ private:
+  std::shared_ptr<script> when_;
+};
+
 /// What a process has at its disposal.
 struct means {
   std::shared_ptr<memory::backends> devices;
   std::shared_ptr<memory_kind> memory;
+  std::shared_ptr<training_stream> training;
 };
 
 /// `home`: what the process keeps. Of a device that is all that a part needs; host memory is made for each.
 means means_of(part const& which, means const& home) {
   using trouble = scenario::trouble;
   if (which.at().is_cuda()) return home;
-  means result{memory::system_backends(), host_memory()};
+  means result{memory::system_backends(), host_memory(), nullptr};
   auto const scripted = [&](int cuda_count) {
-    auto all = std::make_shared<scripted_devices>(std::make_shared<script>(), cuda_count);
+    auto const when = std::make_shared<script>();
+    auto all = std::make_shared<scripted_devices>(when, cuda_count);
     result.devices = all;
+    if (cuda_count != 0) result.training = std::make_shared<scripted_training>(when);
     return all;
   };
   auto const has = which.first_life() ? which.what->has : trouble::none;
   if (which.is_sender() && which.what->lies != scenario::memory::own)
     result.memory = std::make_shared<mappable_memory>();
+  if (which.is_sender() && which.what->sends == scenario::sending::on_a_stream) scripted(1);
   if (which.is_sender() && has == trouble::ring_fails)
     scripted(0)->fail(scripted_devices::call::make_region, errc::out_of_memory);
   if (which.is_sender() && has == trouble::relays) {
@@ -238,17 +258,20 @@ std::vector<tensor_view> every_second(model const& even, model const& odd) {
   return views;
 }
 
-awaitable<std::string> send(sender& to, part const& which, model const& whole, std::uint64_t version) {
-  bool const plainly = version != 1 || which.what->sends == scenario::sending::plain;
+awaitable<std::string> send(sender& to, part const& which, means const& has, model const& whole,
+                            std::uint64_t version) {
+  using sending = scenario::sending;
+  auto const how = version == 1 ? which.what->sends : sending::plain;
   attempt<send_report> sent;
-  if (plainly) {
+  if (how == sending::plain || how == sending::on_a_stream) {
     model const elsewhere(host_memory(), specs(), version);
     auto views = whole.views();
     if (which.what->lies == scenario::memory::partly) views = every_second(whole, elsewhere);
     // Whoever lacks it is about to be given it, and the send goes first.
     held_version held;
     if (which.what->holds && version == 1) held = to.hold(version, views);
-    sent = co_await try_to(to.send_weights(version, views));
+    auto const when = how == sending::on_a_stream ? has.training->step() : ready_after();
+    sent = co_await try_to(to.send_weights(version, views, when));
   } else {
     hesitant_source source(whole, which);
     sent = co_await try_to(to.send_weights(version, source));
@@ -300,7 +323,7 @@ awaitable<std::string> play_sender(std::shared_ptr<words> line, part which, mean
       whole.fill(version);
       if (!std::exchange(shared, true))
         for (auto const& block : has.memory->shared()) to->share(block);
-      answer = co_await send(*to, which, whole, version);
+      answer = co_await send(*to, which, has, whole, version);
     } else if (heard == "release") {
       auto const released = co_await try_to(to->release_memory());
       shared = false;
@@ -552,6 +575,7 @@ awaitable<void> play_parts(std::shared_ptr<words> line, device at, places where,
   if (at.is_cuda()) {
     home.devices = counted_devices();
     home.memory = device_memory(home.devices->get(at));
+    home.training = training_on(at);
   }
   // A loop has locks that its strands share, each made for the first strand that draws it.
   auto const executor = co_await asio::this_coro::executor;

@@ -130,6 +130,8 @@ std::vector<scenario> const& scenarios() {
     add("ring fails").has = s::trouble::ring_fails;
     add("relayed").has = s::trouble::relays;
     add("mapped").lies = s::memory::shared;
+    auto& streamed = add("mapped, on a stream");
+    streamed.lies = s::memory::shared, streamed.sends = s::sending::on_a_stream;
     add("partly mapped").lies = s::memory::partly;
     add("digests").digests = true;
     add("held").holds = true;

@@ -16,7 +16,7 @@ inline constexpr std::uint32_t the_sender = 0, first_receiver = 1, odd_one = 2, 
 /// How the first update goes when nothing befalls anybody. The second is always a plain one.
 struct scenario {
   std::string_view name;
-  enum class sending { plain, source_fails, source_is_slow } sends = sending::plain;
+  enum class sending { plain, on_a_stream, source_fails, source_is_slow } sends = sending::plain;
   /// What one receiver does, the odd one, while the others load; `by_hand`: all take it bucket by bucket.
   enum class taking { load, by_hand, refuse, not_now, give_up } odd_takes = taking::load;
   /// What the system refuses one of them; `relays`: the sender's tensors lie on a (scripted) device that

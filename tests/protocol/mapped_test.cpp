@@ -131,6 +131,113 @@ TEST_CASE("members of a group read only when all have decided") {
   }
 }
 
+TEST_CASE("who reads alone is told to with the announcement, if the tensors are ready by then") {
+  mapping_bench b;
+  b.mapped.source_ready = true;
+  b.greet(1, {"", 0, true});
+  b.start();
+  CHECK(b.done() == lines(to(1, b.begin_of_mapped()), to(1, read_mapped{1})));
+  SUBCASE("and is done when it says so, whether it was quick or not") {
+    b.from(1, b.accept_mapped());
+    CHECK(b.done().empty());
+    b.from(1, all_copied{1});
+    CHECK(b.done() == lines(to(1, protocol::commit{1}), "source free"));
+    b.from(1, committed{1});
+    CHECK(b.done() == lines("finished (0) [1 committed (0)  mapped ring 1]"));
+  }
+  SUBCASE("but has everything only after it has accepted") {
+    b.from(1, all_copied{1});
+    CHECK(b.done().find("drop 1") != std::string::npos);
+  }
+  SUBCASE("and holds nothing up when it refuses") {
+    b.from(1, refuse{1, code(errc::peer_refused), "asleep"});
+    CHECK(b.done() ==
+          lines("source free",
+                "finished (0) [1 refused (" + std::to_string(code(errc::peer_refused)) + ") asleep ring 1]"));
+  }
+  SUBCASE("or puts it off") {
+    b.from(1, not_now{1, 5, "busy"});
+    CHECK(b.done().find("finished (0) [1 skipped") != std::string::npos);
+  }
+  SUBCASE("or gives it up before it has begun") {
+    b.from(1, abort_update{1, code(errc::loader_failed), "no"});
+    CHECK(b.done() == lines("source free", "finished (0) [1 failed (32) no ring 1]"));
+  }
+  SUBCASE("or takes the ring after all") {
+    b.from(1, b.accept_staged(errc::not_reachable, "no peer access"));
+    CHECK(b.done() == lines("make ring 1"));
+    b.machine.ring_ready(1, b.now);
+    b.from(1, ring_mapped{1});
+    b.machine.packed(1, b.now);
+    b.machine.packed(2, b.now);
+    CHECK(b.done().find("source free") != std::string::npos);
+  }
+  SUBCASE("and may read already when the sender gives up, until it says otherwise") {
+    b.machine.give_up(errc::source_failed, "why", b.now);
+    b.machine.take();
+    b.machine.drained(b.now);
+    CHECK(b.done().empty());
+    SUBCASE("in a word") { b.from(1, aborted{1}); }
+    SUBCASE("after its decision, which crossed") {
+      b.from(1, b.accept_mapped());
+      CHECK(b.done().empty());
+      b.from(1, aborted{1});
+    }
+    SUBCASE("or goes") { b.machine.gone(1, errc::peer_gone, "killed", b.now); }
+    SUBCASE("or is silent") { b.pass(11s); }
+    CHECK(b.done().find("source free\nfinished") != std::string::npos);
+  }
+  SUBCASE("also when it does not decide in time") {
+    for (int i = 0; i < 20; ++i) {
+      b.pass(500ms);
+      b.from(1, alive{1});
+    }
+    auto const said = b.done();
+    CHECK(said.find("it did not decide about update 1") != std::string::npos);
+    CHECK(said.find("source free") == std::string::npos);
+    b.from(1, aborted{1});
+    CHECK(b.done().find("source free\nfinished") != std::string::npos);
+  }
+}
+
+TEST_CASE("nobody is told to read with the announcement who needs more than the tensors") {
+  mapping_bench b(2);
+  b.mapped.source_ready = true;
+  auto const told_at_once = [&] { return b.done().find("read_mapped") != std::string::npos; };
+  SUBCASE("a member of a group") {
+    b.greet(1, {"tp", 2, true});
+    b.greet(2, {"tp", 2, true});
+    b.start();
+    CHECK_FALSE(told_at_once());
+    b.from(1, b.accept_mapped());
+    CHECK_FALSE(told_at_once());
+    b.from(2, b.accept_mapped());
+    CHECK(b.done() == lines(to(1, read_mapped{1}), to(2, read_mapped{1}))); // and nothing is waited for
+  }
+  SUBCASE("where a bucket is needed, too") {
+    b.mapped.needed = {true, false};
+    b.greet(1, {"", 0, true});
+    b.start();
+    CHECK_FALSE(told_at_once());
+  }
+  SUBCASE("who did not map last time") {
+    b.greet(1, {"", 0, true});
+    b.start();
+    b.from(1, b.accept_staged());
+    b.machine.ring_ready(1, b.now);
+    b.from(1, ring_mapped{1});
+    for (std::uint64_t seq : {1u, 2u}) b.machine.packed(seq, b.now);
+    for (std::uint64_t seq : {1u, 2u}) b.from(1, released{1, seq});
+    b.from(1, all_copied{1});
+    b.from(1, committed{1});
+    b.machine.take();
+    b.start();
+    CHECK_FALSE(told_at_once());
+    b.from(1, b.accept_mapped());
+    CHECK(told_at_once());
+  }
+}
+
 TEST_CASE("one receiver maps, another does not: buckets go to that one only, through a ring made for it") {
   mapping_bench b(2);
   b.greet(1, {"", 0, true});
@@ -569,6 +676,76 @@ TEST_CASE("a receiver that can't map says why, and takes all buckets") {
   CHECK(b.done() == lines(say(said)));
   b.hears(b.published_of(1, 1, 0, 0));
   CHECK(b.done() == lines("bucket 0 of 1 seq 1 ring 0 slot 0 bytes 100"));
+  b.hears(read_mapped{1}); // the sender had not heard of that
+  CHECK(b.done().empty());
+  b.hears(read_mapped{1});
+  CHECK(b.done().find("closed") != std::string::npos);
+}
+
+TEST_CASE("a receiver that is told to read before it has decided does so when it accepts") {
+  enum class moment : std::uint8_t { announced, asking, offered };
+  for (auto const told : {moment::announced, moment::asking, moment::offered}) {
+    CAPTURE(static_cast<int>(told));
+    mapping_receiver b;
+    auto const if_now = [&](moment now) {
+      if (now == told) b.hears(read_mapped{1});
+    };
+    if_now(moment::announced);
+    b.machine.placement_unknown(b.now);
+    if_now(moment::asking);
+    b.hears(placement_follows{1, 300});
+    b.machine.placement_known({false, false}, b.now);
+    if_now(moment::offered);
+    auto const before = b.done();
+    CHECK(before.find("offer 1") != std::string::npos);
+    CHECK(before.find("read mapped") == std::string::npos);
+    b.accept_mapped();
+    CHECK(b.done() == lines(say(said_mapped(1)), "read mapped 1"));
+    b.machine.mapped_read(b.now);
+    CHECK(b.done() == lines(say(all_copied{1})));
+  }
+}
+
+TEST_CASE("a receiver that is told to read and decides otherwise reads nothing") {
+  mapping_receiver b;
+  b.machine.placement_known({false, false}, b.now);
+  bool told_before = false;
+  SUBCASE("told before it decides") { told_before = true; }
+  SUBCASE("told when it has, which crossed") {}
+  if (told_before) b.hears(read_mapped{1});
+  b.machine.take();
+  SUBCASE("refused") {
+    b.machine.refuse_update(errc::loader_failed, "no", b.now);
+    CHECK(b.done() == lines(say(refuse{1, code(errc::loader_failed), "no"})));
+  }
+  SUBCASE("put off") {
+    b.machine.not_now_update(5ms, "later", b.now);
+    CHECK(b.done() == lines(say(not_now{1, 5, "later"})));
+  }
+  SUBCASE("given up") {
+    b.machine.give_up(errc::loader_failed, "no", b.now);
+    b.machine.drained(b.now);
+    CHECK(b.done().find("read mapped") == std::string::npos);
+  }
+  SUBCASE("by the ring") {
+    b.machine.accept_update(b.now, {});
+    CHECK(b.done() == lines(say(accept(1))));
+  }
+  if (!told_before) b.hears(read_mapped{1});
+  CHECK(b.done().empty());
+}
+
+TEST_CASE("word to read an update that was turned down comes once") {
+  mapping_receiver b;
+  b.machine.placement_known({false, false}, b.now);
+  b.machine.refuse_update(errc::loader_failed, "no", b.now);
+  b.machine.take();
+  SUBCASE("for this one") {
+    b.hears(read_mapped{1});
+    CHECK(b.done().empty());
+  }
+  SUBCASE("and not when the next has begun") { b.announce(2); }
+  b.machine.take();
   b.hears(read_mapped{1});
   CHECK(b.done().find("closed") != std::string::npos);
 }
@@ -648,11 +825,11 @@ TEST_CASE("what a sender says of mapped memory at the wrong moment ends the sess
     CHECK_MESSAGE(show(other.take()).find("closed") != std::string::npos, print(what));
   };
   mapping_receiver b;
+  broken(b, read_mapped{2});
   broken(b, placement_follows{1, 300}); // not asked for
   b.machine.placement_unknown(b.now);
   broken(b, placement_follows{1, 0});
   broken(b, placement_follows{1, 5001});
-  broken(b, read_mapped{1});
   b.hears(placement_follows{1, 300});
   broken(b, placement_follows{1, 300});
   b.machine.placement_known({false, false}, b.now);
@@ -664,12 +841,18 @@ TEST_CASE("what a sender says of mapped memory at the wrong moment ends the sess
   b.hears(segment_part{1, 6, 0, 2, 10, {}, 0, {}});
   b.hears(segment_part{1, 6, 1, 2, 10, {}, 0, {}});
   broken(b, segment_part{1, 6, 2, 2, 10, {}, 0, {}});
-  broken(b, read_mapped{1});
   b.accept_mapped();
   broken(b, protocol::commit{1});
   b.hears(read_mapped{1});
   broken(b, read_mapped{1});
   broken(b, protocol::commit{1});
+  b.machine.mapped_read(b.now);
+  broken(b, read_mapped{1});
+  receiver_bench unplaced;
+  unplaced.greet();
+  unplaced.hears(unplaced.begin_of(1, 1));
+  unplaced.hears(read_mapped{1});
+  CHECK(unplaced.done().find("closed") != std::string::npos);
 }
 
 TEST_CASE("unmap is the driver's, at any time, and not without end") {

@@ -1,6 +1,7 @@
 // What the sender says. Nothing of it is believed: what does not fit ends the session.
 #include <algorithm>
 #include <limits>
+#include <utility>
 
 #include "protocol/codec.hpp"
 #include "protocol/receiver/state.hpp"
@@ -90,7 +91,7 @@ void receiver_machine::impl::on(begin const& m) {
   if (life != session::open) return;
   current = m;
   last_update = m.update;
-  said_aborted = gave_up = false;
+  said_aborted = gave_up = may_be_told = false;
   bucket_bytes.clear();
   needed_buckets.clear();
   placed = mapped = told_to_read = read = false;
@@ -144,13 +145,15 @@ void receiver_machine::impl::on(segment_part const& m) {
 }
 
 void receiver_machine::impl::on(read_mapped const& m) {
+  if (m.update == last_update && std::exchange(may_be_told, false)) return;
   if (!is_current(m.update, m)) return;
-  if (at != stage::loading || !mapped || told_to_read)
+  // It may come before the decision, which another route may win.
+  if (current.placement == 0 || at > stage::loading || std::exchange(told_to_read, true))
     return violated(
-        words("the sender said read_mapped for update ", m.update, " twice, or without being asked to"));
+        words("the sender said read_mapped for update ", m.update, " twice, or when it can't be"));
+  if (at != stage::loading) return;
   idle = {};
-  told_to_read = true;
-  actions.emplace_back(receive_action::read_mapped{m.update});
+  if (mapped) actions.emplace_back(receive_action::read_mapped{m.update});
 }
 
 void receiver_machine::impl::on(digest_table const& m) {

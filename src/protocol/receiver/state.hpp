@@ -51,8 +51,9 @@ struct receiver_machine::impl {
   std::vector<std::uint64_t> bucket_bytes;
   std::vector<bool> needed_buckets;        ///< of one that maps
   bool placed = false, mapped = false;     ///< the placement is known; it reads the sender's tensors
-  bool told_to_read = false, read = false; ///< the mapped tensors
-  std::uint64_t table = 0;                 ///< of digests, that was given last
+  bool told_to_read = false, read = false; ///< the mapped tensors; told, also before it has accepted
+  bool may_be_told = false; ///< last_update was turned down, and word that it may be read may be on its way
+  std::uint64_t table = 0;  ///< of digests, that was given last
   bool digests_ready = false, comparing = false, compared = false; ///< the digests of this update
   bytes16 digest{};                                                ///< as it was found
   std::uint64_t asked_segment = 0;                                 ///< and its parts [next_part, end_part)
@@ -113,6 +114,8 @@ struct receiver_machine::impl {
   void finish_update();
   void check_all_copied();
   void make_offer();
+  /// The embedder does not want the update.
+  void turn_down();
   /// Over buckets that it is not published.
   void skip_buckets();
   void end(errc code, std::string const& text);

@@ -130,6 +130,7 @@ void sender_machine::impl::on(peer_id id, peer& p, accept const& m) {
   part->result.mapped = m.mapped == 1;
   p.maps_not = m.mapped == 0;
   if (m.mapped == 1) return;
+  does_not_read(*part);
   add_route_reason(*part, m.code == 0
                               ? "it takes the update through the ring by its own choice"
                               : "through the ring, because it can't map the tensors: " + one_line(m.text));
@@ -143,6 +144,7 @@ void sender_machine::impl::on(peer_id id, peer& p, refuse const& m) {
   if (!part) return;
   if (part->at != stage::deciding || part->accepted)
     return violated(id, words("refuse for update ", m.update, ", which it has accepted already"));
+  does_not_read(*part);
   conclude(*part, outcome::refused, m.code, m.text);
   // Also what is held, if that was just sent: one answer is enough.
   if (held && held->version == running->facts.version) put_off_held(p, outcome::refused);
@@ -153,6 +155,7 @@ void sender_machine::impl::on(peer_id id, peer& p, not_now const& m) {
   if (!part) return;
   if (part->at != stage::deciding || part->accepted)
     return violated(id, words("not_now for update ", m.update, ", which it has accepted already"));
+  does_not_read(*part);
   conclude(*part, outcome::skipped, static_cast<std::uint16_t>(errc::peer_refused),
            words("not now, again in ", m.retry_ms, " ms: ", m.text));
   if (held) p.not_before = now + std::max(std::chrono::milliseconds(m.retry_ms), shortest_pause);
@@ -233,6 +236,7 @@ void sender_machine::impl::on(peer_id id, peer& p, abort_update const& m) {
   if (p.owes != debt::commit_answer || p.owes_for != m.update) {
     participant* part = current(id, p, m.update, m);
     if (!part) return;
+    if (!part->accepted) does_not_read(*part);
     conclude(*part, outcome::failed, m.code, m.text);
   }
   p.owes = debt::aborted;

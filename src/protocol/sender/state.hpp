@@ -82,10 +82,10 @@ struct sender_machine::impl {
     std::string group;
     bool accepted = false, asked_manifest = false, asked_placement = false;
     bool may_map = false; ///< until it has accepted: it may read the sender's tensors
-    bool reads = false;   ///< it was told to, and has not said that it is done
+    bool reads = false;   ///< it was told to, and has not said that it is done or never began
     /// Of each segment that it asked for: the first part behind all that it asked for.
     std::map<std::uint64_t, std::uint32_t> asked_parts;
-    bool was_told = false;                     ///< to read
+    bool was_told = false;                     ///< to read; when it accepts, if it has not
     bool has_digests = false;                  ///< it was told that they are ready
     std::uint32_t published = 0, released = 0; ///< counts of buckets
     time_point since{};                        ///< when this stage's limit began to run
@@ -233,6 +233,11 @@ struct sender_machine::impl {
   std::uint32_t expected(participant const& p) const noexcept;
   bool group_decided(std::string const& group) const;
   void tell_to_read();
+  /// Whether it may be told together with the update.
+  bool can_read_at_once(participant const& p) const;
+  void say_read(participant& p);
+  /// It was told to read before it accepted, and will not.
+  static void does_not_read(participant& p);
   void tell_digests();
   void digested(bytes16 const& whole);
   /// Nobody reads the trainer's tensors any more, nor will.

@@ -20,6 +20,7 @@ std::uint64_t sender_machine::impl::begin_update(update_facts facts) {
   u.facts = std::move(facts);
   u.began = now;
   u.needed = static_cast<std::uint32_t>(std::count(u.facts.needed.begin(), u.facts.needed.end(), true));
+  u.source_asked = u.source_ready = u.facts.source_ready;
   if (held) held->asked = false;
   for (auto& [id, who] : peers) {
     if (!who.greeted || (u.facts.held && !(held && can_be_given_held(who)))) continue;
@@ -122,6 +123,7 @@ void sender_machine::impl::say_begin(participant& p) {
   say(p.result.peer, b);
   p.at = stage::deciding;
   p.since = now;
+  if (can_read_at_once(p)) say_read(p);
 }
 
 sender_machine::impl::participant* sender_machine::impl::taking_part(peer_id id) {
@@ -218,10 +220,23 @@ void sender_machine::impl::tell_to_read() {
     u.source_asked = true;
     if (!u.source_ready) return;
     if (!p.group.empty() && !group_decided(p.group)) continue;
-    p.was_told = p.reads = true;
-    say(p.result.peer, read_mapped{u.id});
+    say_read(p);
   }
 }
+
+bool sender_machine::impl::can_read_at_once(participant const& p) const {
+  // Which saves the turn from accept to read_mapped. Members of a group must not begin before all have
+  // decided, and who needs a bucket as well is waited for all the same.
+  return running->source_ready && p.may_map && p.group.empty() && running->needed == 0 &&
+         !peers.at(p.result.peer).maps_not;
+}
+
+void sender_machine::impl::say_read(participant& p) {
+  p.was_told = p.reads = true;
+  say(p.result.peer, read_mapped{running->id});
+}
+
+void sender_machine::impl::does_not_read(participant& p) { p.was_told = p.reads = false; }
 
 void sender_machine::impl::tell_digests() {
   update& u = *running;
@@ -250,7 +265,7 @@ bool sender_machine::impl::source_is_free() const {
   update const& u = *running;
   if (u.packed != u.buckets() || (u.facts.digests != 0 && !u.digest)) return false;
   return std::none_of(u.participants.begin(), u.participants.end(), [&](auto const& p) {
-    // Who has not decided yet may still map; who was told to read and aborted may still read.
+    // Who has not decided yet may still map; who was told to read and was aborted may still read.
     return p.reads || (p.at <= stage::deciding && p.may_map) || (p.at == stage::loading && p.result.mapped);
   });
 }
