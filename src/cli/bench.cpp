@@ -8,6 +8,7 @@
 #include "cli/commands.hpp"
 #include "cli/exit_code.hpp"
 #include "cli/mapping.hpp"
+#include "cli/progress.hpp"
 #include "cli/quantity.hpp"
 #include "cli/report_json.hpp"
 #include "cli/table.hpp"
@@ -115,8 +116,14 @@ void check_memory(bench_arguments const& arguments) {
 
 /// Times all routes from one place to another: the one that is taken unasked, and the slower ones that are
 /// there beside it.
-void time_all(bench_arguments const& arguments, device from, device to, std::vector<measured>& all) {
+void time_all(bench_arguments const& arguments, device from, device to, progress& shown,
+              std::vector<measured>& all) {
   auto const time = [&](route_choice asked, bool shared = false) {
+    auto const way = asked == route_choice::automatic ? "" : ", " + std::string(name(asked));
+    auto const title = to_string(from) + " to " + to_string(to) + way;
+    auto const bytes_of_all = arguments.bytes * (arguments.repeats + std::uint64_t(1));
+    auto const show = [&](std::uint64_t done) { shown.bar(title, done * arguments.bytes, bytes_of_all); };
+    show(0);
     trial what;
     what.from = from;
     what.to = to;
@@ -126,6 +133,7 @@ void time_all(bench_arguments const& arguments, device from, device to, std::vec
     what.repeats = arguments.repeats;
     what.route = asked;
     what.shared = shared;
+    what.sent = show;
     return try_out(what);
   };
   all.push_back({from, to, route_choice::automatic, time(route_choice::automatic)});
@@ -151,8 +159,9 @@ int bench(bench_arguments const& arguments) {
   auto const run = [&] {
     check_memory(arguments);
     auto const where = places(memory::system_backends()->cuda_devices());
+    progress shown(false);
     for (auto const from : where)
-      for (auto const to : where) time_all(arguments, from, to, all);
+      for (auto const to : where) time_all(arguments, from, to, shown, all);
     copy = one_memcpy(arguments.bytes, arguments.repeats);
     return 0;
   };

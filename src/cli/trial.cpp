@@ -113,6 +113,7 @@ awaitable<void> send_all(trial const& what, sender& from, weights const& held, t
     result.way = report.receivers.front().way;
     result.why = report.receivers.front().route_reason;
     if (version > 1) result.times.push_back(report.total);
+    what.sent(version);
   }
 }
 

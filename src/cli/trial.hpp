@@ -2,6 +2,7 @@
 // Apache-2.0.
 #pragma once
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -19,6 +20,8 @@ struct trial {
   bool shared = false;                    ///< weights on the host lie where receivers can map them
   std::string program = "/proc/self/exe"; ///< that is started as `receive`
   std::uint32_t repeats = 1;              ///< after one that makes and maps what is made once
+  /// Told of every send that is done: how many by now, that first one included.
+  std::function<void(std::uint64_t done)> sent = [](std::uint64_t) {};
 };
 
 struct trial_result {

@@ -46,7 +46,7 @@ std::vector<std::string> ended::complaints() const {
   return lines;
 }
 
-program::program(std::vector<std::string> const& arguments, int terminal)
+program::program(std::vector<std::string> const& arguments, int terminal, int stream)
     : out_(memory_for("out")), err_(memory_for("err")) {
   char const* const path = std::getenv("ROPEWAY_PROGRAM");
   if (!path) throw std::runtime_error("ROPEWAY_PROGRAM does not say where the program is");
@@ -58,8 +58,9 @@ program::program(std::vector<std::string> const& arguments, int terminal)
   posix_spawn_file_actions_t actions;
   posix_spawn_file_actions_init(&actions);
   posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0);
-  posix_spawn_file_actions_adddup2(&actions, terminal < 0 ? out_.get() : terminal, 1);
+  posix_spawn_file_actions_adddup2(&actions, out_.get(), 1);
   posix_spawn_file_actions_adddup2(&actions, err_.get(), 2);
+  if (terminal >= 0) posix_spawn_file_actions_adddup2(&actions, terminal, stream);
   int const error = posix_spawn(&pid_, path, &actions, nullptr, pointers.data(), environ);
   posix_spawn_file_actions_destroy(&actions);
   if (error != 0) throw std::runtime_error("the program can't be started");

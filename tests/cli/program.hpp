@@ -21,9 +21,9 @@ struct ended {
 /// A running program; killed if it still runs at the end.
 class program {
  public:
-  /// `arguments` follow the program's name. ROPEWAY_PROGRAM says where it lies. Its standard output is
-  /// `terminal`, if that is given: what it says there is not kept.
-  explicit program(std::vector<std::string> const& arguments, int terminal = -1);
+  /// `arguments` follow the program's name. ROPEWAY_PROGRAM says where it lies. Its standard output, or the
+  /// `stream` of that number, is `terminal`, if that is given: what it says there is not kept.
+  explicit program(std::vector<std::string> const& arguments, int terminal = -1, int stream = 1);
   program(program const&) = delete;
   program& operator=(program const&) = delete;
   ~program();

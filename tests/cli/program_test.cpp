@@ -665,6 +665,19 @@ TEST_CASE("watch draws over exactly what it has drawn, also on a small terminal"
   CHECK(watching.wait().status == 0);
 }
 
+TEST_CASE("bench shows on a terminal what it is at, and takes it away before its table") {
+  terminal screen(120, 20);
+  program bench({"bench", "--size", "4M", "--bucket", "1M", "--repeats", "2"}, screen.inner(), STDERR_FILENO);
+  auto const text = screen.read_until("\r\x1b[K", 1); // the end of the last bar
+  CHECK(text.find("host to host [") != text.npos);
+  CHECK(text.find("host to host, mapped [") != text.npos);
+  CHECK(text.find("0 %  0 B of ") != text.npos);
+  auto const end = bench.wait();
+  CHECK(end.status == 0);
+  CHECK(end.out.find("memcpy") != end.out.npos);
+  CHECK(end.out.find("\r") == end.out.npos);
+}
+
 TEST_CASE("watch --json says in a line of its own that the sender is gone") {
   scratch const place;
   auto const checkpoint = place.file("model.safetensors"), socket = place.file("s.sock");
