@@ -195,16 +195,64 @@ struct director::impl {
     resting.erase(found);
     return hired;
   }
-  /// They get ready while others play.
-  void start_spares() {
-    auto const there = [&](device at) {
-      return static_cast<std::size_t>(
-          std::ranges::count_if(resting, [&](auto const& one) { return one->at() == at; }));
+  /// A number of processes for each place; both are of one if there is only one.
+  struct headcount {
+    std::size_t senders = 0, receivers = 0;
+  };
+  std::size_t resting_at(device at) const {
+    return static_cast<std::size_t>(
+        std::ranges::count_if(resting, [&](auto const& one) { return one->at() == at; }));
+  }
+  bool rest(headcount enough) const {
+    if (where.sender == where.receivers) return resting_at(where.sender) >= enough.senders + enough.receivers;
+    return resting_at(where.sender) >= enough.senders && resting_at(where.receivers) >= enough.receivers;
+  }
+  void start_until_there_are(headcount enough) {
+    if (where.sender == where.receivers) enough = {0, enough.senders + enough.receivers};
+    while (resting_at(where.receivers) < enough.receivers) resting.push_back(start(where.receivers));
+    while (resting_at(where.sender) < enough.senders) resting.push_back(start(where.sender));
+  }
+  /// Besides those that play. A sender is one of those that are killed at most.
+  headcount spares() const {
+    std::size_t const senders = std::min<std::size_t>(with.spares, 1);
+    return {senders, with.spares - senders};
+  }
+  /// All that the cell takes, if everything that it may kill is replaced.
+  headcount cast_of_cell() const {
+    headcount all{1, what.receivers()};
+    if (what.what->more != scenario::extra::none) ++all.receivers;
+    bool const kills = !what.stops();
+    bool const kills_sender = what.who == victim::sender || what.who == victim::sender_with_child;
+    if (kills && what.trigger.everybody) all.receivers += what.receivers();
+    if (kills && (what.who == victim::receiver || what.who == victim::member)) ++all.receivers;
+    if ((kills && (what.trigger.everybody || kills_sender)) ||
+        what.what->then == scenario::ending::sender_is_lost)
+      ++all.senders;
+    return all;
+  }
+  /// Nobody is started before all others have come to the end of their cells.
+  void get_ready_apart() {
+    auto const least = cast_of_cell();
+    headcount most{1 + spares().senders, 4 + spares().receivers};
+    most = {std::max(most.senders, least.senders), std::max(most.receivers, least.receivers)};
+    auto const bury_the_dead = [&] {
+      for (auto& one : resting) (void)one->look();
+      std::erase_if(resting, [](auto const& one) { return !one->plays(); });
     };
-    // A sender is one of those that are killed at most.
-    std::size_t const senders = where.sender == where.receivers ? 0 : std::min<std::size_t>(with.spares, 1);
-    while (there(where.receivers) < with.spares - senders) resting.push_back(start(where.receivers));
-    while (there(where.sender) < senders) resting.push_back(start(where.sender));
+    bury_the_dead();
+    // One that dies before its first part would do so again.
+    for (int tries = 0; tries < 3 && (!rest(least) || (with.apart->is_on() && !rest(most))); ++tries) {
+      with.apart->begin_starting();
+      start_until_there_are(most);
+      auto const end = clock_type::now() + most_to_start;
+      auto const getting_ready = [](auto const& one) { return one->plays() && !one->ready(); };
+      while (std::ranges::any_of(resting, getting_ready) && clock_type::now() < end) {
+        wait(milliseconds(2), [] { return false; });
+        for (auto& one : resting) (void)one->look();
+      }
+      with.apart->end_starting();
+      bury_the_dead();
+    }
   }
 
   // ---- of one play ----
@@ -415,8 +463,8 @@ struct director::impl {
     if (what.what->more != extra::none) add(filler);
     for (auto& [number, one] : players) bill.fates[number].exists = true;
     if (!all_are_made()) return;
-    start_spares();
-    looked = clock_type::now(); // from here on they have limits
+    if (!with.apart) start_until_there_are(spares()); // they get ready while others play
+    looked = clock_type::now();                       // from here on they have limits
 
     if (ask(from, "open", patience()) != "listening")
       return wrong("the sender did not open: " + from.answer());
@@ -659,6 +707,11 @@ struct director::impl {
     bill.seen_within = with.limits * patient(seen_within);
     directory.emplace();
     shared->reset(what.trigger);
+    if (with.apart) {
+      get_ready_apart();
+      looked.reset();
+      with.apart->begin_play();
+    }
     try {
       first_update();
       if (what.stops()) wake_the_stopped();
@@ -667,6 +720,7 @@ struct director::impl {
       the_end();
     } catch (std::exception const& e) { wrong(e.what()); }
     players.clear();
+    if (with.apart) with.apart->end_play();
     directory.reset();
     return std::move(bill);
   }

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "board.hpp"
+#include "intermission.hpp"
 #include "scenario.hpp"
 
 namespace ropeway::matrix {
@@ -59,6 +60,9 @@ struct casting {
   places where;
   std::size_t spares = 0; ///< so many are started ahead, to take the place of those that are killed
   int limits = 1;         ///< all limits are so many times as long
+  /// Where no process may be started while a cell is played, here or by another director. A cell that needs
+  /// more than was expected starts them all the same.
+  intermission* apart = nullptr;
 };
 
 /// Made once in a process without threads, for one cell after the other. Processes that have come through a

@@ -42,6 +42,7 @@ constexpr char usage[] =
     "  --sender-device D, --receiver-device D\n"
     "  --jobs N           cells at a time (3)\n"
     "  --spares N         processes started ahead for each of them (4 if there are devices, else 0)\n"
+    "  --apart            no process is started while a cell is played (if there are devices)\n"
     "  --limits N         limits are so many times as long (4 if there are devices, else 1)\n"
     "  --within N         no cell is begun after so many seconds; those that were not count as failed\n"
     "The last line is `N passed, N failed`. The exit status is 77 where there is no such device.\n";
@@ -51,16 +52,18 @@ struct arguments {
   unsigned long shard = 1, shards = 1, jobs = 3, within = 0;
   std::string only, json, commit = "unknown", route;
   std::optional<unsigned long> spares, limits;
+  bool apart = false;
   places where;
 
   std::chrono::steady_clock::time_point began = std::chrono::steady_clock::now();
   bool time_is_up() const {
     return within != 0 && std::chrono::steady_clock::now() - began > std::chrono::seconds(within);
   }
-  casting cast() const {
+  casting cast(intermission* between) const {
     casting how;
     how.where = where;
     how.spares = spares.value_or(where.has_devices() ? 4 : 0);
+    if (apart || where.has_devices()) how.apart = between;
     how.limits = static_cast<int>(limits.value_or(where.has_devices() ? 4 : 1));
     return how;
   }
@@ -105,6 +108,8 @@ arguments read(int count, char** words) {
       result.jobs = std::max(1ul, std::stoul(value()));
     } else if (option == "--spares") {
       result.spares = std::stoul(value());
+    } else if (option == "--apart") {
+      result.apart = true;
     } else if (option == "--limits") {
       result.limits = std::max(1ul, std::stoul(value()));
     } else if (option == "--within") {
@@ -208,6 +213,7 @@ season play_all(std::vector<cell> const& cells, arguments const& how, Tell const
                               MAP_SHARED | MAP_ANONYMOUS, -1, 0);
   if (shared == MAP_FAILED) throw std::system_error(errno, std::generic_category(), "mmap");
   auto& next = *new (shared) std::atomic<std::uint32_t>(0);
+  auto* const between = intermission::make();
   int ends[2] = {-1, -1};
   if (::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) != 0)
     throw std::system_error(errno, std::generic_category(), "socketpair");
@@ -216,7 +222,7 @@ season play_all(std::vector<cell> const& cells, arguments const& how, Tell const
   for (unsigned long i = 0; i < std::min<unsigned long>(how.jobs, cells.size()); ++i)
     workers.emplace_back([&] {
       mine.reset();
-      director with(how.cast());
+      director with(how.cast(between));
       for (auto index = next++; index < cells.size() && !how.time_is_up(); index = next++) {
         auto const done = play(with, cells[index], index);
         if (::send(theirs.get(), &done, sizeof done, MSG_NOSIGNAL) != sizeof done) return 1;
@@ -237,6 +243,7 @@ season play_all(std::vector<cell> const& cells, arguments const& how, Tell const
   season result{heard, heard == cells.size() || how.time_is_up()};
   for (auto& one : workers) result.ended_well = one.wait() == 0 && result.ended_well;
   ::munmap(shared, sizeof next);
+  ::munmap(between, sizeof *between);
   return result;
 }
 
