@@ -254,7 +254,11 @@ std::vector<bounds> configurations(effort how) {
     b.retires = 1;
     b.ready = true;
     list.add(b, {1, 1, 2});
+    b.name = "a receiver that maps, tensors that are ready, of some updates in part";
+    b.needed = 2; // of those with a second bucket
+    list.add(b, {1, 1, 2});
     b.name = "a receiver that maps and is told to read at once, on the mapped route alone";
+    b.needed = 0;
     b.prompt = b.only_mapped = true;
     list.add(b, {-1, 1, 3});
     b = make("two receivers that map, one of them told to read at once, the other with its group",
