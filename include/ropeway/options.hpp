@@ -67,7 +67,8 @@ class sender_options {
   ROPEWAY_KNOB(std::uint32_t, max_handshakes, 64)
   /// From a connection until the receiver has said who it is.
   ROPEWAY_KNOB(milliseconds, handshake_limit, std::chrono::seconds(5))
-  /// From the announcement of an update until a receiver has accepted it; later it is skipped.
+  /// From the announcement of an update until a receiver has accepted it; later it is skipped. The send ends
+  /// when it has answered that, or after `silence_limit` without a word, if it was told that it may read.
   ROPEWAY_KNOB(milliseconds, decide_limit, std::chrono::seconds(10))
   /// The longest that a receiver which has something to do may say nothing; then it is dropped.
   ROPEWAY_KNOB(milliseconds, silence_limit, std::chrono::seconds(10))

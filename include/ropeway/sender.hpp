@@ -138,10 +138,10 @@ class ROPEWAY_API held_version {
 
   /// Ends the promise: gives up a delivery that still reads the tensors, and completes when nobody reads them
   /// any more, receivers that map them included. (Where that is so already, a delivery that runs goes on.) A
-  /// receiver that has died while it read is waited for until the sender's `silence_limit`. That is while the
-  /// sender is open: of receivers that a closed or destroyed sender has let go of, nobody knows what they
-  /// still read. Later calls do nothing. Error: `device_failed`, if the sender was destroyed while copies
-  /// were stuck. Cancellation: all types; stops this wait only, the promise has ended.
+  /// receiver that says nothing while it reads, or may, is waited for until the sender's `silence_limit`.
+  /// That is while the sender is open: of receivers that a closed or destroyed sender has let go of, nobody
+  /// knows what they still read. Later calls do nothing. Error: `device_failed`, if the sender was destroyed
+  /// while copies were stuck. Cancellation: all types; stops this wait only, the promise has ended.
   /// @{
   awaitable<void> release();
   template <class Token>

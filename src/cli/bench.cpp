@@ -31,7 +31,8 @@ struct measured {
 };
 
 /// What one thread does with one copy of the bytes.
-nanoseconds one_memcpy(std::uint64_t bytes, std::uint32_t repeats) {
+nanoseconds one_memcpy(std::uint64_t bytes, std::uint32_t repeats, progress& shown) {
+  shown.bar("memcpy", 0, bytes * repeats);
   mapping const from(bytes), to(bytes);
   std::memset(from.data(), 1, bytes);
   std::memset(to.data(), 2, bytes);
@@ -40,6 +41,7 @@ nanoseconds one_memcpy(std::uint64_t bytes, std::uint32_t repeats) {
     auto const start = std::chrono::steady_clock::now();
     std::memcpy(to.data(), from.data(), bytes);
     all.times.push_back(std::chrono::steady_clock::now() - start);
+    shown.bar("memcpy", bytes * (i + 1), bytes * repeats);
   }
   return all.median();
 }
@@ -162,7 +164,7 @@ int bench(bench_arguments const& arguments) {
     progress shown(false);
     for (auto const from : where)
       for (auto const to : where) time_all(arguments, from, to, shown, all);
-    copy = one_memcpy(arguments.bytes, arguments.repeats);
+    copy = one_memcpy(arguments.bytes, arguments.repeats, shown);
     return 0;
   };
   ending end = carry_out(run);

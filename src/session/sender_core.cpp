@@ -1294,6 +1294,8 @@ void sender_core::look_out(message const& what) {
     lookout_->keep(session::answer_time);
   } else if (auto const* const decided = std::get_if<protocol::accept>(&what);
              std::holds_alternative<read_mapped>(what) || (decided && decided->mapped != 0)) {
+    // Who was told to read before it accepts begins when it does.
+    if (!decided && reading_since_ < current_->called) return;
     reading_since_ = clock::now();
     auto const placement = current_->placement ? current_->placement->id : 0;
     if (std::exchange(read_placement_, placement) != placement) reading_took_ = {};
@@ -1442,6 +1444,8 @@ void sender_core::act(send_action::await_source&) {
 /// Reports `what` when the caller's stream or event has come so far.
 void sender_core::wait_at_gate(send_operation& operation, session::copied what) {
   try {
+    // What the caller named may be gone; the delivery is about to be given up.
+    if (operation.hold && operation.hold->left_alone()) return;
     if (is_ready(operation)) {
       // Having the GPU tell us so would take until it turns to this process.
       auto past = [weak = weak_from_this(), what = std::move(what)]() mutable {

@@ -126,6 +126,7 @@ void describe_peer(machine_of_sender const& m, peer_id id, bool anything_held, w
   w.put(p.owes);
   if (p.owes != machine_of_sender::debt::none) {
     w.put(p.owes_for);
+    w.put(p.may_begin);
     w.age(p.owes_since);
   }
   w.put(p.due_since.has_value());

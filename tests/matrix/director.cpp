@@ -242,7 +242,7 @@ struct director::impl {
     bury_the_dead();
     // One that dies before its first part would do so again.
     for (int tries = 0; tries < 3 && (!rest(least) || (with.apart->is_on() && !rest(most))); ++tries) {
-      with.apart->begin_starting();
+      auto const starting = with.apart->start();
       start_until_there_are(most);
       auto const end = clock_type::now() + most_to_start;
       auto const getting_ready = [](auto const& one) { return one->plays() && !one->ready(); };
@@ -250,7 +250,6 @@ struct director::impl {
         wait(milliseconds(2), [] { return false; });
         for (auto& one : resting) (void)one->look();
       }
-      with.apart->end_starting();
       bury_the_dead();
     }
   }
@@ -707,12 +706,14 @@ struct director::impl {
     bill.seen_within = with.limits * patient(seen_within);
     directory.emplace();
     shared->reset(what.trigger);
-    if (with.apart) {
-      get_ready_apart();
-      looked.reset();
-      with.apart->begin_play();
-    }
+    intermission::turn playing;
     try {
+      if (with.apart) {
+        get_ready_apart();
+        playing = with.apart->play();
+        looked.reset(); // how long that took says nothing of the cell
+        bill.stood_still = 0;
+      }
       first_update();
       if (what.stops()) wake_the_stopped();
       close_the_first_act();
@@ -720,7 +721,6 @@ struct director::impl {
       the_end();
     } catch (std::exception const& e) { wrong(e.what()); }
     players.clear();
-    if (with.apart) with.apart->end_play();
     directory.reset();
     return std::move(bill);
   }

@@ -12,20 +12,6 @@ namespace {
 
 constexpr std::chrono::minutes longest{5};
 
-/// Enters among `mine` once there is nobody among those who must not be beside it.
-template <class Others>
-void enter(std::atomic<std::uint32_t>& mine, Others const& others) {
-  auto const end = std::chrono::steady_clock::now() + longest;
-  for (;;) {
-    // First in and then a look: of two that come at the same time at least one sees the other.
-    ++mine;
-    if (!others() || std::chrono::steady_clock::now() > end) return;
-    --mine;
-    while (others() && std::chrono::steady_clock::now() <= end)
-      std::this_thread::sleep_for(std::chrono::milliseconds(1));
-  }
-}
-
 } // namespace
 
 intermission* intermission::make() {
@@ -35,14 +21,31 @@ intermission* intermission::make() {
   return new (shared) intermission;
 }
 
-void intermission::begin_play() {
-  enter(playing_, [this] { return is_on(); });
+template <class Others>
+intermission::turn intermission::enter(std::atomic<std::uint32_t>& mine, Others const& others) {
+  auto const end = std::chrono::steady_clock::now() + longest;
+  for (;;) {
+    // First in and then a look: of two that come at the same time at least one sees the other.
+    ++mine;
+    turn entered(&mine);
+    if (broken_ || !others()) return entered;
+    entered.reset();
+    while (others() && !broken_) {
+      if (std::chrono::steady_clock::now() > end) broken_ = true;
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+  }
 }
 
-void intermission::begin_starting() {
+intermission::turn intermission::play() {
+  return enter(playing_, [this] { return is_on(); });
+}
+
+intermission::turn intermission::start() {
   ++waiting_;
-  enter(starting_, [this] { return playing_ != 0; });
+  auto entered = enter(starting_, [this] { return playing_ != 0; });
   --waiting_;
+  return entered;
 }
 
 } // namespace ropeway::matrix

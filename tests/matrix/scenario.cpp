@@ -182,11 +182,14 @@ std::vector<cell> cells_of(std::vector<walk> const& walks, places const& where) 
       bool const is_sender = points()[which].starts_with("sender");
       if ((who == victim::sender || who == victim::sender_with_child) && !is_sender) continue;
       if ((who == victim::receiver || who == victim::member) && is_sender) continue;
-      std::set<std::string_view> routes;
+      std::set<std::pair<std::string_view, bool>> ways;
       for (auto const& one : walks) {
         auto const passed = reached(one, which);
         if (one.group != (who == victim::member) || passed == 0) continue;
-        if (!routes.insert(where.route(*one.what)).second) continue;
+        // With the announcement, and after accept.
+        bool const told_later =
+            one.what->sends == scenario::sending::on_a_stream && points()[which].ends_with("read_mapped");
+        if (!ways.insert({where.route(*one.what), told_later}).second) continue;
         for (std::uint32_t const passing : {1u, later_passing}) {
           if (passing > passed) continue;
           for (int const signal : {SIGKILL, SIGSTOP}) {

@@ -87,7 +87,7 @@ struct walk {
 };
 
 /// All cells: for each failpoint that a walk reached, and for each route on which one did, the first scenario
-/// in which it did.
+/// in which it did; where a receiver is told to read, both orders.
 std::vector<cell> cells_of(std::vector<walk> const& walks, places const& where);
 
 /// What is wrong with the coverage: failpoints that no walk reached, although nothing excuses them; excuses

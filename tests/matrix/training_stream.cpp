@@ -25,7 +25,7 @@ class training final : public training_stream {
 
  private:
   static void CUDA_CB take_a_moment(CUstream, CUresult, void*) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(3));
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
   }
   std::shared_ptr<gpu> gpu_;
   std::unique_ptr<stream> stream_;

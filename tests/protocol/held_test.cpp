@@ -252,6 +252,36 @@ TEST_CASE("a delivery that gives way to a send is no failure, and who may be tor
   CHECK(b.done() == asked);
 }
 
+TEST_CASE("who was told to read with the announcement may be torn only if it has accepted") {
+  held_bench b;
+  b.greet(1, {"", 0, true});
+  b.holding(42, 1);
+  b.hold();
+  auto what = b.facts(1, 1);
+  what.version = 43;
+  what.placement = 9;
+  what.segments = {{5, 1}};
+  what.needed = {false};
+  what.source_ready = true;
+  b.update = b.machine.begin_update(what, b.now);
+  CHECK(b.done().find("read_mapped") != std::string::npos);
+  b.machine.give_up(errc::source_failed, "the trainer's", b.now);
+  b.machine.drained(b.now);
+  accept crossed(b.update);
+  crossed.mapped = 1;
+  bool has_begun = false;
+  SUBCASE("it had not decided") {}
+  SUBCASE("it refuses, which crosses") { b.from(1, refuse{b.update, code(errc::peer_refused), "asleep"}); }
+  SUBCASE("it takes the ring, which crosses") { b.from(1, accept{b.update}); }
+  SUBCASE("it accepts, which crosses") {
+    b.from(1, crossed);
+    has_begun = true;
+  }
+  CHECK(b.done().find("deliver held") == std::string::npos); // it owes an answer
+  b.from(1, aborted{b.update});
+  CHECK((b.done().find("deliver held") != std::string::npos) == has_begun);
+}
+
 TEST_CASE("an unconfirmed commit that is answered after the delivery gave way counts") {
   held_bench b;
   b.hold();

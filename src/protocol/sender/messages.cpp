@@ -119,6 +119,8 @@ void sender_machine::impl::on(peer_id id, peer& p, unmapped const& m) {
 }
 
 void sender_machine::impl::on(peer_id id, peer& p, accept const& m) {
+  // It has crossed our abort, and begun to write.
+  if (p.owes == debt::aborted && p.owes_for == m.update && p.may_begin && m.mapped == 1) p.spoiled = true;
   participant* part = current(id, p, m.update, m);
   if (!part) return;
   if (part->at != stage::deciding || part->accepted)
@@ -248,6 +250,7 @@ void sender_machine::impl::on(peer_id id, peer& p, aborted const& m) {
   if (p.owes != debt::aborted || p.owes_for != m.update)
     return violated(id, words("aborted for update ", m.update, ", which nobody has aborted"));
   p.owes = debt::none;
+  p.may_begin = false;
   for (auto& [number, ring] : rings) ring.ledger.release_all(id);
   stopped_reading(id);
 }

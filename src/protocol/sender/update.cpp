@@ -135,7 +135,7 @@ sender_machine::impl::participant* sender_machine::impl::taking_part(peer_id id)
 
 void sender_machine::impl::settle_outcome(participant& p, outcome what, std::uint16_t code,
                                           std::string const& text) {
-  bool const wrote = p.published != 0 || p.was_told;
+  bool const wrote = p.published != 0 || (p.was_told && p.accepted);
   p.at = stage::over;
   p.result.what = what;
   p.result.code = code;
@@ -185,6 +185,7 @@ void sender_machine::impl::tell_abort(participant& p, errc code, std::string con
   say(p.result.peer, abort_update{running->id, static_cast<std::uint16_t>(code), one_line(text)});
   peer& who = peers.at(p.result.peer);
   who.owes = debt::aborted;
+  who.may_begin = p.was_told && !p.accepted;
   who.owes_for = running->id;
   who.owes_since = now;
 }
@@ -226,9 +227,9 @@ void sender_machine::impl::tell_to_read() {
 
 bool sender_machine::impl::can_read_at_once(participant const& p) const {
   // Which saves the turn from accept to read_mapped. Members of a group must not begin before all have
-  // decided, and who needs a bucket as well is waited for all the same.
-  return running->source_ready && p.may_map && p.group.empty() && running->needed == 0 &&
-         !peers.at(p.result.peer).maps_not;
+  // decided, who needs a bucket as well is waited for all the same, and who did not map last time will not.
+  return running->source_ready && p.may_map && p.group.empty() && running->buckets() != 0 &&
+         running->needed == 0 && !peers.at(p.result.peer).maps_not;
 }
 
 void sender_machine::impl::say_read(participant& p) {
