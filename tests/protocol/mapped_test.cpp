@@ -214,6 +214,13 @@ TEST_CASE("nobody is told to read with the announcement who needs more than the 
     b.from(2, b.accept_mapped());
     CHECK(b.done() == lines(to(1, read_mapped{1}), to(2, read_mapped{1}))); // and nothing is waited for
   }
+  SUBCASE("where there is nothing to read") {
+    b.mapped.bucket_bytes.clear();
+    b.mapped.needed.clear();
+    b.greet(1, {"", 0, true});
+    b.start();
+    CHECK_FALSE(told_at_once());
+  }
   SUBCASE("where a bucket is needed, too") {
     b.mapped.needed = {true, false};
     b.greet(1, {"", 0, true});
