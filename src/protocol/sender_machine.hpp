@@ -17,9 +17,8 @@
 //  - A receiver that maps the sender's own tensors is told read_mapped when it has accepted, its group has
 //  decided, and the tensors are ready; or right after `begin`, for when it accepts, if the tensors are ready
 //  by then, it is in no group, it did not take the ring last time, and nothing of the update needs a bucket.
-//  From then until all_copied,
-//  `aborted`, its word that it does not take part so, or its end the source is not free, and the update not
-//  over. It is published only the buckets that hold what is not mapped.
+//  From then until all_copied, `aborted`, its word that it does not take part so, or its end the source is
+//  not free, and the update not over. It is published only the buckets that hold what is not mapped.
 //  - With digests a receiver is told digests_ready when it has accepted and the sender's were computed; only
 //  then may it say all_copied, with the digest that it found, and the source is not free before.
 //  - While a version is held, whoever lacks it is given it as soon as no update runs: by an update of its

@@ -1,14 +1,10 @@
 #include "board.hpp"
 
 #include <algorithm>
-#include <cerrno>
 #include <chrono>
 #include <csignal>
 #include <ctime>
-#include <new>
 #include <stdexcept>
-#include <sys/mman.h>
-#include <system_error>
 #include <unistd.h>
 
 #include "session/failpoint.hpp"
@@ -44,12 +40,6 @@ std::size_t point(std::string_view name) {
 }
 
 board* board::mine = nullptr;
-
-board* board::make() {
-  void* const at = ::mmap(nullptr, sizeof(board), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-  if (at == MAP_FAILED) throw std::system_error(errno, std::generic_category(), "mmap");
-  return new (at) board;
-}
 
 void board::reset(trigger const& armed) {
   armed_ = armed;

@@ -61,7 +61,6 @@ class board {
   clock::time_point fired_at() const { return at(fired_at_); }
   pid_t child() const { return child_; }
 
-  static board* make();
   /// The one that this process passes its failpoints on, if it plays.
   static board* mine;
 

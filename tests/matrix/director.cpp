@@ -20,6 +20,7 @@
 #include <unistd.h>
 
 #include "cast.hpp"
+#include "shared.hpp"
 #include "support/fork_child.hpp"
 #include "support/patient.hpp"
 #include "support/scratch.hpp"
@@ -167,14 +168,14 @@ unique_fd watch_children() {
 
 struct director::impl {
   explicit impl(casting const& how)
-      : with(how), where(how.where), shared(board::make()), children(watch_children()) {
+      : with(how), where(how.where), shared(share_with_children<board>()), children(watch_children()) {
     // A child that a victim left behind is ours to bury.
     ::prctl(PR_SET_CHILD_SUBREAPER, 1);
   }
 
   casting with;
   places where;
-  board* shared;
+  shared_with_children<board> shared;
   unique_fd children;
   std::size_t started = 0;
   std::deque<std::unique_ptr<player>> resting; ///< who has no part, longest first
@@ -183,10 +184,16 @@ struct director::impl {
     ++started;
     return std::make_unique<player>(at, where, *shared);
   }
+  void look_at_the_resting() {
+    for (auto& one : resting) (void)one->look();
+  }
+  void bury_the_dead() {
+    look_at_the_resting();
+    std::erase_if(resting, [](auto const& one) { return !one->plays(); });
+  }
   /// One that has no part; rather one that is ready.
   std::unique_ptr<player> hire(device at) {
-    for (auto& one : resting) (void)one->look();
-    std::erase_if(resting, [](auto const& one) { return !one->plays(); });
+    bury_the_dead();
     auto const suits = [&](auto const& one) { return one->at() == at; };
     auto found = std::ranges::find_if(resting, [&](auto const& one) { return suits(one) && one->ready(); });
     if (found == resting.end()) found = std::ranges::find_if(resting, suits);
@@ -235,21 +242,16 @@ struct director::impl {
     auto const least = cast_of_cell();
     headcount most{1 + spares().senders, 4 + spares().receivers};
     most = {std::max(most.senders, least.senders), std::max(most.receivers, least.receivers)};
-    auto const bury_the_dead = [&] {
-      for (auto& one : resting) (void)one->look();
-      std::erase_if(resting, [](auto const& one) { return !one->plays(); });
-    };
     bury_the_dead();
     // One that dies before its first part would do so again.
     for (int tries = 0; tries < 3 && (!rest(least) || (with.apart->is_on() && !rest(most))); ++tries) {
       auto const starting = with.apart->start();
       start_until_there_are(most);
-      auto const end = clock_type::now() + most_to_start;
       auto const getting_ready = [](auto const& one) { return one->plays() && !one->ready(); };
-      while (std::ranges::any_of(resting, getting_ready) && clock_type::now() < end) {
-        wait(milliseconds(2), [] { return false; });
-        for (auto& one : resting) (void)one->look();
-      }
+      wait(most_to_start, [&] {
+        look_at_the_resting();
+        return std::ranges::none_of(resting, getting_ready);
+      });
       bury_the_dead();
     }
   }
@@ -675,16 +677,15 @@ struct director::impl {
 
   std::vector<finding> close() {
     bill = {};
-    for (auto& one : resting) (void)one->look();
+    look_at_the_resting();
     // Spares that nobody has waited for are killed.
     std::erase_if(resting, [](auto const& one) { return !one->ready(); });
     for (auto& one : resting) one->ask("leave");
     auto const gone = [](auto const& one) { return one->now() == player::state::dead; };
-    auto const until = clock_type::now() + most_to_leave;
-    while (clock_type::now() < until && !std::ranges::all_of(resting, gone)) {
-      for (auto& one : resting) (void)one->look();
-      wait(milliseconds(2), [] { return false; });
-    }
+    wait(most_to_leave, [&] {
+      look_at_the_resting();
+      return std::ranges::all_of(resting, gone);
+    });
     for (auto& one : resting)
       if (!gone(one) || one->status() != 0) wrong("a process did not leave as it should: " + one->answer());
     resting.clear();

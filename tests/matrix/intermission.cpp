@@ -1,10 +1,6 @@
 #include "intermission.hpp"
 
-#include <cerrno>
 #include <chrono>
-#include <new>
-#include <sys/mman.h>
-#include <system_error>
 #include <thread>
 
 namespace ropeway::matrix {
@@ -13,13 +9,6 @@ namespace {
 constexpr std::chrono::minutes longest{5};
 
 } // namespace
-
-intermission* intermission::make() {
-  void* const shared =
-      ::mmap(nullptr, sizeof(intermission), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-  if (shared == MAP_FAILED) throw std::system_error(errno, std::generic_category(), "mmap");
-  return new (shared) intermission;
-}
 
 template <class Others>
 intermission::turn intermission::enter(std::atomic<std::uint32_t>& mine, Others const& others) {

@@ -12,8 +12,6 @@ namespace ropeway::matrix {
 /// others for `longest`, once: from then on nobody waits for anybody.
 class intermission {
  public:
-  static intermission* make();
-
   struct ends_turn {
     void operator()(std::atomic<std::uint32_t>* of) const { --*of; }
   };

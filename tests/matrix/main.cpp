@@ -14,13 +14,13 @@
 #include <sstream>
 #include <stdexcept>
 #include <string>
-#include <sys/mman.h>
 #include <sys/socket.h>
 #include <vector>
 
 #include "cast.hpp"
 #include "director.hpp"
 #include "scenario.hpp"
+#include "shared.hpp"
 #include "support/fork_child.hpp"
 
 using namespace ropeway::matrix;
@@ -209,11 +209,9 @@ struct season {
 /// Plays cells in several processes, each of which takes the next one that nobody has taken.
 template <class Tell>
 season play_all(std::vector<cell> const& cells, arguments const& how, Tell const& tell) {
-  void* const shared = ::mmap(nullptr, sizeof(std::atomic<std::uint32_t>), PROT_READ | PROT_WRITE,
-                              MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-  if (shared == MAP_FAILED) throw std::system_error(errno, std::generic_category(), "mmap");
-  auto& next = *new (shared) std::atomic<std::uint32_t>(0);
-  auto* const between = intermission::make();
+  auto const shared_next = share_with_children<std::atomic<std::uint32_t>>();
+  auto const between = share_with_children<intermission>();
+  auto& next = *shared_next;
   int ends[2] = {-1, -1};
   if (::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) != 0)
     throw std::system_error(errno, std::generic_category(), "socketpair");
@@ -222,7 +220,7 @@ season play_all(std::vector<cell> const& cells, arguments const& how, Tell const
   for (unsigned long i = 0; i < std::min<unsigned long>(how.jobs, cells.size()); ++i)
     workers.emplace_back([&] {
       mine.reset();
-      director with(how.cast(between));
+      director with(how.cast(between.get()));
       for (auto index = next++; index < cells.size() && !how.time_is_up(); index = next++) {
         auto const done = play(with, cells[index], index);
         if (::send(theirs.get(), &done, sizeof done, MSG_NOSIGNAL) != sizeof done) return 1;
@@ -242,8 +240,6 @@ season play_all(std::vector<cell> const& cells, arguments const& how, Tell const
   }
   season result{heard, heard == cells.size() || how.time_is_up()};
   for (auto& one : workers) result.ended_well = one.wait() == 0 && result.ended_well;
-  ::munmap(shared, sizeof next);
-  ::munmap(between, sizeof *between);
   return result;
 }
 

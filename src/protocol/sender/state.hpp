@@ -50,8 +50,8 @@ struct sender_machine::impl {
     std::set<std::uint64_t> unmapping; ///< that it was told to unmap
     bool maps_not = false;             ///< it did not map when it last could
     debt owes = debt::none;
-    bool may_begin =
-        false; ///< of an update that it owes `aborted` for: it was told to read it, had it accepted
+    /// Of an update that it owes `aborted` for: it was told to read it, should it accept.
+    bool may_begin = false;
     std::uint64_t owes_for = 0, owes_version = 0; ///< of that update
     std::optional<bytes16> owes_digest;           ///< and its own
     time_point owes_since{};
