@@ -5,6 +5,7 @@
 #   python/gpu.sh --pack [PYTHON]  makes the wheel, with CUDA, for PYTHON (python3.12), into build-python-carry/
 #   python/gpu.sh                  installs that wheel for this machine's python3, and runs everything: what has to do
 #                                  with the device first, then the rest, and how long each file took
+#   python/gpu.sh --two            only what has to do with the device, from one GPU to another
 #   python/gpu.sh --only FILE...   only these files of tests (test_cuda.py, ...)
 #   python/gpu.sh --run FILE ARG.. a program of Python's instead, a benchmark say
 #
@@ -19,11 +20,12 @@ case "${1-}" in
   '') ;;
   --pack) mode=pack interpreter=${2-$interpreter} ;;
   --run) [ $# -gt 1 ] || { echo 'python/gpu.sh: --run needs a file' >&2; exit 2; }; mode=run ;;
+  --two) mode=two ;;
   --only)
     [ $# -gt 1 ] || { echo 'python/gpu.sh: --only needs a file' >&2; exit 2; }
     shift
     only=("${@/#/python/tests/}") ;;
-  *) sed -n '2,12s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+  *) sed -n '2,13s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
 esac
 
 if [ "$mode" = pack ]; then
@@ -73,7 +75,13 @@ tested() {
 }
 started=$SECONDS
 on_device=(test_cuda.py test_logits.py test_torch.py test_capture.py)
-if [ "${#only[@]}" -gt 0 ]; then
+if [ "$mode" = two ]; then
+  gpus=$(python3 -c 'import torch; print(torch.cuda.device_count())')
+  [ "$gpus" -gt 1 ] || { echo "python/gpu.sh: --two needs two GPUs, there are $gpus" >&2; exit 77; }
+  export ROPEWAY_TEST_RECEIVER_DEVICE=cuda:1
+  tested two 500 python/tests/test_cuda.py python/tests/test_logits.py
+  device="$device, two of them"
+elif [ "${#only[@]}" -gt 0 ]; then
   tested only 500 "${only[@]}"
 else
   tested device 300 "${on_device[@]/#/python/tests/}"
@@ -98,7 +106,7 @@ example() {
   echo "samples/python: $name: $((SECONDS - started)) s"
   if $good; then passed=$((passed + 1)); else failed=$((failed + 1)); echo "FAILED: samples/python: $name"; fi
 }
-if [ "${#only[@]}" -eq 0 ] && python3 -c 'import transformers' 2>/dev/null; then
+if [ "$mode" = test ] && [ "${#only[@]}" -eq 0 ] && python3 -c 'import transformers' 2>/dev/null; then
   example 'transformers'
   example 'transformers, expandable segments' PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True PYTORCH_ALLOC_CONF=expandable_segments:True
 fi

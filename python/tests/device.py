@@ -19,6 +19,8 @@ from roles import state
 
 DEVICE = os.environ.get("ROPEWAY_TEST_DEVICE") or ("cuda:0" if torch.cuda.is_available() else "")
 """Where the tests' tensors lie; nothing, without a device. ROPEWAY_TEST_DEVICE=cpu tries the tests themselves."""
+RECEIVER_DEVICE = os.environ.get("ROPEWAY_TEST_RECEIVER_DEVICE") or DEVICE
+"""Where those of the other process lie: cuda:1 tries the same from one GPU to another."""
 CUDA = DEVICE.startswith("cuda")
 ROUTE = "mapped" if CUDA else "host"
 """How torch's tensors travel from process to process."""
@@ -92,7 +94,8 @@ class Other:
     def __init__(self, folder):
         path = os.path.join(folder, "calls")
         listener = multiprocessing.connection.Listener(path, "AF_UNIX")
-        self.process = subprocess.Popen([sys.executable, "-X", "faulthandler", __file__, path])
+        self.process = subprocess.Popen([sys.executable, "-X", "faulthandler", __file__, path],
+                                        env=dict(os.environ, ROPEWAY_TEST_DEVICE=RECEIVER_DEVICE))
         self._watch = threading.Timer(400, self.process.kill)
         self._watch.daemon = True
         self._watch.start()
@@ -372,6 +375,8 @@ class Server:
 
 
 def main(path):
+    if CUDA:
+        torch.cuda.set_device(DEVICE)
     calls = multiprocessing.connection.Client(path, "AF_UNIX")
     server = Server(calls)
     while True:
