@@ -11,9 +11,11 @@
 #include <memory>
 #include <optional>
 #include <poll.h>
+#include <set>
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <sys/socket.h>
 #include <vector>
 
@@ -36,6 +38,8 @@ constexpr char usage[] =
     "  --shard I/N        the I-th of N parts, of equal size give or take (1/1)\n"
     "  --only TEXT        cells whose name, as --list shows it, has this text\n"
     "  --json FILE        one line a cell\n"
+    "  --played FILE      cells of which FILE (of --json, with the same devices) says that they held are "
+    "left out\n"
     "  --commit NAME      what the lines say of the code that was tested (what ROPEWAY_COMMIT says)\n"
     "  --route ROUTE      cells in which the bytes take this route: host, staged or mapped\n"
     "  --device D         where the weights lie on both sides: host or cuda:N (host)\n"
@@ -43,15 +47,16 @@ constexpr char usage[] =
     "  --jobs N           cells at a time (3)\n"
     "  --spares N         processes started ahead for each of them (4 if there are devices, else 0)\n"
     "  --apart            no process is started while a cell is played (if there are devices)\n"
-    "  --limits N         limits are so many times as long (4 if there are devices, else 1)\n"
+    "  --limits N         limits are so many times as long (1)\n"
     "  --within N         no cell is begun after so many seconds; those that were not count as failed\n"
     "The last line is `N passed, N failed`. The exit status is 77 where there is no such device.\n";
 
 struct arguments {
   bool list = false;
-  unsigned long shard = 1, shards = 1, jobs = 3, within = 0;
+  unsigned long shard = 1, shards = 1, jobs = 3, within = 0, limits = 1;
   std::string only, json, commit = "unknown", route;
-  std::optional<unsigned long> spares, limits;
+  std::vector<std::string> played;
+  std::optional<unsigned long> spares;
   bool apart = false;
   places where;
 
@@ -59,12 +64,13 @@ struct arguments {
   bool time_is_up() const {
     return within != 0 && std::chrono::steady_clock::now() - began > std::chrono::seconds(within);
   }
+  bool plays_apart() const { return apart || where.has_devices(); }
   casting cast(intermission* between) const {
     casting how;
     how.where = where;
     how.spares = spares.value_or(where.has_devices() ? 4 : 0);
-    if (apart || where.has_devices()) how.apart = between;
-    how.limits = static_cast<int>(limits.value_or(where.has_devices() ? 4 : 1));
+    if (plays_apart()) how.apart = between;
+    how.limits = static_cast<int>(limits);
     return how;
   }
 };
@@ -100,6 +106,8 @@ arguments read(int count, char** words) {
       result.only = value();
     } else if (option == "--json") {
       result.json = value();
+    } else if (option == "--played") {
+      result.played.push_back(value());
     } else if (option == "--commit") {
       result.commit = value();
     } else if (option == "--route") {
@@ -259,17 +267,41 @@ std::string quoted(std::string const& text) {
   return out + "\"";
 }
 
-void write_line(std::ostream& out, cell const& what, result const& came, arguments const& how) {
+/// A line up to what came of the cell: no other cell's line begins so.
+std::string start_of_line(cell const& what, arguments const& how) {
   std::ostringstream line;
   line << "{\"transition\": " << quoted(what.transition()) << ", \"passing\": " << what.trigger.passing
        << ", \"signal\": \"" << what.signal_name() << "\", \"victim\": \"" << name(what.who)
        << "\", \"scenario\": \"" << what.what->name << "\", \"route\": \"" << how.where.route(*what.what)
-       << "\", \"result\": \"" << (came.count_of_wrong == 0 ? "ok" : "FAIL") << "\", \"ms\": {"
+       << "\", \"result\": ";
+  return line.str();
+}
+constexpr std::string_view held = "\"ok\"";
+
+void write_line(std::ostream& out, cell const& what, result const& came, arguments const& how) {
+  std::ostringstream line;
+  line << start_of_line(what, how) << (came.count_of_wrong == 0 ? held : "\"FAIL\"") << ", \"ms\": {"
        << came.survivors << "}, \"replays\": " << came.replays << ", \"took\": ";
   line.precision(1);
   line << std::fixed << came.took << ", \"stood_still\": " << came.stood_still
        << ", \"wrong\": " << quoted(came.wrong) << ", \"commit\": " << quoted(how.commit) << "}\n";
   out << line.str() << std::flush;
+}
+
+/// The beginnings of the lines of cells that have held already.
+std::set<std::string> those_that_held(std::vector<std::string> const& files) {
+  std::set<std::string> found;
+  for (auto const& file : files) {
+    std::ifstream in(file);
+    if (!in) throw std::runtime_error("can't read " + file);
+    for (std::string line; std::getline(in, line);) {
+      constexpr std::string_view result = "\"result\": ";
+      auto const at = line.find(result);
+      if (at != line.npos && std::string_view(line).substr(at + result.size()).starts_with(held))
+        found.insert(line.substr(0, at + result.size()));
+    }
+  }
+  return found;
 }
 
 bool devices_are_here(places const& where) {
@@ -334,11 +366,20 @@ int run(arguments const& how) {
   }
 
   std::vector<cell> cells;
+  auto const have_held = those_that_held(how.played);
+  std::size_t left_out = 0;
   for (auto const& one : cells_of(walks, how.where)) {
     auto const name = one.full_name();
     if (!how.route.empty() && how.route != how.where.route(*one.what)) continue;
-    if (hash(name) % how.shards == how.shard - 1 && name.find(how.only) != name.npos) cells.push_back(one);
+    if (hash(name) % how.shards != how.shard - 1 || name.find(how.only) == name.npos) continue;
+    if (have_held.contains(start_of_line(one, how)))
+      ++left_out;
+    else
+      cells.push_back(one);
   }
+  if (left_out != 0 && !how.list) std::cout << left_out << " cells have held before, and are left out\n";
+  // Those that kill wait for new processes, and have the others wait with them.
+  if (how.plays_apart()) std::ranges::stable_partition(cells, [](auto const& one) { return one.stops(); });
   if (how.list) {
     for (auto const& one : cells) std::cout << one.full_name() << '\n';
     return failed == 0 ? 0 : 1;
