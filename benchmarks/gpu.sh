@@ -63,10 +63,12 @@ routes() {
   done
   bench 60 "${one[@]}" --route staged --model qwen3-8b --bucket 1GiB
   bench 60 "${one[@]}" --route "$mapped" --model qwen3-8b --memory segments
+  [ "$mapped" = staged ] || bench 60 "${one[@]}" --route mapped --model qwen3-8b --prepared
   [ "$mapped" = staged ] || bench 60 "${one[@]}" --route mapped "${slice[@]}" --prepared
 }
 adapter() {
-  bench 30 "${one[@]}" --route "$both" --adapter
+  local way
+  for way in ${both//,/ }; do bench 30 "${one[@]}" --route "$way" --adapter; done
   bench 30 "${one[@]}" --route "$mapped" --adapter --prepared
 }
 shards() { bench 60 "${one[@]}" --route "$mapped" --model qwen3-8b --shards 4; }
