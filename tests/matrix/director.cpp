@@ -36,6 +36,7 @@ using std::chrono::milliseconds;
 constexpr milliseconds silence_when_killed{500}, silence_when_stopped{400}, longer_than_silence{100};
 /// A death is seen and told within so much, whatever the limits are.
 constexpr milliseconds seen_within{250};
+constexpr milliseconds first_mapping{500};
 /// On top of a limit: who has not answered by then hangs. What has to be sooner is judged by its time.
 constexpr milliseconds slack{15000};
 /// For processes to start, and to end.
@@ -705,6 +706,7 @@ struct director::impl {
     silence *= with.limits, longer *= with.limits;
     bill.longest_limit = longer;
     bill.seen_within = with.limits * patient(seen_within);
+    if (where.has_devices()) bill.first_mapping = patient(first_mapping);
     directory.emplace();
     shared->reset(what.trigger);
     intermission::turn playing;

@@ -47,6 +47,9 @@ struct play_bill {
   bool fired = false;
   /// The longest of the limits that ran, and how soon a death was to be seen.
   std::chrono::milliseconds longest_limit{}, seen_within{};
+  /// What the first update between new processes may take beside that: on a device they map memory, in a
+  /// driver that takes the contexts of the fallen apart meanwhile.
+  std::chrono::milliseconds first_mapping{};
   /// How many milliseconds at a time its director, or a process that was to play on, did not get to run at
   /// most; or from the signal until it had taken effect.
   double stood_still = 0;

@@ -102,6 +102,8 @@ class judgement {
       bool const awaits_a_sender = killed(the_sender) && its.answers("take").empty();
       if (cell_.stops() || awaits_a_sender) within += how_.longest_limit;
       if (what_.sends == scenario::sending::source_is_slow) within += how_.longest_limit;
+      // Nothing ends for those who do without the fallen: their answer is the update.
+      if (cell_.who == victim::receiver && !cell_.stops()) within += how_.first_mapping;
       auto const took = std::max(*its.milliseconds, its.later_milliseconds);
       if (took > double(within.count()))
         wrong((i == the_sender ? "the sender" : name_of(i)) + " took " + std::to_string(std::lround(took)) +

@@ -161,6 +161,11 @@ std::string to_text(std::vector<finding> const& wrong) {
   return text;
 }
 
+/// Whether nothing is wrong but that something took too long.
+bool only_late(std::vector<finding> const& wrong) {
+  return std::ranges::all_of(wrong, [](auto const& one) { return one.late; });
+}
+
 /// Whether the machine, and not the library, may have made the play what it was.
 bool proves_nothing(cell const& what, play_bill const& how, std::vector<finding> const& wrong) {
   // With limits of half a second, who did not run for a tenth may look asleep.
@@ -168,7 +173,7 @@ bool proves_nothing(cell const& what, play_bill const& how, std::vector<finding>
   // A rehearsal that stood still may have come to other failpoints than it does otherwise.
   if (wrong.empty()) return stood_still && what.trigger.passing == 0;
   // Not all that keeps a process waiting shows. What is slow by itself is late every time.
-  return stood_still || std::all_of(wrong.begin(), wrong.end(), [](auto const& one) { return one.late; });
+  return stood_still || only_late(wrong);
 }
 
 result play(director& with, cell const& what, std::uint32_t index) {
@@ -183,11 +188,11 @@ result play(director& with, cell const& what, std::uint32_t index) {
       out.stood_still_at_first = how.stood_still;
       copy_text(out.wrong_at_first, sizeof out.wrong_at_first, to_text(wrong));
     }
-    if (!wrong.empty()) with.start_afresh();
+    if (!only_late(wrong)) with.start_afresh();
     how = with.play(what);
     wrong = judge(what, how);
   }
-  if (!wrong.empty()) with.start_afresh();
+  if (!only_late(wrong)) with.start_afresh();
   out.stood_still = how.stood_still;
   out.started = static_cast<std::uint32_t>(with.started() - before);
   out.took = std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - started).count();
