@@ -237,24 +237,41 @@ bool pair_walk::next(nb::handle& name, nb::handle& tensor) {
   return true;
 }
 
+void tensor_table::object::fetch() const noexcept {
+  // A line each of the reference and the tensor, and what torch has around the extents.
+  constexpr std::ptrdiff_t line = 64;
+  auto const* const here = static_cast<char const*>(inside);
+  __builtin_prefetch(weak.get());
+  __builtin_prefetch(at);
+  for (std::ptrdiff_t offset = -2 * line; offset <= line; offset += line) __builtin_prefetch(here + offset);
+}
+
 bool tensor_table::same(nb::handle pairs, exchange const& torch) const {
   pair_walk walk(pairs);
-  if (walk.size() != views.size()) return false;
+  if (walk.size() != views.size() || objects.size() != views.size()) return false;
+  // Since the last version all of them have left the caches, and one after the other they would be waited
+  // for.
+  constexpr std::size_t ahead = 8;
+  for (std::size_t at = 0; at < std::min(ahead, objects.size()); ++at) objects[at].fetch();
   auto known = names.begin();
-  auto object = objects.begin();
-  for (auto const& view : views) {
+  for (std::size_t at = 0; at < views.size(); ++at, ++known) {
     nb::handle name, tensor;
     dl_tensor seen{};
+    if (at + ahead < objects.size()) objects[at + ahead].fetch();
     if (!walk.next(name, tensor) || !torch.knows(tensor)) return false;
     // Where torch lets the GIL go, another thread may change what the caller gave.
     nb::object const name_kept = nb::borrow(name), tensor_kept = nb::borrow(tensor);
+    auto const& object = objects[at];
+    if (object.name.get() != name.ptr()) {
+      Py_ssize_t size = 0;
+      char const* const word = PyUnicode_AsUTF8AndSize(name.ptr(), &size);
+      if (!word) throw nb::python_error();
+      if (*known != std::string_view(word, static_cast<std::size_t>(size))) return false;
+    }
     // The same object is as literal as it was, which takes as long to ask as all of this: `own` does.
-    bool const again = PyWeakref_GET_OBJECT((object++)->get()) == tensor.ptr();
-    Py_ssize_t size = 0;
-    char const* const word = PyUnicode_AsUTF8AndSize(name.ptr(), &size);
-    if (!word) throw nb::python_error();
-    if (*known++ != std::string_view(word, static_cast<std::size_t>(size)) || !torch.look(tensor, seen) ||
-        !python::same(view, seen) || !(again || torch.literal(tensor, view.type())))
+    bool const again = PyWeakref_GET_OBJECT(object.weak.get()) == tensor.ptr();
+    if (!torch.look(tensor, seen) || !python::same(views[at], seen) ||
+        !(again || torch.literal(tensor, views[at].type())))
       return false;
   }
   return true;
@@ -295,7 +312,7 @@ bool sources::take_exchanged(nb::handle name, nb::handle tensor, exchange const&
        start_of(seen), device_of(seen), wire, torch.storage(tensor));
   nb::object const weak = nb::steal(PyWeakref_NewRef(tensor.ptr(), nullptr));
   if (!weak.is_valid()) throw nb::python_error();
-  table_->objects.emplace_back(weak.ptr());
+  table_->objects.push_back({kept(name.ptr()), kept(weak.ptr()), tensor.ptr(), seen.extents});
   return true;
 }
 

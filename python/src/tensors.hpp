@@ -89,7 +89,15 @@ struct tensor_table {
   tensor_table& operator=(tensor_table const&) = delete;
   std::deque<std::string> names;
   std::vector<tensor_view> views;
-  std::vector<kept> objects; ///< weak references to torch's own tensors, if all are
+  /// One of torch's own.
+  struct object {
+    kept name; ///< the string itself: the same one says the same, and need not be read
+    kept weak; ///< a reference to the tensor
+    /// Where the tensor and its extents were, to have them fetched ahead. Not to be followed: it may be gone.
+    void const *at = nullptr, *inside = nullptr;
+    void fetch() const noexcept;
+  };
+  std::vector<object> objects; ///< if all are torch's own
   /// Whether `pairs` of torch's own tensors are these: names, dtypes, shapes, strides and addresses.
   bool same(nb::handle pairs, exchange const& torch) const;
 };

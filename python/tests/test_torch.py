@@ -190,8 +190,9 @@ class Spied:
 def test_tensors_that_are_sent_again_are_recognised(pair, device):
     sender, _ = pair
     sender._core = spied = Spied(sender._core)
-    weights = {"w": torch.randn(30, 20, device=device), "turned": torch.randn(8, 6, device=device).t(),
-               "b": torch.nn.Parameter(torch.randn(7, device=device)), "empty": torch.zeros(0, device=device)}
+    weights = {"w.0": torch.randn(30, 20, device=device), "w.1": torch.randn(30, 20, device=device),
+               "turned": torch.randn(8, 6, device=device).t(), "b": torch.nn.Parameter(torch.randn(7, device=device)),
+               "empty": torch.zeros(0, device=device)}
     into = {name: torch.zeros(tensor.shape, device=device) for name, tensor in weights.items()}
     version = 0
 
@@ -209,6 +210,9 @@ def test_tensors_that_are_sent_again_are_recognised(pair, device):
     sent(weights, False)
     for what in (weights, list(weights.items()), iter(weights.items()), dict(weights)):
         sent(what, True)
+    names = [name.encode().decode() for name in weights]  # other strings that say the same
+    assert names[0] is not next(iter(weights))
+    sent(dict(zip(names, weights.values())), True)
     # Anything that is not as it was is looked at.
     weights["b"].data = torch.randn(7, device=device)
     sent(weights, False)
@@ -217,12 +221,15 @@ def test_tensors_that_are_sent_again_are_recognised(pair, device):
     sent(weights, False)
     sent(dict(reversed(weights.items())), False)
     sent(weights, False)
-    weights["w"] = weights["w"].view(30, 20)  # another object, of the same memory
+    weights["w.0"] = weights["w.0"].view(30, 20)  # another object, of the same memory
     sent(weights, True)
     sent(weights, False, cast=lambda name, dtype: None)
     sent(weights, False)
-    weights["w"].resize_(20, 20)
-    into["w"].resize_(20, 20)
+    names = list(weights)
+    weights = dict(zip([names[1], names[0], *names[2:]], weights.values()))  # w.0's memory is w.1's, and the reverse
+    sent(weights, False)
+    weights["w.0"].resize_(20, 20)
+    into["w.0"].resize_(20, 20)
     sent(weights, False)
 
 
