@@ -3,9 +3,10 @@
 
     scripts/reliability_table.py [--page FILE] [--command TEXT] [--run-on TEXT] JSON...
 
-The lines of all files together are one table: shards of one run, say. It replaces what stands in the page between the
-markers, or is printed without --page. Machine and date are of here and now, unless --run-on says where and when it was.
-The exit status is 1 if a cell failed, or if the files are not of one commit.
+The lines of all files together are one table: shards of one run, say, or what was played on several days. Of a cell that was
+played more than once the last line counts. Where the lines name several commits, a letter after each entry says of which its
+cells are. The table replaces what stands in the page between the markers, or is printed without --page. Machine and date are of
+here and now, unless --run-on says where and when it was. The exit status is 1 if a cell failed.
 """
 import argparse
 import collections
@@ -24,18 +25,29 @@ VERBS = ("heard", "say", "said", "event", "do", "did")
 
 
 def read(files):
-    cells = []
+    cells = {}
     for name in files:
         with open(name, encoding="utf-8") as lines:
-            cells += [json.loads(line) for line in lines if line.strip()]
-    return cells
+            for line in lines:
+                if line.strip():
+                    cell = json.loads(line)
+                    place = tuple(cell[key] for key in ("transition", "passing", "signal", "victim", "scenario", "route"))
+                    cells.pop(place, None)
+                    cells[place] = cell
+    return list(cells.values())
 
 
-def the_one(cells, key):
-    values = sorted({cell[key] for cell in cells})
-    if len(values) != 1:
-        sys.exit(f"reliability_table.py: the lines differ in {key}: {', '.join(values) or 'there are none'}")
-    return values[0]
+def letters(cells):
+    """One for each commit, those with the fewest cells last; none if all are of one."""
+    commits = [commit for commit, _ in collections.Counter(cell["commit"] for cell in cells).most_common()]
+    return {commit: chr(ord("a") + number) if len(commits) > 1 else "" for number, commit in enumerate(commits)}
+
+
+def of_commits(cells, letter):
+    counts = collections.Counter(cell["commit"] for cell in cells)
+    if len(counts) == 1:
+        return f"Commit {next(iter(counts))}"
+    return "Commits " + ", ".join(f"{commit} (*{letter[commit]}*, {count})" for commit, count in counts.most_common())
 
 
 def routes(cells):
@@ -51,7 +63,7 @@ def order(transition):
     return side == "receiver", VERBS.index(verb), rest
 
 
-def entry(cells):
+def entry(cells, letter):
     """One place of the table: the cells of one transition, victim and signal, which differ in route and passing."""
     if not cells:
         return ""
@@ -62,10 +74,11 @@ def entry(cells):
         for survivor, took in cell["ms"].items():
             slowest[survivor] = max(took, slowest.get(survivor, 0))
     ordered = sorted(slowest, key=lambda name: (name != "sender", name))
-    return " ".join([*(f"{slowest[name]:.0f}" for name in ordered), "ok"])
+    of = "".join(sorted({letter[cell["commit"]] for cell in cells}))
+    return " ".join([*(f"{slowest[name]:.0f}" for name in ordered), "ok", *([f"*{of}*"] if of else [])])
 
 
-def table(cells):
+def table(cells, letter):
     places = {}
     for cell in cells:
         places.setdefault((cell["transition"], cell["victim"], cell["signal"]), []).append(cell)
@@ -74,16 +87,17 @@ def table(cells):
             "|---|---|" + "---|" * len(columns)]
     for transition in sorted({cell["transition"] for cell in cells}, key=order):
         taken = ", ".join(sorted({cell["route"] for cell in cells if cell["transition"] == transition}))
-        shown = (entry(places.get((transition, *column), [])) for column in columns)
+        shown = (entry(places.get((transition, *column), []), letter) for column in columns)
         rows.append(f"| {transition} | {taken} | " + " | ".join(shown) + " |")
     return rows
 
 
 def text(cells, command, run_on):
     failed = sum(cell["result"] != "ok" for cell in cells)
-    head = (f"Commit {the_one(cells, 'commit')}, {run_on}, {routes(cells)}, `{command}`: "
+    letter = letters(cells)
+    head = (f"{of_commits(cells, letter)}, {run_on}, {routes(cells)}, `{command}`: "
             f"{len(cells)} cells, {failed} failed.")
-    return "\n".join([BEGIN, head, "", *table(cells), END])
+    return "\n".join([BEGIN, head, "", *table(cells, letter), END])
 
 
 def main():
@@ -95,6 +109,8 @@ def main():
                                             f"Linux {platform.release()}")
     options = parser.parse_args()
     cells = read(options.files)
+    if not cells:
+        sys.exit("reliability_table.py: there are no lines")
     made = text(cells, options.command, options.run_on)
     if options.page:
         page = options.page.read_text(encoding="utf-8")
