@@ -34,7 +34,7 @@ enum class errc : std::uint16_t {
   protocol_error = 24,    ///< the peer sent something that the protocol does not allow
   version_mismatch = 25,  ///< no protocol version, or no message schema, in common
   not_permitted = 26,     ///< the peer's user, or the socket's directory, is not trusted
-  unconfirmed = 27,       ///< a commit was sent and its answer never came
+  unconfirmed = 27,       ///< a receiver was to commit and its answer never came
   group_incomplete = 28,  ///< a member of the receiver's group is missing or failed
   connect_timeout = 29,   ///< no sender listened at the path within the connect limit
   handshake_timeout = 30, ///< the peer did not finish its handshake in time

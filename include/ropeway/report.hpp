@@ -21,7 +21,7 @@ enum class outcome : std::uint8_t {
   skipped,     ///< it said not now, did not answer in time, or its group was incomplete
   failed,      ///< it took part and gave up, in its own words; in-place destinations may be torn
   dropped,     ///< it died, fell silent or broke the protocol
-  unconfirmed, ///< it was told to commit and its answer never came; its next hello settles it
+  unconfirmed, ///< it was to commit and its answer never came; its next hello settles it
 };
 /// The enumerator's own spelling: "committed".
 ROPEWAY_API std::string_view name(outcome what) noexcept;

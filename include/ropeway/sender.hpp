@@ -180,11 +180,12 @@ struct connected_receiver {
 /// than their `silence_limit` (10 s) loses them.
 ///
 /// Lifetime: destroy it, and what it gave (`sending`, `held_version`), before the loop. The destructor stops
-/// listening and frees the path at once, and waits (at most 10 s) for copies that still read the caller's
-/// tensors; sessions are closed, and operations that run end with `asio::error::operation_aborted`, when the
-/// loop turns next. Copies that are stuck even then end them with `errc::device_failed`: their memory is
-/// kept, and the tensors may still be read. `co_await close()` is the graceful end. A loop that is destroyed
-/// while operations wait drops their handlers.
+/// listening and frees the path at once, ends the connections to receivers, which then commit nothing that
+/// they read later, and waits (at most 10 s) for copies of this process that still read the caller's tensors;
+/// operations that run end with `asio::error::operation_aborted`, when the loop turns next. Copies that are
+/// stuck even then end them with `errc::device_failed`: their memory is kept, and the tensors may still be
+/// read. `co_await close()` is the graceful end. A loop that is destroyed while operations wait drops their
+/// handlers.
 ///
 /// Every operation has two forms: one that returns an awaitable and throws `transfer_error` (a send:
 /// `send_failed`), and one with a completion token of signature `void(std::error_code, T)`. The call itself

@@ -187,6 +187,9 @@ struct segment_part {
 /// or, if this comes before the decision, with accept.
 struct read_mapped {
   std::uint64_t update = 0;
+  /// 1: no `commit` follows. A receiver that has read everything says all_copied, looks whether the sender
+  /// has given the update up, and if it has not, commits.
+  std::uint8_t commits_itself = 0;
 };
 /// The sender's memory of these segments is gone, or wanted back: map them no longer.
 struct unmap {
@@ -279,7 +282,7 @@ BOOST_DESCRIBE_STRUCT(digest_table, (), (id, bytes))
 BOOST_DESCRIBE_STRUCT(digests_ready, (), (update))
 BOOST_DESCRIBE_STRUCT(placement_follows, (), (update, bytes))
 BOOST_DESCRIBE_STRUCT(segment_part, (), (update, segment, part, kind, bytes, legacy, code, text))
-BOOST_DESCRIBE_STRUCT(read_mapped, (), (update))
+BOOST_DESCRIBE_STRUCT(read_mapped, (), (update, commits_itself))
 BOOST_DESCRIBE_STRUCT(unmap, (), (segments))
 BOOST_DESCRIBE_STRUCT(manifest_follows, (), (update, bytes))
 BOOST_DESCRIBE_STRUCT(published, (), (update, seq, bucket, ring, slot, bytes))

@@ -44,6 +44,10 @@ void receiver_machine::impl::give_up(errc code, std::string const& text) {
 }
 
 void receiver_machine::impl::finish_update() {
+  if (std::exchange(crossed, false) && life == session::open) {
+    said_aborted = true;
+    say(aborted{current.update});
+  }
   go(stage::idle);
   at_drained = last_word::none;
   held.clear();
@@ -59,6 +63,10 @@ void receiver_machine::impl::check_all_copied() {
   }
   say(all_copied{current.update, digest});
   go(stage::all_copied);
+  // In this order: a sender that does not find our word before the end of the connection was first to end it,
+  // and we find that.
+  looking = commits_itself;
+  if (looking) actions.emplace_back(receive_action::look{current.update});
 }
 
 void receiver_machine::impl::make_offer() {
@@ -250,6 +258,14 @@ void receiver_machine::mapped_read(time_point now) {
   m.check_all_copied();
 }
 
+void receiver_machine::nothing_heard(time_point now) {
+  impl& m = *impl_;
+  move_clock(m.now, now);
+  if (m.at != impl::stage::all_copied || !std::exchange(m.looking, false)) return;
+  m.go(impl::stage::committing);
+  m.actions.emplace_back(receive_action::commit{m.current.update, {}});
+}
+
 void receiver_machine::digests_agree(bytes16 const& whole, time_point now) {
   impl& m = *impl_;
   move_clock(m.now, now);
@@ -280,6 +296,7 @@ void receiver_machine::accept_update(time_point now, acceptance how) {
   if (m.at != impl::stage::offered) return;
   m.idle = {};
   m.mapped = how.mapped && m.placed;
+  m.commits_itself = m.commits_itself && m.mapped;
   if (m.mapped) {
     auto const& needed = m.needed_buckets;
     m.expected_buckets = static_cast<std::uint32_t>(std::count(needed.begin(), needed.end(), true));

@@ -19,6 +19,10 @@
 //    it has not mapped; it reads when it has accepted and was told to (once; perhaps with the announcement),
 //    and all_copied comes after that, too.
 //  - Of an update with digests, all_copied is said when what is in place was compared with the sender's.
+//  - Where it was told to commit by itself, it says all_copied, then has the driver hear all that the sender
+//    has said until then, and commits if that gives the update not up and does not end. The sender may change
+//    its tensors only after it has said so, or ended the connection: so what was read before is whole. And
+//    who looks at the connection's end and finds no all_copied before it knows that there will be no commit.
 //  - An abort from either side ends the update: the driver drains its copies, then `aborted` is said.
 //  - While the embedder or the copies work on an update, `alive` is said often enough for the sender's
 //  silence limit.
@@ -120,7 +124,13 @@ struct bucket {
   std::uint32_t bucket = 0, ring = 0, slot = 0;
   std::uint64_t bytes = 0;
 };
-/// All copies were seen complete by both sides: make the version whole; answer commit_done or commit_failed.
+/// all_copied was said, which must have come to the sender's end of the connection by now, unless it has
+/// ended. Hear what the sender has said until now; then say nothing_heard, even if something was heard.
+struct look {
+  std::uint64_t update = 0;
+};
+/// All copies were seen complete, and both sides agree to it: make the version whole; answer commit_done or
+/// commit_failed.
 struct commit {
   std::uint64_t update = 0;
   std::string route_reason; ///< in the sender's words
@@ -145,7 +155,7 @@ using receiver_action =
                  receive_action::look_up_placement, receive_action::read_placement, receive_action::take_part,
                  receive_action::read_mapped, receive_action::unmap, receive_action::take_digest_table,
                  receive_action::check_digests, receive_action::offer, receive_action::bucket,
-                 receive_action::commit, receive_action::abort, receive_action::closed>;
+                 receive_action::look, receive_action::commit, receive_action::abort, receive_action::closed>;
 
 class receiver_machine {
  public:
@@ -175,6 +185,8 @@ class receiver_machine {
   void need_segment(std::uint64_t segment, std::uint32_t first_part, std::uint32_t parts, time_point now);
   void unmapped(std::vector<std::uint64_t> segments, time_point now);
   void mapped_read(time_point now);
+  /// Of what has come until now, nothing is left to hear.
+  void nothing_heard(time_point now);
   /// Everything was compared; the update's digest is this.
   void digests_agree(bytes16 const& whole, time_point now);
   /// How the update will be loaded.

@@ -60,7 +60,10 @@ void sender_machine::received(peer_id peer, message const& what, time_point now)
 
 void sender_machine::gone(peer_id peer, errc code, std::string text, time_point now) {
   move_clock(impl_->now, now);
-  if (impl_->find(peer)) impl_->forget(peer, code, one_line(text));
+  if (auto const* const p = impl_->find(peer); p && p->cut)
+    impl_->forget(peer, *p->cut, std::string(p->cut_text), code == errc::peer_gone);
+  else if (p)
+    impl_->forget(peer, code, one_line(text), code == errc::peer_gone);
   impl_->settle();
 }
 

@@ -106,6 +106,9 @@ struct update_facts {
   std::uint64_t digests = 0; ///< number of the table that takes the digests; 0 for none
 
   bool held = false; ///< the version that is held: for those who lack it
+  /// Whoever may change the tensors waits until the update is over. Only then may a receiver commit by
+  /// itself.
+  bool waited_for = false;
 };
 
 struct peer_result {
@@ -163,6 +166,12 @@ struct relay {
   std::uint32_t bucket = 0, from = 0, to = 0;
   std::uint64_t bytes = 0;
 };
+/// End the connection for the peer, at once, and hear what it had said before; then say gone(). It may have
+/// decided to commit by itself just now, which would be said there; from here on it can't.
+struct cut {
+  peer_id peer = 0;
+  std::string text;
+};
 /// Close the connection; the machine has forgotten the peer already. Do not answer with gone().
 struct drop {
   peer_id peer = 0;
@@ -186,10 +195,11 @@ struct finished {
   std::vector<peer_result> results;
 };
 } // namespace send_action
-using sender_action = std::variant<send_action::say, send_action::make_ring, send_action::pack,
-                                   send_action::relay, send_action::await_source, send_action::send_parts,
-                                   send_action::digest_source, send_action::drop, send_action::source_free,
-                                   send_action::drain, send_action::deliver_held, send_action::finished>;
+using sender_action =
+    std::variant<send_action::say, send_action::make_ring, send_action::pack, send_action::relay,
+                 send_action::await_source, send_action::send_parts, send_action::digest_source,
+                 send_action::cut, send_action::drop, send_action::source_free, send_action::drain,
+                 send_action::deliver_held, send_action::finished>;
 
 class sender_machine {
  public:

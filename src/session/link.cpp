@@ -63,6 +63,22 @@ void link::hear() {
   }
 }
 
+void link::hear_now() {
+  auto const keep = shared_from_this();
+  protocol::message what;
+  unique_fd fd;
+  while (listening_) {
+    try {
+      if (!hear_one(what, fd)) {
+        // It ends the connection for us first and then for itself: we may come in between.
+        if (lost_) throw transfer_error(errc::peer_gone, to_string(peer()) + " has closed the connection");
+        return;
+      }
+    } catch (...) { return end(std::current_exception()); }
+    on_message_(what, std::move(fd));
+  }
+}
+
 bool link::hear_one(protocol::message& what, unique_fd& fd) {
   auto got = connection_.try_receive(buffer_, 1);
   if (!got) return false;
@@ -82,9 +98,10 @@ bool link::hear_one(protocol::message& what, unique_fd& fd) {
 
 void link::end(std::exception_ptr why) {
   if (!std::exchange(listening_, false)) return;
-  auto const what = as_transfer_error(why, errc::peer_gone);
+  auto const what = as_transfer_error(why, errc::no_resources);
   if (what.code() == errc::protocol_error) say_goodbye(words_of(what));
-  on_end_(as_errc(what.code(), errc::peer_gone), words_of(what));
+  // peer_gone: all that it had said was heard.
+  on_end_(as_errc(what.code(), errc::no_resources), words_of(what));
 }
 
 /// Whoever wrote the peer wants to know. Once: it may be nobody who listens.
@@ -117,8 +134,11 @@ void link::say(protocol::message const& what, int fd, std::shared_ptr<void const
   } catch (...) {
     // Later: who says something is in the middle of a decision. A peer that is gone may have said something
     // before, which is still to be heard.
-    auto const why = as_transfer_error(std::current_exception(), errc::peer_gone);
-    if (why.code() == errc::peer_gone) return;
+    auto const why = as_transfer_error(std::current_exception(), errc::no_resources);
+    if (why.code() == errc::peer_gone) {
+      lost_ = true;
+      return;
+    }
     asio::post(strand_, [self = shared_from_this(), why] { self->end(std::make_exception_ptr(why)); });
   }
 }
@@ -140,7 +160,9 @@ awaitable<void> link::say_the_rest(std::shared_ptr<link> self) {
   if (why) {
     self->rest_.clear();
     self->unread_ = 0;
-    self->end(why);
+    // One that is gone may have said something before: who hears finds the end behind it.
+    self->lost_ = as_transfer_error(why, errc::no_resources).code() == errc::peer_gone;
+    if (!self->lost_) self->end(why);
   }
   if (self->close_after_) self->close();
 }

@@ -37,14 +37,21 @@ class link : public std::enable_shared_from_this<link> {
   /// three may own the link.
   void listen(heard on_message, ended on_end, lost on_lost);
 
+  /// What has come by now, at once; and the end, if that has, or if something could not be said for it.
+  void hear_now();
+
   /// `fd` must stay open as long as `keep` lives. A peer for which more than `most_unread` bytes wait is
   /// given up: `errc::peer_silent`. To such a peer `alive` says nothing that waits not already, and is left
   /// out.
   void say(protocol::message const& what, int fd = -1, std::shared_ptr<void const> keep = {});
+  /// Whether something that was said waits for the peer to read what it has.
+  bool has_more_to_say() const noexcept { return saying_; }
   /// Closes once everything was said, or at once if nothing waits; after five seconds in any case. Nothing
   /// more is heard from now on.
   void close_when_said();
   void close() noexcept;
+  /// From any thread: the peer finds the connection ended from now on. As if the peer had closed it, here.
+  void cut() noexcept { connection_.cut(); }
   wire::peer_credentials const& peer() const noexcept { return connection_.peer(); }
 
  private:
@@ -72,6 +79,7 @@ class link : public std::enable_shared_from_this<link> {
   lost on_lost_;
   wire::timer give_up_; // on a peer that takes nothing any more
   bool listening_ = false, saying_ = false, close_after_ = false;
+  bool lost_ = false; // something could not be said: the peer has ended the connection
 };
 
 } // namespace ropeway::session

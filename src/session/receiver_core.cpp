@@ -1215,6 +1215,24 @@ void receiver_core::act(receive_action::bucket& action) {
   }
 }
 
+void receiver_core::act(receive_action::look&) {
+  // Not from here: the machine is in the middle of its actions, and messages may come with descriptors.
+  asio::post(strand_, [weak = weak_from_this(), session = session_] {
+    auto const self = weak.lock();
+    if (!self || self->session_ != session || !self->link_) return;
+    auto const link = self->link_;
+    if (link->has_more_to_say() && self->load_) // all_copied is not in the sender's hands
+      return self->give_up(self->load_, make_error_code(errc::peer_silent), errc::peer_silent,
+                           "the sender reads nothing of what it is told, and so can't know of a commit");
+    link->hear_now();
+    if (self->session_ != session || !self->machine_) return;
+    self->lookout_->rest(); // no answer comes
+    failpoint<side::receiver, "nothing_heard">();
+    self->machine_->nothing_heard(clock::now());
+    self->pump();
+  });
+}
+
 void receiver_core::act(receive_action::commit& action) {
   auto const load = load_;
   if (!load) return;

@@ -247,6 +247,7 @@ class receiver_core : public std::enable_shared_from_this<receiver_core> {
   void act(protocol::receive_action::look_up_manifest& action);
   void act(protocol::receive_action::offer& action);
   void act(protocol::receive_action::bucket& action);
+  void act(protocol::receive_action::look& action);
   void act(protocol::receive_action::commit& action);
   void act(protocol::receive_action::abort& action);
 

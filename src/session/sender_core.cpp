@@ -348,7 +348,11 @@ void sender_core::end_close() {
 
 void sender_core::teardown() {
   listener_.close();
-  for (auto& [id, connected] : peers_) connected.link->close_when_said();
+  for (auto& [id, connected] : peers_)
+    if (current_)
+      connected.link->close(); // who reads its tensors must not commit them
+    else
+      connected.link->close_when_said();
   peers_.clear();
   deadline_.cancel();
   lookout_->rest();
@@ -387,6 +391,9 @@ void sender_core::abandon() noexcept {
     std::scoped_lock lock(shared_mutex_);
     abandoned_ = true;
     streams = all_streams_;
+    // When this returns nobody may commit any more what it reads of our tensors.
+    for (auto const& one : connections_)
+      if (auto const cut = one.lock()) cut->cut();
   }
   bool drained = true;
   auto const end = clock::now() + memory::queue::drain_limit;
@@ -533,6 +540,8 @@ void sender_core::begin_now(std::shared_ptr<send_operation> const& operation) {
 
   facts.version = operation->version;
   facts.held = operation->hold != nullptr;
+  // Who has started or holds a version may let go of it at any time, and changes the tensors then.
+  facts.waited_for = !operation->hold && !operation->on_started;
   facts.layout = manifest.layout();
   facts.total_bytes = manifest.total_bytes();
   facts.tensors = report.tensors;
@@ -1106,6 +1115,12 @@ void sender_core::welcome(wire::connection connection) {
   std::string const words = entry.name;
   peers_.emplace(id, std::move(entry));
   try {
+    {
+      std::scoped_lock lock(shared_mutex_);
+      std::erase_if(connections_, [](auto const& one) { return one.expired(); });
+      connections_.push_back(link);
+      if (abandoned_) link->cut();
+    }
     link->listen(std::move(heard), std::move(ended), {});
     failpoint<side::sender, "connected">();
     machine_.connected(id, words, clock::now());
@@ -1119,10 +1134,17 @@ void sender_core::welcome(wire::connection connection) {
 
 void sender_core::peer_ended(protocol::peer_id id, errc code, std::string const& words) {
   if (!peers_.contains(id)) return; // dropped by the machine
+  {
+    std::scoped_lock lock(shared_mutex_);
+    if (abandoned_) return; // we have cut it ourselves, and all of it ends soon
+  }
   auto const leaving = peers_.extract(id);
   leaving.mapped().link->close();
   if (leaving.mapped().announced)
-    observer_.tell([&](observer& who) { who.receiver_left(leaving.mapped().name, words); });
+    observer_.tell([&](observer& who) {
+      auto const& why = leaving.mapped().cut_because;
+      who.receiver_left(leaving.mapped().name, why.empty() ? words : why);
+    });
   failpoint<side::sender, "gone">();
   machine_.gone(id, code, words, clock::now());
   pump();
@@ -1303,7 +1325,7 @@ void sender_core::look_out(message const& what) {
       lookout_->keep(session::answer_time);
     else
       lookout_->keep_from(reading_took_ - session::answer_time / 2, 2 * session::answer_time);
-  } else if (std::holds_alternative<protocol::commit>(what)) {
+  } else if (std::holds_alternative<protocol::commit>(what) || std::holds_alternative<all_copied>(what)) {
     if (current_->placement) reading_took_ = clock::now() - reading_since_;
     lookout_->keep(session::answer_time);
   }
@@ -1514,6 +1536,13 @@ void sender_core::say_part(protocol::peer_id to, segment_part what, std::shared_
     else
       link.say(it.what);
   });
+}
+
+void sender_core::act(send_action::cut& action) {
+  auto const found = peers_.find(action.peer);
+  if (found == peers_.end()) return;
+  found->second.link->cut(); // and its end is heard behind all that was said before
+  found->second.cut_because = std::move(action.text);
 }
 
 void sender_core::act(send_action::drop& action) {

@@ -181,6 +181,7 @@ class sender_core : public std::enable_shared_from_this<sender_core> {
     std::shared_ptr<session::link> link;
     std::string name;
     bool announced = false; // to the observer
+    std::string cut_because;
   };
   struct count_waiter {
     std::size_t count;
@@ -294,6 +295,7 @@ class sender_core : public std::enable_shared_from_this<sender_core> {
   void act(protocol::send_action::await_source& action);
   void act(protocol::send_action::send_parts& action);
   void act(protocol::send_action::digest_source& action);
+  void act(protocol::send_action::cut& action);
   void act(protocol::send_action::drop& action);
   void act(protocol::send_action::source_free& action);
   void act(protocol::send_action::drain& action);
@@ -353,6 +355,7 @@ class sender_core : public std::enable_shared_from_this<sender_core> {
   std::shared_ptr<session::layout> last_layout_;
   std::shared_ptr<set_pool> const sets_ = std::make_shared<set_pool>();
   std::vector<std::shared_ptr<copy_stream>> all_streams_;
+  std::vector<std::weak_ptr<session::link>> connections_;
   bool abandoned_ = false;
   session::offload offload_; // last: its thread ends before what its jobs use
 };

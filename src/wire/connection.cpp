@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <mutex>
 #include <sys/epoll.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -57,6 +58,7 @@ struct connection::state {
   descriptor* writable = nullptr; // of the send that waits
   bool sending = false;
   pid_t owner = ::getpid();
+  std::mutex cutting; // keeps the socket open while another thread ends the connection
 
   state(strand const& its, unique_fd connected, peer_process who)
       : on(its)
@@ -71,12 +73,20 @@ struct connection::state {
     if (!socket) return;
     // Children that were forked keep the socket: end the connection, not only our descriptor. In such a
     // child, though, it is still the parent's.
-    if (::getpid() == owner) ::shutdown(socket.get(), SHUT_RDWR);
+    bool const ours = ::getpid() == owner;
+    if (ours) ::shutdown(socket.get(), SHUT_RDWR);
     asio::error_code ignored;
     readable.close(ignored);
     if (writable != nullptr) writable->close(ignored);
+    std::unique_lock lock(cutting, std::defer_lock);
+    if (ours) lock.lock(); // in a child it may be locked for ever, by a thread that is not there
     socket.reset();
     peer.pidfd.reset();
+  }
+  void cut() noexcept {
+    if (::getpid() != owner) return;
+    std::scoped_lock const lock(cutting);
+    if (socket) ::shutdown(socket.get(), SHUT_RDWR);
   }
   void check_open() const {
     if (!socket) throw transfer_error(errc::not_open, "the connection");
@@ -184,6 +194,10 @@ connection::~connection() { close(); }
 
 void connection::close() noexcept {
   if (state_) state_->close();
+}
+
+void connection::cut() noexcept {
+  if (state_) state_->cut();
 }
 
 bool connection::is_open() const noexcept { return state_ && state_->socket; }

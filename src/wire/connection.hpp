@@ -76,6 +76,9 @@ class connection {
 
   /// Ends the connection. What was sent still arrives. Operations that run end with `operation_aborted`.
   void close() noexcept;
+  /// From any thread, also while another one uses or closes it: both peers find that it has ended, behind
+  /// what was sent before. In a child that was forked nothing.
+  void cut() noexcept;
   bool is_open() const noexcept;
   peer_credentials const& peer() const noexcept;
   /// Whether the peer's process can be watched (by its pidfd), so that its death is noticed although a child

@@ -1,11 +1,13 @@
 // Updates whose receivers read the sender's own tensors: which way is taken and why, memory that moves or is
 // wanted back, and who waits for whom. In host memory that the sender shares. Part of ropeway; Apache-2.0.
+#include <asio/co_spawn.hpp>
 #include <asio/io_context.hpp>
 #include <chrono>
 #include <condition_variable>
 #include <cstdlib>
 #include <fstream>
 #include <mutex>
+#include <thread>
 
 #include "line.hpp"
 #include "support/co_test.hpp"
@@ -650,6 +652,90 @@ CO_TEST("a send that is cancelled while a receiver reads ends when that one has 
   CHECK(second.error == errc::peer_aborted);
   CHECK(with.into[1].torn());
   co_await with.next_is_exact(2);
+}
+
+namespace {
+
+/// A receiver with a loop and a thread of its own, that reads a megabyte in about a quarter of a second.
+class slow_server {
+ public:
+  explicit slow_server(std::string path)
+      : path_(std::move(path)), from_(io_.get_executor(), at_a_pace()), held_(block_bytes) {
+    into_.add({"w", dtype::u8, {block_bytes}, held_.data()});
+    asio::co_spawn(io_, serve(), [](std::exception_ptr) {});
+    thread_ = std::thread([this] { io_.run(); });
+  }
+  ~slow_server() {
+    if (thread_.joinable()) thread_.join();
+  }
+  slow_server(slow_server const&) = delete;
+  slow_server& operator=(slow_server const&) = delete;
+  bool is_loading() const { return from_.status().phase == session_phase::loading; }
+  /// What became of its load, once it has ended.
+  attempt<load_report> const& end() {
+    thread_.join();
+    return loaded_;
+  }
+  destinations const& into() const { return into_; }
+  std::vector<std::byte> const& held() const { return held_; }
+
+ private:
+  static receiver_options at_a_pace() {
+    auto options = quick_receiver();
+    copy_pace slow;
+    slow.bytes_per_second(4 * mib);
+    options.pace(slow);
+    return options;
+  }
+  awaitable<void> serve() {
+    co_await from_.connect(path_);
+    loaded_ = co_await try_to(load_next(from_, into_));
+    co_await from_.close();
+  }
+  asio::io_context io_{1};
+  std::string path_;
+  receiver from_;
+  std::vector<std::byte> held_;
+  destinations into_;
+  attempt<load_report> loaded_;
+  std::thread thread_;
+};
+
+} // namespace
+
+// Who commits by itself needs no turn of the sender's loop for that.
+TEST_CASE(
+    "a sender that is destroyed while a receiver reads: that one commits nothing of what comes after it") {
+  scratch const directory;
+  asio::io_context io(1);
+  auto const memory = shared_memory::make(block_bytes);
+  fill(memory, 1);
+  std::optional<sender> to(std::in_place, io.get_executor(), directory.file("s"), quick_sender());
+  to->share(memory);
+  slow_server server(directory.file("s"));
+  std::optional<std::error_code> sent;
+  std::vector<tensor_view> const views{bytes_at("w", memory, 0, block_bytes)};
+  to->wait_for_receivers(1, patient(milliseconds(5000)), [&](std::error_code, std::size_t) {
+    to->send_weights(1, views, [&](std::error_code error, send_report const&) { sent = error; });
+  });
+  while (!server.is_loading()) io.run_one_for(milliseconds(1));
+  REQUIRE_FALSE(sent);
+  SUBCASE("destroyed") {
+    to.reset();
+    fill(memory, 2);
+    auto const& loaded = server.end(); // while our loop stands still
+    CHECK_MESSAGE(loaded.error == errc::peer_gone, loaded.said());
+    CHECK(server.into().torn());
+    io.run();
+    CHECK(sent == asio::error::operation_aborted);
+  }
+  SUBCASE("and kept: it commits, whether our loop turns or not") {
+    auto const& loaded = server.end();
+    CHECK_MESSAGE(loaded.ok(), loaded.said());
+    CHECK(same(server.held(), memory.data()));
+    while (!sent) io.run_one_for(milliseconds(10));
+    CHECK(*sent == std::error_code());
+  }
 }
 
 CO_TEST("a load that is cancelled while it reads ends when its copies have, and the other one commits") {

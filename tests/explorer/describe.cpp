@@ -94,7 +94,10 @@ void describe_peer(machine_of_sender const& m, peer_id id, bool anything_held, w
       w.put(part->result.what);
     } else {
       w.put(part->accepted | part->asked_manifest << 1 | part->asked_placement << 2 | part->may_map << 3 |
-            part->was_told << 4 | part->result.mapped << 5 | part->has_digests << 6);
+            part->was_told << 4 | part->result.mapped << 5 | part->has_digests << 6 |
+            part->commits_itself << 7);
+      if (part->at == stage::revoking)
+        w.put(static_cast<int>(part->result.what) << 1 | part->result.all_copied.has_value());
       for (auto const& [segment, parts] : part->asked_parts) w.put(segment << 4 | parts);
       w.put(part->published);
       w.put(part->released);
@@ -152,6 +155,7 @@ void describe_machine(machine_of_receiver const& m, writer& w) {
     w.put(m.next_part << 4 | m.end_part);
   }
   if (m.at == stage::idle) return w.put(m.may_be_told);
+  w.put(m.commits_itself | m.crossed << 1 | m.looking << 2);
   if (m.at == stage::draining) return w.put(m.at_drained);
   if (m.waits_for_sender()) w.age(std::max(m.heard, m.waiting_since));
   w.put(m.next_bucket);
@@ -231,7 +235,7 @@ void world::describe_receiver(std::size_t i, writer& w) const {
   auto const& wish = of_->receivers[i];
   w.put(wish.grouped | wish.on_device << 1 | wish.late << 2 | wish.knows_layout << 3 | wish.maps << 4);
   w.put((i < joined_) | r.alive << 1 | r.stopped << 2 | r.sender_closed << 3 | r.receiver_closed << 4 |
-        r.told << 5 | r.harmed << 6);
+        r.told << 5 | r.harmed << 6 | r.cut << 7);
   if (i >= joined_) return;
   if (of_->holds) {
     std::size_t last = begun_;
@@ -254,7 +258,7 @@ void world::describe_receiver(std::size_t i, writer& w) const {
     if (!r.sender_closed) describe_socket(*to_sender_[i], w);
     if (side.update != 0) {
       auto const& seen = r.seen[side.update];
-      w.put(seen.all_copied | seen.committed << 1);
+      w.put(seen.all_copied | seen.committed << 1 | ((side.themselves & bit) != 0) << 2);
     }
   }
   if (!r.alive) return;
@@ -270,7 +274,7 @@ void world::describe_receiver(std::size_t i, writer& w) const {
     w.put(one.update << 4 | one.bucket << 1 | one.spoiled);
     w.put(one.ring << 4 | one.slot);
   }
-  w.put(r.reads_source | r.source_spoiled << 1 | r.comparing << 2 | r.compared << 3);
+  w.put(r.reads_source | r.source_spoiled << 1 | r.comparing << 2 | r.compared << 3 | r.looking << 4);
   w.put(r.table);
   if (r.receiver_closed) return;
   w.put(r.placement << 4 | r.placement_of);

@@ -39,6 +39,7 @@ std::string world::print(step const& s) const {
   case kind::loaded:
     return r + " has loaded bucket " + std::to_string(receivers_[s.who]->reads.at(s.arg).bucket);
   case kind::source_read: return r + " has read the tensors";
+  case kind::heard_all: return r + " has looked whether the update was given up";
   case kind::compared: return r + " has compared digests";
   case kind::unmapped: return r + " has unmapped what the sender wants back";
   case kind::placed: return r + " has all in place";

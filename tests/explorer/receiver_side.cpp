@@ -41,6 +41,7 @@ void world::step_of_receiver(step const& s) {
     side.has_source = !side.source_spoiled;
     machine.mapped_read(clock());
     break;
+  case kind::heard_all: hear_all(i); break;
   case kind::compared:
     side.comparing = false;
     side.compared = digests_stand(side);
@@ -110,7 +111,7 @@ void world::accept(std::size_t i, std::uint8_t how) {
 /// What the driver does for an update that is over.
 void world::forget_work(receiver_side& side) const {
   side.looking_up = side.reading_manifest = side.deciding = side.committing = side.placing = false;
-  side.comparing = false;
+  side.comparing = side.looking = false;
   side.looking_up_placement = side.reading_placement = false;
   side.segment = mapping_of_segment::none;
 }
@@ -162,7 +163,8 @@ void world::act(std::size_t i, receive_action::say& a) {
           "released is said when the bucket is no longer read");
   }
   if (log) log->push_back("    r" + std::to_string(i + 1) + " -> sender " + protocol::print(a.what));
-  if (!side.receiver_closed && !side.sender_closed) to_sender_[i].change().push_back(std::move(a.what));
+  if (!side.receiver_closed && !side.sender_closed && !side.cut)
+    to_sender_[i].change().push_back(std::move(a.what));
 }
 
 void world::act(std::size_t, receive_action::greeted&) {}
@@ -270,6 +272,23 @@ void world::act(std::size_t i, receive_action::bucket& a) {
   r.slot = static_cast<std::uint8_t>(a.slot);
   r.spoiled = !good;
   side.reads.push_back(r);
+}
+
+void world::act(std::size_t i, receive_action::look& a) {
+  auto& side = receivers_[i].change();
+  check(a.update == side.update && !side.draining && side.seen[side.update].all_copied,
+        "who commits by itself looks when it has said all_copied");
+  side.looking = true;
+}
+
+/// All that was sent is there to be heard, and so is the end of the connection.
+void world::hear_all(std::size_t i) {
+  auto& side = receivers_[i].change();
+  side.looking = false;
+  for (auto const& m : std::exchange(to_receiver_[i].change(), {})) side.machine.received(m, clock());
+  if ((side.sender_closed || side.cut) && !std::exchange(side.told, true))
+    side.machine.gone(errc::peer_gone, "the sender has gone", clock());
+  side.machine.nothing_heard(clock());
 }
 
 void world::act(std::size_t i, receive_action::commit& a) {

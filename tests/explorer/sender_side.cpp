@@ -78,6 +78,7 @@ void world::begin_update(bool held) {
   check(begun_ < max_updates, "what is held is not delivered without end");
   if (held) deliveries_ = static_cast<std::uint16_t>(deliveries_ | 1u << begun_);
   facts.held = held;
+  facts.waited_for = !held;
   facts.version = 100u + (held ? held_ : begun_);
   facts.layout[0] = buckets_of(begun_);
   facts.bucket_bytes = sizes_of(begun_);
@@ -89,6 +90,7 @@ void world::begin_update(bool held) {
   side.running = true;
   side.source_free = side.source_ready = side.drain_asked = side.given_up = side.digested = false;
   side.packed = side.lost = side.to_commit = side.to_read = side.mapping = side.accepted = 0;
+  side.themselves = 0;
   if (is_placed(begun_)) {
     facts.placement = segment_;
     facts.segments = {{segment_, of_->parts}};
@@ -147,7 +149,7 @@ void world::send_parts(std::size_t i, bool last_fails) {
     if (last_fails && k + 1 == order.count) part.code = static_cast<std::uint16_t>(errc::not_reachable);
     if (log) log->push_back("    sender -> r" + std::to_string(i + 1) + " " + protocol::print(part));
     auto const& to = receivers_[i];
-    if (to->alive && !to->receiver_closed) to_receiver_[i].change().push_back(part);
+    if (to->alive && !to->receiver_closed && !to->cut) to_receiver_[i].change().push_back(part);
   }
 }
 
@@ -263,10 +265,16 @@ void world::act(send_action::say& a) {
   check(!to->sender_closed, "nothing is said to who was dropped", a.what);
   if (auto const* c = std::get_if<protocol::commit>(&a.what)) {
     check_commit(i, c->update);
+    check((sender_->themselves & bit(i)) == 0, "commit is not said to who commits by itself");
     sender_.change().to_commit |= bit(i);
   }
-  if (std::holds_alternative<protocol::read_mapped>(a.what)) {
+  if (auto const* order = std::get_if<protocol::read_mapped>(&a.what)) {
     auto& side = sender_.change();
+    if (order->commits_itself != 0) {
+      check(needed_bits(side.update) == 0 && !of_->receivers[i].grouped && !of_->digests,
+            "who commits by itself has nothing to wait for but its reading");
+      side.themselves |= bit(i);
+    }
     check((side.to_read & bit(i)) == 0, "read_mapped is said once");
     bool const at_once = (side.accepted & bit(i)) == 0;
     if (at_once)
@@ -290,7 +298,7 @@ void world::act(send_action::say& a) {
   if (auto* m = std::get_if<manifest_follows>(&a.what)) m->bytes = 100; // as a driver does
   if (auto* m = std::get_if<placement_follows>(&a.what)) m->bytes = 100;
   if (log) log->push_back("    sender -> r" + std::to_string(i + 1) + " " + protocol::print(a.what));
-  if (to->alive && !to->receiver_closed) to_receiver_[i].change().push_back(std::move(a.what));
+  if (to->alive && !to->receiver_closed && !to->cut) to_receiver_[i].change().push_back(std::move(a.what));
 }
 
 void world::act(send_action::make_ring& a) {
@@ -338,6 +346,15 @@ void world::write(std::uint32_t ring, std::uint32_t slot, slot_content what) {
     }
   content = what;
   content.writing = true;
+}
+
+void world::act(send_action::cut& a) {
+  std::size_t const i = a.peer - 1;
+  check(!receivers_.at(i)->sender_closed && !receivers_[i]->cut, "nobody is cut off twice");
+  check(!steady_ || receivers_[i]->harmed, "who is awake is not cut off for being slow");
+  if (log) log->push_back("    sender cuts r" + std::to_string(i + 1) + " off: " + a.text);
+  lose(i);
+  receivers_[i].change().cut = true;
 }
 
 void world::act(send_action::drop& a) {

@@ -87,6 +87,7 @@ struct sender_side {
   std::uint8_t lost = 0;                ///< of these, who said no, failed, left, was dropped or told to abort
   std::uint8_t to_commit = 0;           ///< who was told to commit
   std::uint8_t to_read = 0;             ///< who was told to read the tensors
+  std::uint8_t themselves = 0;          ///< who was told to commit by itself then
   std::uint8_t mapping = 0;             ///< who has accepted as one that maps
   std::uint8_t accepted = 0;
 };
@@ -113,6 +114,7 @@ struct receiver_side {
   copied<receiver_machine> machine;
   bool alive = true, stopped = false;
   bool sender_closed = false;   ///< the sender has closed the connection, or has seen it close
+  bool cut = false;             ///< the sender has ended it, and hears what was said before
   bool receiver_closed = false; ///< the receiver has
   bool told = false;            ///< it has seen the sender's end of it close
   std::uint8_t layouts = 0;     ///< that it knows, a bit each
@@ -125,6 +127,7 @@ struct receiver_side {
   mapping_of_segment segment = mapping_of_segment::none;
   bool reads_source = false, source_spoiled = false; ///< the tensors have changed since, or may have
   bool comparing = false, compared = false;          ///< digests
+  bool looking = false;                              ///< whether the update was given up
   std::uint8_t table = 0;
   std::vector<std::uint64_t> to_unmap;
   // Where the sender's memory lies, as it knows it: of the layout with so many buckets, and what is mapped.
@@ -173,6 +176,7 @@ enum class kind : std::uint8_t {
   accepted, ///< arg 1: by hand, 2: mapped, 3: it can't map
   loaded,   ///< arg: which reading
   source_read,
+  heard_all, ///< that was said until it looked
   compared,
   unmapped,
   placed,
@@ -253,6 +257,7 @@ class world {
   void act(send_action::await_source& a);
   void act(send_action::send_parts& a);
   void act(send_action::digest_source& a);
+  void act(send_action::cut& a);
   void act(send_action::drop& a);
   void act(send_action::source_free& a);
   void act(send_action::drain& a);
@@ -280,6 +285,7 @@ class world {
   void act(std::size_t i, receive_action::check_digests& a);
   void act(std::size_t i, receive_action::offer& a);
   void act(std::size_t i, receive_action::bucket& a);
+  void act(std::size_t i, receive_action::look& a);
   void act(std::size_t i, receive_action::commit& a);
   void act(std::size_t i, receive_action::abort& a);
   void act(std::size_t i, receive_action::closed& a);
@@ -297,6 +303,7 @@ class world {
   /// The tensors may change from now on.
   void spoil_source(char const* promise);
   void finish_reading(std::size_t i, std::size_t which);
+  void hear_all(std::size_t i);
   void commit(std::size_t i);
   std::uint8_t buckets_of(std::uint64_t update) const { return of_->buckets.at(of_->holds ? 0 : update - 1); }
   std::vector<std::uint64_t> sizes_of(std::uint64_t update) const;

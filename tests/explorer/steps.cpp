@@ -123,10 +123,11 @@ void world::work_of_sender(std::vector<step>& into) const {
   for (std::size_t i = 0; i < joined_; ++i) {
     auto const& r = *receivers_[i];
     if (r.sender_closed) continue;
-    // A connection that was closed with something unread in it is reset, and what is under way may be lost.
     if (!to_sender_[i]->empty()) into.push_back(make(kind::sender_hears, i));
     if (!side.exporting[i].empty()) into.push_back(make(kind::parts_sent, i));
-    if (r.receiver_closed || !r.alive) into.push_back(make(kind::sender_sees_end, i));
+    // What was said before the end is heard before it, also where the connection was reset.
+    if ((r.receiver_closed || !r.alive || r.cut) && to_sender_[i]->empty())
+      into.push_back(make(kind::sender_sees_end, i));
   }
   for (auto const ring : side.making) into.push_back(make(kind::ring_made, 0, ring));
   if (!side.packs.empty()) into.push_back(make(kind::packed));
@@ -147,7 +148,7 @@ void world::work_of(std::size_t i, std::vector<step>& into) const {
   auto const& r = *receivers_[i];
   if (r.receiver_closed) return;
   if (!to_receiver_[i]->empty()) into.push_back(make(kind::receiver_hears, i));
-  if (r.sender_closed && !r.told) into.push_back(make(kind::receiver_sees_end, i));
+  if ((r.sender_closed || r.cut) && !r.told) into.push_back(make(kind::receiver_sees_end, i));
   if (!r.mapping.empty()) into.push_back(make(kind::ring_mapped, i, r.mapping.front()));
   if (r.looking_up) into.push_back(make(kind::looked_up, i));
   if (r.reading_manifest) into.push_back(make(kind::manifest_read, i));
@@ -165,6 +166,7 @@ void world::work_of(std::size_t i, std::vector<step>& into) const {
     into.push_back(make(kind::segment_asked, i));
   if (r.reads_source && !r.draining) into.push_back(make(kind::source_read, i));
   if (r.comparing) into.push_back(make(kind::compared, i));
+  if (r.looking) into.push_back(make(kind::heard_all, i));
   // Not while it copies from there.
   if (!r.to_unmap.empty() && !r.reads_source) into.push_back(make(kind::unmapped, i));
   // Copies of one queue finish in order, an embedder gives buckets back as it likes. While an update winds
@@ -280,7 +282,10 @@ void world::hear(step const& s) {
     if (auto const* a = std::get_if<protocol::accept>(&m); a && a->update == sender_->update) {
       auto const bit = static_cast<std::uint8_t>(1u << i);
       sender_.change().accepted |= bit;
-      if (a->mapped != 0) sender_.change().mapping |= bit;
+      if (a->mapped != 0)
+        sender_.change().mapping |= bit;
+      else
+        sender_.change().themselves &= static_cast<std::uint8_t>(~bit);
     }
     sender_.change().machine.received(static_cast<peer_id>(i + 1), m, clock());
     return follow_sender();

@@ -274,7 +274,11 @@ class game {
     auto const how = from_.byte();
     switch (how % 4) {
     case 0: return placement_follows{some_update(), how < 240 ? 100 : from_.number()};
-    case 1: return protocol::read_mapped{some_update()};
+    case 1: {
+      protocol::read_mapped order{some_update()};
+      order.commits_itself = how >= 250 ? 2 : how / 4 % 4 == 3;
+      return order;
+    }
     case 2: {
       if (how >= 128) return about_digests(how);
       unmap back;
@@ -396,6 +400,13 @@ class game {
       std::visit([this](auto& what) { act(what); }, a);
     }
     promise(machine_.over() == closed_, "it is over when closed was said");
+    if (!std::exchange(looking_, false)) return;
+    if (!closed_ && from_.below(4) == 3) {
+      machine_.received(plausible(), now_);
+      settle();
+    }
+    machine_.nothing_heard(now_);
+    settle();
   }
 
   void act(receive_action::say& a) {
@@ -479,7 +490,7 @@ class game {
     update_ = a.what.update;
     accepted_ = all_copied_ = placed_ = over_said_ = commit_asked_ = by_hand_ = abort_told_ = false;
     placed_known_ = mapped_source_ = told_to_read_ = reads_source_ = has_source_ = false;
-    comparing_ = compared_ = false;
+    comparing_ = compared_ = looked_ = false;
     parts_end_ = 0;
     needed_.clear();
     loads_ = released_ = next_bucket_ = 0;
@@ -550,10 +561,16 @@ class game {
     promise(reading_.insert({a.ring, a.slot}).second, "not where another is still read");
     loading_.push_back({a.seq, a.ring, a.slot});
   }
+  void act(receive_action::look& a) {
+    promise(a.update == update_ && all_copied_ && mapped_source_ && !draining_ && current_.digests == 0,
+            "who commits by itself looks when it has said all_copied");
+    promise(!std::exchange(looked_, true), "once");
+    looking_ = true;
+  }
   void act(receive_action::commit& a) {
     promise(a.update == update_ && all_copied_ && loads_ == expected(), "commit when all was loaded");
     promise(!draining_ && !over_said_, "and nothing was given up");
-    promise(a.route_reason == "not mapped", "with the sender's words on one line");
+    promise(a.route_reason == (looked_ ? "" : "not mapped"), "with the sender's words on one line");
     commit_asked_ = true;
   }
   void act(receive_action::abort& a) {
@@ -625,6 +642,7 @@ class game {
   bool placed_known_ = false, mapped_source_ = false, told_to_read_ = false, reads_source_ = false,
        has_source_ = false;
   bool comparing_ = false, compared_ = false; ///< digests
+  bool looking_ = false, looked_ = false;     ///< whether it was told otherwise than to commit by itself
   std::uint64_t table_ = 0;
   std::vector<bool> needed_;
   segment_part asked_; ///< the next part that is to come

@@ -58,6 +58,7 @@ class game {
          stopped = false;
     bool committed = false;
     bool mapped = false, told = false, reads = false; ///< the tensors: accepted so, was told to, may do so
+    bool itself = false;                              ///< and commits when it has, without another word
     std::uint32_t next_bucket = 0;                    ///< none before it is still to be published
     std::set<std::uint64_t> asked, unmapping;         ///< segments
     time_point commit_at{}, owes_at{}; ///< since when it has not answered the commit, has not said `aborted`
@@ -223,6 +224,12 @@ class game {
       if (how % 8 == 7) return say_to_machine(id, ring_refused{ring, 43, "not\nhere"});
       return say_to_machine(id, ring_mapped{ring});
     }
+    if (p.itself && p.unanswered != 0 && how % 8 < 5) // whether or not an abort has crossed it
+      return badly ? say_to_machine(id, failed{p.unanswered, 32, "can\nnot"})
+                   : say_to_machine(id, committed{p.unanswered});
+    if (p.owes && p.stopped && p.itself && p.reads && how % 8 == 5)
+      return p.accepted ? say_to_machine(id, all_copied{p.update, {}, copied_by(id, p.update)})
+                        : say_to_machine(id, answer(p.update, true, 0));
     if (p.owes && !badly) return say_to_machine(id, aborted{p.update});
     if (!p.holds.empty()) {
       auto const& one = p.holds[how / 16 % p.holds.size()];
@@ -378,6 +385,7 @@ class game {
       facts_.only_mapped = where % 8 == 7;
       if (where % 4 == 2) facts_.note = "some are elsewhere";
       facts_.source_ready = (where & 1) != 0;
+      facts_.waited_for = !held && (where & 4) == 0;
       next_segment_ = first_segment_ + 2;
       facts_.segments = {{first_segment_, 1}, {first_segment_ + 1, 40}};
       for (std::size_t b = 0; b < facts_.bucket_bytes.size(); ++b)
@@ -391,7 +399,7 @@ class game {
     for (auto& [id, p] : peers_) {
       bool const owes = p.owes;
       p.begun = p.accepted = p.decided = p.all_copied = p.commit = p.committed = p.stopped = false;
-      p.mapped = p.told = p.reads = p.has_digests = false;
+      p.mapped = p.told = p.reads = p.itself = p.has_digests = false;
       p.published = p.released = p.next_bucket = 0;
       p.owes = owes;
       if (p.greeted) present_.insert(id);
@@ -569,6 +577,9 @@ class game {
         p.mapped = a->mapped == 1;
         if (!p.mapped) does_not_read(p);
         skip(p);
+      } else if (a->update == update_ && p.stopped && p.itself && !p.accepted) { // it has crossed our abort
+        p.accepted = true;
+        p.mapped = a->mapped == 1;
       }
     } else if (auto const* want = std::get_if<need_segment>(&m)) {
       if (p.begun && want->update == update_ && !p.decided && !p.owes) p.asked.insert(want->segment);
@@ -583,9 +594,21 @@ class game {
       if (had != 0 && back->update == update_) ++p.released;
     } else if (auto const* all = std::get_if<all_copied>(&m)) {
       if (all->update == update_ && all->digest == digest_of(true)) p.all_copied = true;
-      if (all->update == update_ && !p.owes && !p.stopped) p.reads = false;
+      if (all->update == update_ && p.itself) {
+        bool const may = p.reads && p.accepted && p.mapped && (!p.owes || p.stopped);
+        if (may && all->digest == bytes16{}) {
+          p.reads = false;
+          p.commit = !p.stopped; // else it may have looked before our abort
+          p.unanswered = update_;
+          p.commit_at = now_;
+        }
+      } else if (all->update == update_ && !p.owes && !p.stopped) {
+        p.reads = false;
+      }
     } else if (auto const* c = std::get_if<committed>(&m)) {
-      if (c->update == update_ && p.commit && !p.owes) p.committed = true; // who has given up has not
+      bool const crossed = p.itself && p.stopped && p.owes && p.all_copied && p.unanswered == update_;
+      if (c->update == update_ && ((p.commit && !p.owes) || crossed))
+        p.committed = true; // who has given up has not
       p.unanswered = 0;
     } else if (std::holds_alternative<failed>(m)) {
       p.unanswered = 0;
@@ -609,7 +632,7 @@ class game {
   }
 
   /// Of one that was told to read before it had accepted.
-  static void does_not_read(peer& p) { p.told = p.reads = false; }
+  static void does_not_read(peer& p) { p.told = p.reads = p.itself = false; }
   void turned_down(peer& p) {
     if (p.begun && !p.accepted && !p.stopped && !p.owes) does_not_read(p);
     p.decided = true;
@@ -652,6 +675,16 @@ class game {
                 static_cast<std::size_t>(std::count_if(
                     peers_.begin(), peers_.end(), [](auto const& p) { return !p.second.unmapping.empty(); })),
             "who has not unmapped yet is counted");
+    if (cut_.empty()) return;
+    auto const id = *cut_.begin();
+    cut_.erase(id);
+    if (peers_.count(id) == 0) return settle(); // it has broken the protocol, or said goodbye
+    if (from_.below(4) == 3) {                  // it had said more
+      say_to_machine(id, alive{update_});
+      settle();
+    }
+    if (forget(id)) machine_.gone(id, errc::peer_gone, "its\nconnection", now_);
+    settle();
   }
 
   void act(send_action::say& a) {
@@ -724,7 +757,12 @@ class game {
         promise(other.group != p.group || present_.count(id) == 0 || (facts_.held && !other.begun) ||
                     (other.accepted && !other.owes),
                 "to a group when all its members take part");
+    promise(m.commits_itself <= 1, "with or without a commit to follow");
+    promise(m.commits_itself == 0 ||
+                (facts_.waited_for && p.group.empty() && !needs_buckets && facts_.digests == 0),
+            "without, to who has nothing to wait for, where the tensors stay as they are until the end");
     p.told = p.reads = true;
+    p.itself = m.commits_itself == 1;
   }
   void said(peer& p, unmap const& m) {
     promise(!m.segments.empty() && m.segments.size() <= max_unmap, "unmap names some, and not too many");
@@ -756,7 +794,7 @@ class game {
   }
   void said(peer& p, commit const& c) {
     promise(one_line(c.text), "why its bytes came so is one line");
-    promise(c.update == update_ && !p.commit && !p.stopped, "commit once");
+    promise(c.update == update_ && !p.commit && !p.stopped && !p.itself, "commit once, if at all");
     promise(facts_.digests == 0 || (p.has_digests && digested_), "commit only after digests were compared");
     promise(p.all_copied && p.accepted && p.released == expected(p) && p.holds.empty(),
             "commit only after all buckets were released and all_copied was said");
@@ -839,6 +877,12 @@ class game {
                         a.first < one.parts && a.count <= one.parts - a.first);
     promise(found, "and of the update's placement, a batch at a time");
     exports_.push_back(a);
+  }
+  void act(send_action::cut& a) {
+    auto const at = peers_.find(a.peer);
+    promise(at != peers_.end() && at->second.itself && one_line(a.text),
+            "who may commit by itself is cut off");
+    cut_.insert(a.peer);
   }
   void act(send_action::drop& a) {
     promise(one_line(a.text), "a drop has one line");
@@ -961,6 +1005,7 @@ class game {
   time_point began_{}, rest_until_{};
   std::uint64_t table_ = 0;
   std::uint32_t next_packed_ = 0;
+  std::set<peer_id> cut_;                              ///< whose end is still to be heard
   std::set<std::uint64_t> unmapped_only_;              ///< fillings that only who maps can use
   std::uint64_t first_segment_ = 2, next_segment_ = 2; ///< where the tensors lie now
   std::deque<send_action::send_parts> exports_;

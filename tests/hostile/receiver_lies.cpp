@@ -278,6 +278,8 @@ constexpr receiver_lie lies[] = {
     {"unmapped nothing", step::begun, [](liar& me) { me.say(unmapped{}); }, broken, "unmapped for no segment", true},
     {"what only a sender says of its tensors", step::begun, [](liar& me) { me.say(read_mapped{me.update}); }, broken,
      "read_mapped, which a receiver never says", true},
+    {"committed before it has read", step::reading, [](liar& me) { me.say(committed{me.update}); }, broken,
+     "committed for update 1, which it was not told to commit", true},
     {"a segment after accept", step::accepted,
      [](liar& me) {
        me.say(need_segment{me.update, 1, 0});
@@ -293,7 +295,6 @@ constexpr receiver_lie lies[] = {
     {"gone while it reads", step::reading, [](liar& me) { me.hang_up(); }, errc::peer_gone, "", true},
     {"all that it has read twice", step::copied,
      [](liar& me) {
-       me.expect<commit>();
        me.say(all_copied{me.update});
      },
      broken, "all_copied for update 1", true},
@@ -342,7 +343,7 @@ void walk(receiver_lie const& what, liar& me, void (*ready)(void*), void* with) 
   }
   me.say(all_copied{b.update});
   if (lie_at(step::copied)) return;
-  me.expect<commit>();
+  if (!what.mapped) me.expect<commit>();
   if (lie_at(step::committing)) return;
   me.say(committed{b.update});
   what.lie(me);

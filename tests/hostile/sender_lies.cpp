@@ -656,6 +656,16 @@ constexpr sender_lie lies[] = {
        me.say(read_mapped{me.update});
      },
      broken, "read_mapped for update 1 twice"},
+    {"read in a way that there is not", step::reading, [](liar& me) { me.say(read_mapped{me.update, 2}); }, broken,
+     "read_mapped for update 1 with 2"},
+    {"commit of what it has left to the receiver", step::reading,
+     [](liar& me) {
+       me.say(read_mapped{me.update, 1});
+       me.expect<all_copied>();
+       me.say(commit{me.update});
+       me.hear_meanwhile();
+     },
+     broken, "commit for update 1"},
     {"a bucket for who reads the tensors", step::reading, [](liar& me) { publish(me, 0, 0, as_it_is); }, broken,
      "all 0 buckets were published already"},
     {"commit before it was told to read", step::reading, [](liar& me) { me.say(commit{me.update}); }, broken,

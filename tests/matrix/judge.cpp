@@ -277,7 +277,10 @@ class judgement {
       return right;
     }
     bool const all_told = fate_of(the_sender).times("sender: said commit") == cell_.receivers();
-    if (all_told) {
+    // Who commits by itself may have looked before it was given up. The others of an update do the same.
+    bool const by_itself =
+        std::ranges::any_of(how_.fates, [](auto const& one) { return one.times("receiver: do look") != 0; });
+    if (all_told || (by_itself && had("receiver: said all_copied"))) {
       words right{"unconfirmed/unconfirmed"};
       if (cell_.stops()) right.insert("unconfirmed/commit_timeout");
       return right;

@@ -34,6 +34,7 @@ std::string show(sender_action const& what) {
           [](relay const& a) {
             return words("relay seq ", a.seq, " from ", a.from, " to ", a.to, " bytes ", a.bytes);
           },
+          [](send_action::cut const& a) { return words("cut ", a.peer); },
           [](drop const& a) { return words("drop ", a.peer, " ", reason(a.code, a.text)); },
           [](source_free const&) { return std::string("source free"); },
           [](drain const&) { return std::string("drain"); },
@@ -78,6 +79,7 @@ std::string show(receiver_action const& what) {
             return words("bucket ", a.bucket, " of ", a.update, " seq ", a.seq, " ring ", a.ring, " slot ",
                          a.slot, " bytes ", a.bytes);
           },
+          [](receive_action::look const& a) { return words("look ", a.update); },
           [](receive_action::commit const& a) { return words("commit ", a.update); },
           [](receive_action::abort const& a) {
             return words("abort ", a.update, a.by_peer ? " by sender " : " ", reason(a.code, a.text));

@@ -169,7 +169,7 @@ TEST_CASE("a receiver that dies after commit was sent is unconfirmed") {
   CHECK(
       b.done() ==
       lines(
-          "finished (0) [1 unconfirmed (27) it was told to commit and left without an answer: EOF ring 0]"));
+          "finished (0) [1 unconfirmed (27) it was to commit and left without an answer: EOF ring 0]"));
 }
 
 TEST_CASE("a commit that fails is reported in the receiver's words") {
@@ -322,7 +322,7 @@ TEST_CASE("a member that dies when its group was told to commit takes nobody alo
   CHECK(b.done().empty());
   b.from(2, committed{1});
   CHECK(b.done() ==
-        lines("finished (0) [1 unconfirmed (27) it was told to commit and left without an answer: EOF "
+        lines("finished (0) [1 unconfirmed (27) it was to commit and left without an answer: EOF "
               "ring 0][2 committed (0)  ring 0]"));
 }
 

@@ -4,6 +4,7 @@
 #include <doctest/doctest.h>
 #include <fcntl.h>
 #include <sys/resource.h>
+#include <thread>
 #include <unistd.h>
 
 #include "../support/fork_child.hpp"
@@ -221,6 +222,41 @@ TEST_CASE("closing a copy in a forked child does not end the parent's connection
   CHECK(child.wait() == 0);
   run(io, ends.a.send(bytes_of("still here")));
   CHECK(run(io, receive_text(ends.b)) == "still here");
+}
+
+TEST_CASE("a connection that is cut from another thread has ended for both, behind what was sent before") {
+  asio::io_context io(1);
+  connection_pair ends(io);
+  run(io, ends.a.send(bytes_of("from a")));
+  run(io, ends.b.send(bytes_of("from b")));
+  std::thread([&] { ends.a.cut(); }).join();
+  CHECK(code_of([&] { run(io, ends.b.send(bytes_of("x"))); }) == errc::peer_gone);
+  CHECK(run(io, receive_text(ends.a)) == "from b");
+  CHECK(code_of([&] { run(io, receive_text(ends.a)); }) == errc::peer_gone);
+  CHECK(run(io, receive_text(ends.b)) == "from a");
+  CHECK(code_of([&] { run(io, receive_text(ends.b)); }) == errc::peer_gone);
+  ends.a.close();
+  ends.a.cut(); // means nothing
+  wire::connection().cut();
+}
+
+TEST_CASE("who waits learns of a cut, at either end; and a forked child can't cut its parent's connection") {
+  asio::io_context io(1);
+  connection_pair ends(io);
+  fork_child child([&] {
+    ends.a.cut();
+    return 0;
+  });
+  CHECK(child.wait() == 0);
+  outcome<std::string> at_a, at_b;
+  start(io, receive_text(ends.a), at_a);
+  start(io, receive_text(ends.b), at_b);
+  io.poll();
+  CHECK_FALSE((at_a.done() || at_b.done()));
+  ends.a.cut();
+  REQUIRE(run_until(io, [&] { return at_a.done() && at_b.done(); }));
+  CHECK(code_of([&] { (void)at_a.get(); }) == errc::peer_gone);
+  CHECK(code_of([&] { (void)at_b.get(); }) == errc::peer_gone);
 }
 
 TEST_CASE("one send at a time") {

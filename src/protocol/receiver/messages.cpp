@@ -95,6 +95,7 @@ void receiver_machine::impl::on(begin const& m) {
   bucket_bytes.clear();
   needed_buckets.clear();
   placed = mapped = told_to_read = read = false;
+  commits_itself = looking = crossed = false;
   digests_ready = comparing = compared = false;
   digest = {};
   asked_segment = 0;
@@ -151,6 +152,11 @@ void receiver_machine::impl::on(read_mapped const& m) {
   if (current.placement == 0 || at > stage::loading || std::exchange(told_to_read, true))
     return violated(
         words("the sender said read_mapped for update ", m.update, " twice, or when it can't be"));
+  if (m.commits_itself > 1 || (m.commits_itself == 1 && current.digests != 0))
+    return violated(words("the sender said read_mapped for update ", m.update, " with ",
+                          int(m.commits_itself), " for whether a commit follows, and ",
+                          current.digests != 0 ? "" : "no ", "digests to compare"));
+  commits_itself = m.commits_itself == 1 && (mapped || at != stage::loading);
   if (at != stage::loading) return;
   idle = {};
   if (mapped) actions.emplace_back(receive_action::read_mapped{m.update});
@@ -216,6 +222,9 @@ void receiver_machine::impl::on(published const& m) {
 
 void receiver_machine::impl::on(commit const& m) {
   if (!is_current(m.update, m)) return;
+  if (commits_itself)
+    return violated(
+        words("the sender said commit for update ", m.update, ", which it had left to the receiver"));
   if (at != stage::all_copied)
     return violated(words("the sender said commit for update ", m.update,
                           at == stage::committing ? " twice" : " before all_copied"));
@@ -228,8 +237,11 @@ void receiver_machine::impl::on(abort_update const& m) {
   if (last_update == 0 || m.update != last_update)
     return violated(
         words("the sender said abort_update for update ", m.update, ", the newest is ", last_update));
-  if (at == stage::committing)
-    return violated(words("the sender said abort_update for update ", m.update, " after its commit"));
+  if (at == stage::committing || at_drained == last_word::failed) {
+    if (!commits_itself || std::exchange(crossed, true))
+      return violated(words("the sender said abort_update for update ", m.update, " after its commit"));
+    return heard_idly(m); // it comes too late; its answer follows ours about the commit
+  }
   if (at == stage::draining) return heard_idly(m); // both gave up at once; one `aborted` answers both
   if (running()) return stop(reason(m.code, errc::peer_aborted), one_line(m.text), true, last_word::aborted);
   if (said_aborted) return heard_idly(m);

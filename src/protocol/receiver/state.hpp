@@ -52,6 +52,9 @@ struct receiver_machine::impl {
   std::vector<bool> needed_buckets;        ///< of one that maps
   bool placed = false, mapped = false;     ///< the placement is known; it reads the sender's tensors
   bool told_to_read = false, read = false; ///< the mapped tensors; told, also before it has accepted
+  bool commits_itself = false;             ///< no commit comes, of the running update or the one before
+  bool looking = false;                    ///< the driver looks whether there is an abort
+  bool crossed = false;     ///< an abort came when it had decided to commit by itself; answered after that
   bool may_be_told = false; ///< last_update was turned down, and word that it may be read may be on its way
   std::uint64_t table = 0;  ///< of digests, that was given last
   bool digests_ready = false, comparing = false, compared = false; ///< the digests of this update

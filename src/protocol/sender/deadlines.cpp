@@ -12,6 +12,7 @@ std::int64_t in_ms(duration d) { return std::chrono::duration_cast<std::chrono::
 } // namespace
 
 bool sender_machine::impl::is_due(peer_id id, peer const& p) {
+  if (p.cut) return false;
   if (p.owes != debt::none) return true;
   participant const* part = taking_part(id);
   if (!part) return false;
@@ -36,6 +37,7 @@ std::optional<sender_machine::impl::timer> sender_machine::impl::earliest() {
     if (!first || at < first->at) first = timer{at, what, id};
   };
   for (auto const& [id, p] : peers) {
+    if (p.cut) continue;
     if (p.watches) {
       offer(p.heard + settings.silence, timer::kind::watch, id);
       continue;
@@ -72,8 +74,8 @@ void sender_machine::impl::fire(timer const& t) {
     return drop(t.peer, errc::peer_silent,
                 words("one that watches has asked nothing for ", in_ms(settings.silence), " ms"));
   case timer::kind::silence:
-    return drop(t.peer, errc::peer_silent,
-                words("silent for ", in_ms(settings.silence), " ms while it was waited for"));
+    return give_up_on(t.peer, errc::peer_silent,
+                      words("silent for ", in_ms(settings.silence), " ms while it was waited for"));
   case timer::kind::decide:
     if (part->at == stage::owing)
       return conclude(
@@ -88,7 +90,7 @@ void sender_machine::impl::fire(timer const& t) {
     return drop(t.peer, errc::commit_timeout, text);
   }
   case timer::kind::debt:
-    return drop(
+    return give_up_on(
         t.peer, p.owes == debt::aborted ? errc::peer_silent : errc::commit_timeout,
         words("it has not finished with update ", p.owes_for, " within ", in_ms(settings.commit), " ms"));
   case timer::kind::held: return p.not_before.reset();

@@ -121,6 +121,10 @@ void sender_machine::impl::on(peer_id id, peer& p, unmapped const& m) {
 void sender_machine::impl::on(peer_id id, peer& p, accept const& m) {
   // It has crossed our abort, and begun to write.
   if (p.owes == debt::aborted && p.owes_for == m.update && p.may_begin && m.mapped == 1) p.spoiled = true;
+  if (participant* const revoked = revoking(id, m.update); revoked && !revoked->accepted) {
+    revoked->accepted = true;
+    revoked->result.mapped = m.mapped == 1;
+  }
   participant* part = current(id, p, m.update, m);
   if (!part) return;
   if (part->at != stage::deciding || part->accepted)
@@ -181,7 +185,30 @@ void sender_machine::impl::on(peer_id id, peer& p, released const& m) {
   violated(id, words("released for update ", m.update, " seq ", m.seq, ", which it does not hold"));
 }
 
+sender_machine::impl::participant* sender_machine::impl::revoking(peer_id id, std::uint64_t number) {
+  participant* const part = taking_part(id);
+  return part && running->id == number && part->at == stage::revoking ? part : nullptr;
+}
+
+sender_machine::impl::participant* sender_machine::impl::committing(peer_id id, std::uint64_t number) {
+  participant* const part = taking_part(id);
+  if (!part || running->id != number) return nullptr;
+  // Who had said all_copied when it was told to abort may have looked before that.
+  bool const revoked = part->at == stage::revoking && part->result.all_copied;
+  return part->at == stage::committing || revoked ? part : nullptr;
+}
+
+void sender_machine::impl::copied(participant& p, all_copied const& m) {
+  p.reads = false;
+  p.result.all_copied = now;
+  p.result.copied = m.copied;
+}
+
 void sender_machine::impl::on(peer_id id, peer& p, all_copied const& m) {
+  // Our abort comes to it before it looks, or too late.
+  if (participant* const revoked = revoking(id, m.update);
+      revoked && revoked->accepted && revoked->result.mapped && !revoked->result.all_copied)
+    return copied(*revoked, m);
   participant* part = current(id, p, m.update, m);
   if (!part) return;
   if (part->at != stage::loading || part->released != expected(*part) ||
@@ -192,18 +219,17 @@ void sender_machine::impl::on(peer_id id, peer& p, all_copied const& m) {
   if (running->facts.digests != 0 && !part->has_digests)
     return violated(id,
                     words("all_copied for update ", m.update, " before it had the digests to compare with"));
-  part->reads = false;
+  copied(*part, m);
   if (m.digest != running->digest.value_or(bytes16{}))
     return stop(*part, outcome::failed, errc::digest_mismatch,
                 words("it compared another update: its digest is ", hex(m.digest), ", not ",
                       hex(running->digest.value_or(bytes16{}))));
   part->at = stage::all_copied;
-  part->result.all_copied = now;
-  part->result.copied = m.copied;
   commit_if_ready(*part);
 }
 
 void sender_machine::impl::on(peer_id id, peer& p, committed const& m) {
+  if (participant* const part = committing(id, m.update)) return conclude(*part, outcome::committed, 0, {});
   if (p.owes == debt::commit_answer && p.owes_for == m.update) {
     p.owes = debt::none;
     p.version_held = p.owes_version;
@@ -213,24 +239,20 @@ void sender_machine::impl::on(peer_id id, peer& p, committed const& m) {
     p.digest = p.owes_digest;
     return;
   }
-  participant* part = current(id, p, m.update, m);
-  if (!part) return;
-  if (part->at != stage::committing)
-    return violated(id, words("committed for update ", m.update, ", which it was not told to commit"));
-  conclude(*part, outcome::committed, 0, {});
+  if (current(id, p, m.update, m))
+    violated(id, words("committed for update ", m.update, ", which it was not told to commit"));
 }
 
 void sender_machine::impl::on(peer_id id, peer& p, failed const& m) {
+  if (participant* const part = committing(id, m.update))
+    return conclude(*part, outcome::failed, m.code, m.text);
   if (p.owes == debt::commit_answer && p.owes_for == m.update) {
     p.owes = debt::none;
     p.last_error = one_line(m.text);
     return;
   }
-  participant* part = current(id, p, m.update, m);
-  if (!part) return;
-  if (part->at != stage::committing)
-    return violated(id, words("failed for update ", m.update, ", which it was not told to commit"));
-  conclude(*part, outcome::failed, m.code, m.text);
+  if (current(id, p, m.update, m))
+    violated(id, words("failed for update ", m.update, ", which it was not told to commit"));
 }
 
 void sender_machine::impl::on(peer_id id, peer& p, abort_update const& m) {
@@ -253,6 +275,7 @@ void sender_machine::impl::on(peer_id id, peer& p, aborted const& m) {
   p.may_begin = false;
   for (auto& [number, ring] : rings) ring.ledger.release_all(id);
   stopped_reading(id);
+  revoked(id);
 }
 
 void sender_machine::impl::on(peer_id id, peer&, alive const& m) {
@@ -263,7 +286,7 @@ void sender_machine::impl::on(peer_id id, peer&, alive const& m) {
 void sender_machine::impl::on(peer_id id, peer&, goodbye const& m) {
   std::string const text = "it said goodbye: " + one_line(m.text);
   actions.emplace_back(send_action::drop{id, errc::ok, text});
-  forget(id, errc::peer_gone, text);
+  forget(id, errc::peer_gone, text, true);
 }
 
 template <class Other>

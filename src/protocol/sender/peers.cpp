@@ -125,7 +125,7 @@ void sender_machine::impl::greet(peer_id id, hello const& what) {
 void sender_machine::impl::turn_away(peer_id id, errc code, std::string const& text) {
   say(id, turned_away{static_cast<std::uint16_t>(code), text});
   actions.emplace_back(send_action::drop{id, code, text});
-  forget(id, code, text);
+  forget(id, code, text, false);
 }
 
 void sender_machine::impl::drop(peer_id id, errc code, std::string const& text) {
@@ -134,23 +134,40 @@ void sender_machine::impl::drop(peer_id id, errc code, std::string const& text) 
   if (!p->greeted && !p->watches) return turn_away(id, code, text);
   say(id, goodbye{static_cast<std::uint16_t>(code), text});
   actions.emplace_back(send_action::drop{id, code, text});
-  forget(id, code, text);
+  // Of who breaks the protocol nothing is known anyway.
+  forget(id, code, text, code == errc::protocol_error);
+}
+
+void sender_machine::impl::give_up_on(peer_id id, errc code, std::string const& text) {
+  participant const* const part = taking_part(id);
+  if (!part || (part->at != stage::revoking && !may_have_committed(*part))) return drop(id, code, text);
+  peer& p = peers.at(id);
+  p.cut_text = text;
+  say(id, goodbye{static_cast<std::uint16_t>(code), text});
+  actions.emplace_back(send_action::cut{id, text});
+  p.cut = code;
 }
 
 void sender_machine::impl::violated(peer_id id, std::string const& text) {
   drop(id, errc::protocol_error, text);
 }
 
-void sender_machine::impl::forget(peer_id id, errc code, std::string const& text) {
+void sender_machine::impl::forget(peer_id id, errc code, std::string const& text, bool heard_all) {
   for (auto& [number, ring] : rings) ring.ledger.release_all(id);
   participant* p = taking_part(id);
+  // Who commits by itself says all_copied before that: if all was heard, it did not.
+  bool committed = p && p->at == stage::committing;
+  if (p && p->at == stage::revoking) committed = !heard_all || p->result.all_copied;
+  if (p && may_have_committed(*p)) committed = !heard_all;
   stopped_reading(id);
   if (auto const* const leaving = find(id)) has_left(*leaving);
   peers.erase(id);
   if (!p) return;
-  if (p->at == stage::committing)
+  if (committed)
     conclude(*p, outcome::unconfirmed, static_cast<std::uint16_t>(errc::unconfirmed),
-             "it was told to commit and left without an answer: " + text);
+             "it was to commit and left without an answer: " + text);
+  else if (p->at == stage::revoking)
+    settle_outcome(*p, p->result.what, p->result.code, std::string(p->result.text));
   else
     conclude(*p, outcome::dropped, static_cast<std::uint16_t>(code), text);
 }

@@ -55,6 +55,9 @@ struct sender_machine::impl {
     std::uint64_t owes_for = 0, owes_version = 0; ///< of that update
     std::optional<bytes16> owes_digest;           ///< and its own
     time_point owes_since{};
+    /// Its connection was ended from here, for this; nobody waits for it any more.
+    std::optional<errc> cut;
+    std::string cut_text;
     time_point connected{}, heard{}, said{};
     std::optional<time_point> due_since; ///< since when we wait for it
     pace idle;                           ///< of what it says that moves nothing
@@ -77,7 +80,9 @@ struct sender_machine::impl {
     loading,    ///< it takes part
     all_copied, ///< it waits for the other members of its group
     committing,
-    over, ///< `result` is final
+    revoking, ///< it was told to abort, but may have committed by itself: it says which; `result` is for if
+              ///< not
+    over,     ///< `result` is final
   };
   struct participant {
     stage at = stage::owing;
@@ -88,6 +93,7 @@ struct sender_machine::impl {
     /// Of each segment that it asked for: the first part behind all that it asked for.
     std::map<std::uint64_t, std::uint32_t> asked_parts;
     bool was_told = false;                     ///< to read; when it accepts, if it has not
+    bool commits_itself = false;               ///< when it has read; it was told so with that
     bool has_digests = false;                  ///< it was told that they are ready
     std::uint32_t published = 0, released = 0; ///< counts of buckets
     time_point since{};                        ///< when this stage's limit began to run
@@ -160,10 +166,13 @@ struct sender_machine::impl {
   void turn_away(peer_id id, errc code, std::string const& text);
   /// Says goodbye, closes the connection and forgets the peer.
   void drop(peer_id id, errc code, std::string const& text);
+  /// The same for one that is too slow, when all that it has said was heard.
+  void give_up_on(peer_id id, errc code, std::string const& text);
   /// The peer broke the protocol.
   void violated(peer_id id, std::string const& text);
-  /// Takes the peer out of everything; what it took part in goes on without it.
-  void forget(peer_id id, errc code, std::string const& text);
+  /// Takes the peer out of everything; what it took part in goes on without it. `heard_all`: all that it has
+  /// said was heard before.
+  void forget(peer_id id, errc code, std::string const& text, bool heard_all);
   void close(std::string const& text);
   peer* find(peer_id id);
   std::size_t greeted() const;
@@ -188,6 +197,11 @@ struct sender_machine::impl {
   void on(peer_id id, peer& p, not_now const& m);
   void on(peer_id id, peer& p, released const& m);
   void on(peer_id id, peer& p, all_copied const& m);
+  /// It reads no more.
+  void copied(participant& p, all_copied const& m);
+  /// The participant of the running update that commits or may commit, or may be about to; or nothing.
+  participant* committing(peer_id id, std::uint64_t number);
+  participant* revoking(peer_id id, std::uint64_t number);
   void on(peer_id id, peer& p, committed const& m);
   void on(peer_id id, peer& p, failed const& m);
   void on(peer_id id, peer& p, abort_update const& m);
@@ -240,6 +254,15 @@ struct sender_machine::impl {
   void say_read(participant& p);
   /// It was told to read before it accepted, and will not.
   static void does_not_read(participant& p);
+  /// Whether nothing but its reading stands between it and the commit.
+  bool can_commit_itself(participant const& p) const;
+  /// It commits by itself, and has not said all_copied.
+  static bool may_have_committed(participant const& p) noexcept;
+  /// Of who was told to abort: this is its outcome unless it says that it has committed. False if it can't
+  /// have.
+  bool revoke(participant& p, outcome what, std::uint16_t code, std::string const& text);
+  /// It has aborted.
+  void revoked(peer_id id);
   void tell_digests();
   void digested(bytes16 const& whole);
   /// Nobody reads the trainer's tensors any more, nor will.

@@ -38,7 +38,7 @@ sender_machine::impl::readers sender_machine::impl::who_wants(std::uint32_t buck
   if (u.facts.placement == 0) return readers::all;
   bool undecided = false, maps = false;
   for (auto const& p : u.participants) {
-    if (p.at == stage::over) continue;
+    if (p.at >= stage::revoking) continue;
     bool const decided = !p.may_map || p.accepted;
     if (decided && !p.result.mapped) return readers::all;
     if (!decided && peers.at(p.result.peer).maps_not) return readers::all; // as it did before

@@ -181,7 +181,8 @@ void sender_machine::impl::fail_group(std::string const& group, std::string cons
 }
 
 void sender_machine::impl::tell_abort(participant& p, errc code, std::string const& text) {
-  if (p.at < stage::deciding || p.at > stage::all_copied) return; // it does not know of the update
+  if (p.at < stage::deciding || p.at > stage::all_copied)
+    return; // it does not know of the update, or has heard
   say(p.result.peer, abort_update{running->id, static_cast<std::uint16_t>(code), one_line(text)});
   peer& who = peers.at(p.result.peer);
   who.owes = debt::aborted;
@@ -192,11 +193,38 @@ void sender_machine::impl::tell_abort(participant& p, errc code, std::string con
 
 void sender_machine::impl::stop(participant& p, outcome what, errc code, std::string const& text) {
   tell_abort(p, code, text);
-  conclude(p, what, static_cast<std::uint16_t>(code), text);
+  auto const number = static_cast<std::uint16_t>(code);
+  if (!revoke(p, what, number, text)) conclude(p, what, number, text);
+}
+
+bool sender_machine::impl::revoke(participant& p, outcome what, std::uint16_t code, std::string const& text) {
+  if (!may_have_committed(p)) return false;
+  p.at = stage::revoking;
+  p.result.what = what;
+  p.result.code = code;
+  p.result.text = text;
+  return true;
+}
+
+void sender_machine::impl::revoked(peer_id id) {
+  participant* const p = taking_part(id);
+  if (!p || p->at != stage::revoking) return;
+  settle_outcome(*p, p->result.what, p->result.code, std::string(p->result.text));
+}
+
+bool sender_machine::impl::may_have_committed(participant const& p) noexcept {
+  return p.commits_itself && p.reads && (p.at == stage::deciding || p.at == stage::loading);
+}
+
+bool sender_machine::impl::can_commit_itself(participant const& p) const {
+  // Which saves the turn from all_copied to commit. Members of a group must not commit before all can,
+  // digests are compared on both sides, and what a receiver should know of its route comes with the commit.
+  return running->facts.waited_for && p.group.empty() && running->facts.digests == 0 &&
+         running->needed == 0 && p.result.route_reason.empty();
 }
 
 void sender_machine::impl::say_commit(participant& p) {
-  say(p.result.peer, protocol::commit{running->id, one_line(p.result.route_reason)});
+  if (!p.commits_itself) say(p.result.peer, protocol::commit{running->id, one_line(p.result.route_reason)});
   p.at = stage::committing;
   p.since = now;
   p.result.told_to_commit = now;
@@ -234,10 +262,11 @@ bool sender_machine::impl::can_read_at_once(participant const& p) const {
 
 void sender_machine::impl::say_read(participant& p) {
   p.was_told = p.reads = true;
-  say(p.result.peer, read_mapped{running->id});
+  p.commits_itself = can_commit_itself(p);
+  say(p.result.peer, read_mapped{running->id, p.commits_itself});
 }
 
-void sender_machine::impl::does_not_read(participant& p) { p.was_told = p.reads = false; }
+void sender_machine::impl::does_not_read(participant& p) { p.was_told = p.reads = p.commits_itself = false; }
 
 void sender_machine::impl::tell_digests() {
   update& u = *running;
@@ -319,7 +348,7 @@ void sender_machine::impl::give_up(errc code, std::string const& text) {
   }
   std::string const why = "the sender gave the update up: " + u.text;
   for (auto& p : u.participants) {
-    if (p.at == stage::over) continue;
+    if (p.at == stage::revoking || p.at == stage::over) continue;
     if (p.at == stage::committing) {
       peer& who = peers.at(p.result.peer);
       who.owes = debt::commit_answer;
@@ -331,6 +360,7 @@ void sender_machine::impl::give_up(errc code, std::string const& text) {
                      "it was told to commit and had not answered when " + why);
     } else {
       tell_abort(p, code, u.text);
+      if (revoke(p, outcome::skipped, static_cast<std::uint16_t>(code), why)) continue;
       settle_outcome(p, outcome::skipped, static_cast<std::uint16_t>(code), why);
       if (u.facts.held && code != errc::peer_aborted) put_off_held(peers.at(p.result.peer), outcome::skipped);
     }

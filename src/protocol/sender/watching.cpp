@@ -73,7 +73,8 @@ seen_receiver sender_machine::impl::look_at(peer_id id, peer const& p) const {
       case stage::owing: doing = receiver_activity::late; break;
       case stage::preparing:
       case stage::deciding: doing = receiver_activity::deciding; break;
-      case stage::loading: doing = receiver_activity::loading; break;
+      case stage::loading:
+      case stage::revoking: doing = receiver_activity::loading; break;
       case stage::all_copied: doing = receiver_activity::waiting; break;
       case stage::committing: doing = receiver_activity::committing; break;
       case stage::over: break;
