@@ -121,6 +121,7 @@ awaitable<void> lie_to_receiver(sender_lie const& what) {
       auto const loaded = co_await try_to(load_next(from, into));
       code = loaded.error;
       text = loaded.text;
+      CHECK_FALSE((loaded.ok() && what.is_not_committed));
       if (loaded.ok()) {
         if (what.at > sender_lie::step::committed) {
           auto const after = co_await try_to(load_next(from, into));

@@ -184,7 +184,8 @@ struct sender_lie {
   /// refused_ring, not_mapped: the session goes on, and the words are in ring_refused or in accept.
   /// refused, given_up: so does it, and the words are in refuse or in abort_update.
   enum class way { ends, refused_ring, not_mapped, refused, given_up } how = way::ends;
-  bool streams = false; ///< honestly, before it lies: destinations were written
+  bool streams = false;          ///< honestly, before it lies: destinations were written
+  bool is_not_committed = false; ///< although everything came
 };
 std::span<sender_lie const> sender_lies();
 std::string tell(sender_lie const& what, false_door& door);

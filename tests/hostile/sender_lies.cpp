@@ -1,6 +1,8 @@
 // What a false sender says to a receiver.
 #include <fcntl.h>
+#include <poll.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 
 #include "liar.hpp"
 
@@ -658,6 +660,16 @@ constexpr sender_lie lies[] = {
      broken, "read_mapped for update 1 twice"},
     {"read in a way that there is not", step::reading, [](liar& me) { me.say(read_mapped{me.update, 2}); }, broken,
      "read_mapped for update 1 with 2"},
+    // As a connection is that ends just now: for who writes first, and only then for who reads.
+    {"all copied is not heard any more, of what it has left to the receiver", step::reading,
+     [](liar& me) {
+       (void)::shutdown(me.socket(), SHUT_RD);
+       me.say(read_mapped{me.update, 1});
+       pollfd until_it_leaves{me.socket(), 0, 0};
+       (void)::poll(&until_it_leaves, 1, 5000);
+       me.hang_up();
+     },
+     errc::peer_gone, "has closed the connection", way::ends, false, true},
     {"commit of what it has left to the receiver", step::reading,
      [](liar& me) {
        me.say(read_mapped{me.update, 1});
