@@ -238,8 +238,8 @@ constexpr receiver_lie lies[] = {
     // ---- the sender's own tensors
     {"accept as mapped what lies nowhere", step::begun, [](liar& me) { me.say(accept_as(me, 1)); }, broken,
      "as mapped, which it can't be"},
-    {"a placement that there is not", step::begun, [](liar& me) { me.say(need_placement{me.update}); }, broken,
-     "without a placement"},
+    {"a placement that there is not", step::begun, [](liar& me) { me.say(need_placement{me.update}); },
+     broken, "without a placement"},
     {"a segment before any update", step::greeted,
      [](liar& me) {
        me.say(need_segment{1, 1, 0});
@@ -271,38 +271,27 @@ constexpr receiver_lie lies[] = {
      broken, "need_placement for update 1 twice", true},
     {"accept in a way that there is not", step::begun, [](liar& me) { me.say(accept_as(me, 2)); }, broken,
      "as mapped, which it can't be", true},
-    {"all copied before it accepts to read", step::begun, [](liar& me) { me.say(all_copied{me.update}); }, broken,
-     "all_copied for update 1 after it released 0 of 3 buckets", true},
+    {"all copied before it accepts to read", step::begun, [](liar& me) { me.say(all_copied{me.update}); },
+     broken, "all_copied for update 1 after it released 0 of 3 buckets", true},
     {"unmapped what nobody wants back", step::begun, [](liar& me) { me.say(unmapped{{1}}); }, broken,
      "unmapped for segment 1, which it was not told to unmap", true},
-    {"unmapped nothing", step::begun, [](liar& me) { me.say(unmapped{}); }, broken, "unmapped for no segment", true},
-    {"what only a sender says of its tensors", step::begun, [](liar& me) { me.say(read_mapped{me.update}); }, broken,
-     "read_mapped, which a receiver never says", true},
+    {"unmapped nothing", step::begun, [](liar& me) { me.say(unmapped{}); }, broken, "unmapped for no segment",
+     true},
+    {"what only a sender says of its tensors", step::begun, [](liar& me) { me.say(read_mapped{me.update}); },
+     broken, "read_mapped, which a receiver never says", true},
     {"committed before it has read", step::reading, [](liar& me) { me.say(committed{me.update}); }, broken,
      "committed for update 1, which it was not told to commit", true},
-    {"a segment after accept", step::accepted,
-     [](liar& me) {
-       me.say(need_segment{me.update, 1, 0});
-     },
+    {"a segment after accept", step::accepted, [](liar& me) { me.say(need_segment{me.update, 1, 0}); },
      broken, "which it has accepted already", true},
     {"accept again, and not as mapped", step::reading, [](liar& me) { me.say(accept_as(me, 0)); }, broken,
      "which it has accepted already", true},
-    {"a bucket released that it did not get", step::reading,
-     [](liar& me) {
-       me.say(released{me.update, 1});
-     },
+    {"a bucket released that it did not get", step::reading, [](liar& me) { me.say(released{me.update, 1}); },
      broken, "which it does not hold", true},
     {"gone while it reads", step::reading, [](liar& me) { me.hang_up(); }, errc::peer_gone, "", true},
-    {"all that it has read twice", step::copied,
-     [](liar& me) {
-       me.say(all_copied{me.update});
-     },
-     broken, "all_copied for update 1", true},
+    {"all that it has read twice", step::copied, [](liar& me) { me.say(all_copied{me.update}); }, broken,
+     "all_copied for update 1", true},
     {"an abort of an update that is over", step::committed,
-     [](liar& me) {
-       me.say(abort_update{me.update, 6, "no"});
-     },
-     broken, "in which it does not take part"},
+     [](liar& me) { me.say(abort_update{me.update, 6, "no"}); }, broken, "in which it does not take part"},
     {"committed twice", step::committed, [](liar& me) { me.say(committed{me.update}); }, broken,
      "in which it does not take part"},
 };

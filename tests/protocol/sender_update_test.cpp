@@ -166,10 +166,8 @@ TEST_CASE("a receiver that dies after commit was sent is unconfirmed") {
   b.start_copied(1);
   b.machine.take();
   b.machine.gone(1, errc::peer_gone, "EOF", b.now);
-  CHECK(
-      b.done() ==
-      lines(
-          "finished (0) [1 unconfirmed (27) it was to commit and left without an answer: EOF ring 0]"));
+  CHECK(b.done() ==
+        lines("finished (0) [1 unconfirmed (27) it was to commit and left without an answer: EOF ring 0]"));
 }
 
 TEST_CASE("a commit that fails is reported in the receiver's words") {
@@ -321,9 +319,8 @@ TEST_CASE("a member that dies when its group was told to commit takes nobody alo
   b.machine.gone(1, errc::peer_gone, "EOF", b.now);
   CHECK(b.done().empty());
   b.from(2, committed{1});
-  CHECK(b.done() ==
-        lines("finished (0) [1 unconfirmed (27) it was to commit and left without an answer: EOF "
-              "ring 0][2 committed (0)  ring 0]"));
+  CHECK(b.done() == lines("finished (0) [1 unconfirmed (27) it was to commit and left without an answer: EOF "
+                          "ring 0][2 committed (0)  ring 0]"));
 }
 
 // ---- giving up ----
