@@ -8,6 +8,7 @@
 #include <cstring>
 #include <fstream>
 #include <iostream>
+#include <iterator>
 #include <memory>
 #include <optional>
 #include <poll.h>
@@ -17,6 +18,7 @@
 #include <string>
 #include <string_view>
 #include <sys/socket.h>
+#include <utility>
 #include <vector>
 
 #include "cast.hpp"
@@ -384,7 +386,12 @@ int run(arguments const& how) {
   }
   if (left_out != 0 && !how.list) std::cout << left_out << " cells have held before, and are left out\n";
   // Those that kill wait for new processes, and have the others wait with them.
-  if (how.plays_apart()) std::ranges::stable_partition(cells, [](auto const& one) { return one.stops(); });
+  if (how.plays_apart()) {
+    auto const all = std::exchange(cells, {});
+    for (bool const stops : {true, false})
+      std::ranges::copy_if(all, std::back_inserter(cells),
+                           [&](auto const& one) { return one.stops() == stops; });
+  }
   if (how.list) {
     for (auto const& one : cells) std::cout << one.full_name() << '\n';
     return failed == 0 ? 0 : 1;
