@@ -32,7 +32,6 @@ def read(files):
                 if line.strip():
                     cell = json.loads(line)
                     place = tuple(cell[key] for key in ("transition", "passing", "signal", "victim", "scenario", "route"))
-                    cells.pop(place, None)
                     cells[place] = cell
     return list(cells.values())
 

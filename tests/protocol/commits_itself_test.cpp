@@ -1,7 +1,7 @@
 // Receivers that read the sender's own tensors and commit without being told to: both machines.
 #include <doctest/doctest.h>
 
-#include "bench.hpp"
+#include "mapping_bench.hpp"
 
 using namespace ropeway;
 using namespace ropeway::test;
@@ -9,23 +9,11 @@ using namespace ropeway::test;
 namespace {
 
 /// A sender of tensors that are ready and can be mapped as a whole, and whose owner waits for the end.
-struct trusting_bench : sender_bench {
-  trusting_bench() {
-    whole = facts(2, 1);
-    whole.placement = 9;
-    whole.segments = {{5, 1}};
-    whole.needed.resize(2, false);
-    whole.source_ready = whole.waited_for = true;
-  }
-  void start() { update = machine.begin_update(whole, now); }
+struct trusting_bench : mapping_bench {
+  trusting_bench() { mapped.source_ready = mapped.waited_for = true; }
   void starts_with(peer_id id, who const& w = {"", 0, true}) {
     greet(id, w);
     start();
-  }
-  accept accept_mapped() const {
-    accept a(update);
-    a.mapped = 1;
-    return a;
   }
   /// Receiver 1, which reads.
   void reads() {
@@ -42,7 +30,7 @@ struct trusting_bench : sender_bench {
     auto const said = done();
     return said.find("commits_itself=1") != std::string::npos;
   }
-  update_facts whole;
+  void leaves() { machine.gone(1, errc::peer_gone, "it has ended", now); }
 };
 
 std::string const finished_committed = "finished (0) [1 committed (0)  mapped ring 1]";
@@ -69,20 +57,20 @@ TEST_CASE("a commit follows where something else than the reading must end, or w
     for (peer_id id : {1u, 2u}) b.from(id, b.accept_mapped());
   }
   SUBCASE("digests") {
-    b.whole.digests = 1;
+    b.mapped.digests = 1;
     b.starts_with(1);
   }
   SUBCASE("a bucket") {
-    b.whole.needed[1] = true;
+    b.mapped.needed[1] = true;
     b.starts_with(1);
     b.from(1, b.accept_mapped());
   }
   SUBCASE("the receiver is to hear why not all was mapped") {
-    b.whole.note = "one lies elsewhere";
+    b.mapped.note = "one lies elsewhere";
     b.starts_with(1);
   }
   SUBCASE("whoever sends may change the tensors before the end") {
-    b.whole.waited_for = false;
+    b.mapped.waited_for = false;
     b.starts_with(1);
   }
   CHECK_FALSE(b.tells_to_commit_itself());
@@ -117,12 +105,12 @@ TEST_CASE("a sender that gives up waits for who may commit by itself to say what
     CHECK(b.done().find("[1 failed (32) no") != std::string::npos);
   }
   SUBCASE("it leaves without a word") {
-    b.machine.gone(1, errc::peer_gone, "it has ended", b.now);
+    b.leaves();
     CHECK(b.done().find("[1 skipped") != std::string::npos);
   }
   SUBCASE("it leaves when it had read all") {
     b.from(1, all_copied{1});
-    b.machine.gone(1, errc::peer_gone, "it has ended", b.now);
+    b.leaves();
     CHECK(b.done().find("[1 unconfirmed") != std::string::npos);
   }
   SUBCASE("committed without having read is a breach") {
@@ -141,20 +129,20 @@ TEST_CASE("who is silent where it may commit by itself is cut off, and what it h
   CHECK(said.find("finished") == std::string::npos); // it may still read
   CHECK_FALSE(b.machine.deadline().has_value());
   SUBCASE("nothing") {
-    b.machine.gone(1, errc::peer_gone, "the connection has ended", b.now);
+    b.leaves();
     CHECK(b.done().find("[1 dropped (" + std::to_string(code(errc::peer_silent)) + ") silent for 10000 ms") !=
           std::string::npos);
   }
   SUBCASE("that it had read all") {
     b.from(1, all_copied{1});
-    b.machine.gone(1, errc::peer_gone, "the connection has ended", b.now);
+    b.leaves();
     CHECK(b.done().find("[1 unconfirmed") != std::string::npos);
   }
   SUBCASE("that it has committed") {
     b.from(1, all_copied{1});
     b.from(1, committed{1});
     CHECK(b.done().find("[1 committed") != std::string::npos);
-    b.machine.gone(1, errc::peer_gone, "the connection has ended", b.now);
+    b.leaves();
     CHECK(b.done().empty());
   }
 }
@@ -173,21 +161,11 @@ TEST_CASE("of who may commit by itself and is dropped unheard nobody says that i
 namespace {
 
 /// A receiver that reads the tensors of update 1, and was told to commit by itself.
-struct trusted_bench : receiver_bench {
+struct trusted_bench : mapping_receiver {
   trusted_bench() {
-    auto with = settings();
-    with.maps = true;
-    machine = receiver_machine(with);
-    greet();
-    auto b = begin_of(1, 1);
-    b.placement = 3;
-    hears(b);
-    machine.manifest_known({100}, now);
-    machine.placement_known({false}, now);
+    machine.placement_known({false, false}, now);
     hears(read_mapped{1, 1});
-    receiver_machine::acceptance as;
-    as.mapped = true;
-    machine.accept_update(now, as);
+    accept_mapped();
     machine.take();
   }
   void has_read() {
@@ -201,15 +179,15 @@ struct trusted_bench : receiver_bench {
 TEST_CASE("a receiver that commits by itself says all_copied, looks, and commits") {
   trusted_bench b;
   b.machine.mapped_read(b.now);
-  CHECK(b.done() == lines("say " + print(message(all_copied{1})), "look 1"));
+  CHECK(b.done() == lines(say(all_copied{1}), "look 1"));
   b.machine.nothing_heard(b.now);
   CHECK(b.done() == lines("commit 1"));
   b.machine.nothing_heard(b.now);
   CHECK(b.done().empty());
   b.machine.commit_done(b.now);
-  CHECK(b.done() == lines("say " + print(message(committed{1}))));
+  CHECK(b.done() == lines(say(committed{1})));
   b.hears(abort_update{1, code(errc::source_failed), "too late"});
-  CHECK(b.done() == lines("say " + print(message(aborted{1}))));
+  CHECK(b.done() == lines(say(aborted{1})));
 }
 
 TEST_CASE("a receiver that finds when it looks that the update was given up does not commit") {
@@ -234,7 +212,7 @@ TEST_CASE("an abort that comes too late is answered when the commit is over") {
   CHECK(b.done().empty());
   SUBCASE("which succeeds") {
     b.machine.commit_done(b.now);
-    CHECK(b.done() == lines("say " + print(message(committed{1})), "say " + print(message(aborted{1}))));
+    CHECK(b.done() == lines(say(committed{1}), say(aborted{1})));
   }
   SUBCASE("which fails") {
     b.machine.commit_failed(errc::loader_failed, "no", b.now);

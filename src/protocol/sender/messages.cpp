@@ -48,8 +48,8 @@ sender_machine::impl::participant* sender_machine::impl::current(peer_id id, pee
     heard_idly = true;
     return nullptr;
   }
-  participant* part = taking_part(id);
-  if (part && running->id == number && part->at >= stage::deciding) return part;
+  participant* part = taking_part(id, number);
+  if (part && part->at >= stage::deciding) return part;
   violated(id, words(name_of(what), " for update ", number, ", in which it does not take part"));
   return nullptr;
 }
@@ -186,13 +186,13 @@ void sender_machine::impl::on(peer_id id, peer& p, released const& m) {
 }
 
 sender_machine::impl::participant* sender_machine::impl::revoking(peer_id id, std::uint64_t number) {
-  participant* const part = taking_part(id);
-  return part && running->id == number && part->at == stage::revoking ? part : nullptr;
+  participant* const part = taking_part(id, number);
+  return part && part->at == stage::revoking ? part : nullptr;
 }
 
 sender_machine::impl::participant* sender_machine::impl::committing(peer_id id, std::uint64_t number) {
-  participant* const part = taking_part(id);
-  if (!part || running->id != number) return nullptr;
+  participant* const part = taking_part(id, number);
+  if (!part) return nullptr;
   // Who had said all_copied when it was told to abort may have looked before that.
   bool const revoked = part->at == stage::revoking && part->result.all_copied;
   return part->at == stage::committing || revoked ? part : nullptr;
@@ -275,7 +275,7 @@ void sender_machine::impl::on(peer_id id, peer& p, aborted const& m) {
   p.may_begin = false;
   for (auto& [number, ring] : rings) ring.ledger.release_all(id);
   stopped_reading(id);
-  revoked(id);
+  if (participant* const part = revoking(id, m.update)) revoked(*part);
 }
 
 void sender_machine::impl::on(peer_id id, peer&, alive const& m) {

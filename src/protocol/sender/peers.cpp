@@ -140,7 +140,7 @@ void sender_machine::impl::drop(peer_id id, errc code, std::string const& text) 
 
 void sender_machine::impl::give_up_on(peer_id id, errc code, std::string const& text) {
   participant const* const part = taking_part(id);
-  if (!part || (part->at != stage::revoking && !may_have_committed(*part))) return drop(id, code, text);
+  if (!part || !may_have_committed(*part)) return drop(id, code, text);
   peer& p = peers.at(id);
   p.cut_text = text;
   say(id, goodbye{static_cast<std::uint16_t>(code), text});
@@ -156,9 +156,8 @@ void sender_machine::impl::forget(peer_id id, errc code, std::string const& text
   for (auto& [number, ring] : rings) ring.ledger.release_all(id);
   participant* p = taking_part(id);
   // Who commits by itself says all_copied before that: if all was heard, it did not.
-  bool committed = p && p->at == stage::committing;
-  if (p && p->at == stage::revoking) committed = !heard_all || p->result.all_copied;
-  if (p && may_have_committed(*p)) committed = !heard_all;
+  bool const unheard = p && may_have_committed(*p) && (!heard_all || p->result.all_copied);
+  bool const committed = unheard || (p && p->at == stage::committing);
   stopped_reading(id);
   if (auto const* const leaving = find(id)) has_left(*leaving);
   peers.erase(id);
@@ -167,7 +166,7 @@ void sender_machine::impl::forget(peer_id id, errc code, std::string const& text
     conclude(*p, outcome::unconfirmed, static_cast<std::uint16_t>(errc::unconfirmed),
              "it was to commit and left without an answer: " + text);
   else if (p->at == stage::revoking)
-    settle_outcome(*p, p->result.what, p->result.code, std::string(p->result.text));
+    revoked(*p);
   else
     conclude(*p, outcome::dropped, static_cast<std::uint16_t>(code), text);
 }

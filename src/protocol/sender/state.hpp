@@ -199,7 +199,7 @@ struct sender_machine::impl {
   void on(peer_id id, peer& p, all_copied const& m);
   /// It reads no more.
   void copied(participant& p, all_copied const& m);
-  /// The participant of the running update that commits or may commit, or may be about to; or nothing.
+  /// The participant of update `number` that commits, or may be about to; or nothing.
   participant* committing(peer_id id, std::uint64_t number);
   participant* revoking(peer_id id, std::uint64_t number);
   void on(peer_id id, peer& p, committed const& m);
@@ -238,6 +238,8 @@ struct sender_machine::impl {
   static void add_route_reason(participant& p, std::string const& text);
   void say_begin(participant& p);
   participant* taking_part(peer_id id);
+  /// The same, if the running update is this one.
+  participant* taking_part(peer_id id, std::uint64_t number);
   /// The outcome is known; the rest of its group hears of it.
   void conclude(participant& p, outcome what, std::uint16_t code, std::string const& text);
   /// Like conclude, for a participant that must be told.
@@ -256,13 +258,13 @@ struct sender_machine::impl {
   static void does_not_read(participant& p);
   /// Whether nothing but its reading stands between it and the commit.
   bool can_commit_itself(participant const& p) const;
-  /// It commits by itself, and has not said all_copied.
+  /// It commits by itself, and has not said all_copied; or it was told to abort then, and has not answered.
   static bool may_have_committed(participant const& p) noexcept;
   /// Of who was told to abort: this is its outcome unless it says that it has committed. False if it can't
   /// have.
   bool revoke(participant& p, outcome what, std::uint16_t code, std::string const& text);
   /// It has aborted.
-  void revoked(peer_id id);
+  void revoked(participant& p);
   void tell_digests();
   void digested(bytes16 const& whole);
   /// Nobody reads the trainer's tensors any more, nor will.

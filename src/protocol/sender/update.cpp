@@ -133,6 +133,10 @@ sender_machine::impl::participant* sender_machine::impl::taking_part(peer_id id)
   return nullptr;
 }
 
+sender_machine::impl::participant* sender_machine::impl::taking_part(peer_id id, std::uint64_t number) {
+  return running && running->id == number ? taking_part(id) : nullptr;
+}
+
 void sender_machine::impl::settle_outcome(participant& p, outcome what, std::uint16_t code,
                                           std::string const& text) {
   bool const wrote = p.published != 0 || (p.was_told && p.accepted);
@@ -206,14 +210,12 @@ bool sender_machine::impl::revoke(participant& p, outcome what, std::uint16_t co
   return true;
 }
 
-void sender_machine::impl::revoked(peer_id id) {
-  participant* const p = taking_part(id);
-  if (!p || p->at != stage::revoking) return;
-  settle_outcome(*p, p->result.what, p->result.code, std::string(p->result.text));
+void sender_machine::impl::revoked(participant& p) {
+  settle_outcome(p, p.result.what, p.result.code, std::string(p.result.text));
 }
 
 bool sender_machine::impl::may_have_committed(participant const& p) noexcept {
-  return p.commits_itself && p.reads && (p.at == stage::deciding || p.at == stage::loading);
+  return p.at == stage::revoking || (p.commits_itself && p.reads);
 }
 
 bool sender_machine::impl::can_commit_itself(participant const& p) const {
@@ -348,7 +350,7 @@ void sender_machine::impl::give_up(errc code, std::string const& text) {
   }
   std::string const why = "the sender gave the update up: " + u.text;
   for (auto& p : u.participants) {
-    if (p.at == stage::revoking || p.at == stage::over) continue;
+    if (p.at >= stage::revoking) continue;
     if (p.at == stage::committing) {
       peer& who = peers.at(p.result.peer);
       who.owes = debt::commit_answer;
