@@ -59,6 +59,7 @@ class game {
     bool committed = false;
     bool mapped = false, told = false, reads = false; ///< the tensors: accepted so, was told to, may do so
     bool itself = false;                              ///< and commits when it has, without another word
+    bool gave_up = false;                             ///< it has said so: it does not commit
     std::uint32_t next_bucket = 0;                    ///< none before it is still to be published
     std::set<std::uint64_t> asked, unmapping;         ///< segments
     time_point commit_at{}, owes_at{}; ///< since when it has not answered the commit, has not said `aborted`
@@ -399,7 +400,7 @@ class game {
     for (auto& [id, p] : peers_) {
       bool const owes = p.owes;
       p.begun = p.accepted = p.decided = p.all_copied = p.commit = p.committed = p.stopped = false;
-      p.mapped = p.told = p.reads = p.itself = p.has_digests = false;
+      p.mapped = p.told = p.reads = p.itself = p.gave_up = p.has_digests = false;
       p.published = p.released = p.next_bucket = 0;
       p.owes = owes;
       if (p.greeted) present_.insert(id);
@@ -595,7 +596,7 @@ class game {
     } else if (auto const* all = std::get_if<all_copied>(&m)) {
       if (all->update == update_ && all->digest == digest_of(true)) p.all_copied = true;
       if (all->update == update_ && p.itself) {
-        bool const may = p.reads && p.accepted && p.mapped && (!p.owes || p.stopped);
+        bool const may = p.reads && p.accepted && p.mapped && !p.gave_up && (!p.owes || p.stopped);
         if (may && all->digest == bytes16{}) {
           p.reads = false;
           p.commit = !p.stopped; // else it may have looked before our abort
@@ -617,7 +618,7 @@ class game {
         bool const owed = std::exchange(p.owes, true);
         if (!owed) p.owes_at = now_;
         if (ab->update == update_) { // and not one that it still owes for, while the next has begun
-          p.decided = true;
+          p.decided = p.gave_up = true;
           if (!owed && !p.accepted) does_not_read(p);
         }
       }
@@ -625,6 +626,7 @@ class game {
     } else if (auto const* over = std::get_if<aborted>(&m)) {
       if (over->update == p.update) {
         p.owes = p.reads = false;
+        if (p.itself) p.unanswered = 0;
         p.holds.clear();
       }
     }

@@ -113,6 +113,16 @@ TEST_CASE("a sender that gives up waits for who may commit by itself to say what
     b.leaves();
     CHECK(b.done().find("[1 unconfirmed") != std::string::npos);
   }
+  SUBCASE("it has given up as well: then it did not commit, whatever it says later") {
+    b.from(1, all_copied{1});
+    b.from(1, abort_update{1, code(errc::loader_failed), "no"});
+    CHECK(b.done().find("[1 skipped") != std::string::npos);
+    b.from(1, committed{1});
+    CHECK_FALSE(b.machine.peers().at(0).holds_version);
+    b.from(1, aborted{1});
+    b.start();
+    CHECK(b.done().find("begin") != std::string::npos);
+  }
   SUBCASE("committed without having read is a breach") {
     b.from(1, committed{1});
     CHECK(b.done().find("committed (0)") == std::string::npos);

@@ -256,6 +256,8 @@ void sender_machine::impl::on(peer_id id, peer& p, failed const& m) {
 }
 
 void sender_machine::impl::on(peer_id id, peer& p, abort_update const& m) {
+  // It has crossed our abort, which it still answers. It did not commit, nor will it.
+  if (participant* const part = revoking(id, m.update)) return revoked(*part);
   // It may have said so before our commit came to it: then it ignores the commit.
   if (p.owes != debt::commit_answer || p.owes_for != m.update) {
     participant* part = current(id, p, m.update, m);
