@@ -73,9 +73,12 @@ struct bounds {
   std::uint8_t kind_most = 1; ///< and so many of each
 
   /// Whether receivers of one kind are interchangeable. Not where limits of two of them may pass at once: the
-  /// sender then turns to them in the order in which they came.
+  /// sender then turns to them in the order in which they came. Of who sleeps the limit may be that of an
+  /// update that was given up, and pass while the others are in the next.
   bool symmetric() const {
-    return !may(fault::time_jumps) && !may(fault::sender_stops) && !(may(fault::stop) && kind_most > 1);
+    bool const over_updates = at_most > 1 && buckets.size() > (ring_exists ? 2u : 1u);
+    return !may(fault::time_jumps) && !may(fault::sender_stops) &&
+           !(may(fault::stop) && (kind_most > 1 || over_updates));
   }
   bool may(fault what) const {
     for (fault const f : faults)

@@ -217,6 +217,9 @@ void world::describe_sender(writer& w) const {
   w.put(u.next_bucket);
   w.put(u.packed);
   w.put(u.copies);
+  // How long a delivery has taken says how long the rest is that may follow it.
+  if (of_->holds && !hold_over_ && u.facts.held)
+    w.age(std::max(u.began, clock() - std::chrono::ceil<std::chrono::seconds>(m.settings.held_pause)));
   w.put(u.digest_asked | u.digest.has_value() << 1);
   w.put(u.source_free | u.drain_said << 1 | u.drained << 2 | (u.code != errc::ok) << 3 | u.source_asked << 4 |
         u.source_ready << 5);

@@ -126,22 +126,61 @@ class search {
   /// What follows from `w` must be what followed when state `n` was met first, or `describe` leaves out too
   /// much.
   void compare_futures(world const& w, number n) {
+    auto const futures = futures_of(w);
+    XXH64_hash_t hash = 0;
+    for (auto const& f : futures) hash = XXH3_64bits_withSeed(&f.to, sizeof f.to, hash + f.what());
+    if (futures_.size() == n) return futures_.push_back(hash);
+    if (futures_[n] == hash) return;
+    // What only one of them has before it, and how to come to the one that was met first: the way to the
+    // other is told as of all that is broken.
+    auto const way_there = way_to(n);
+    world first(of_);
+    std::string words = "the explorer takes states for one that have different futures\nthe other one, by";
+    for (auto const& s : way_there) {
+      words += "\n    " + first.print(s);
+      first.take(s);
+    }
+    auto const others = futures_of(first);
+    auto const tell = [&](world const& of, std::vector<future> const& all, std::vector<future> const& known) {
+      for (auto const& f : all)
+        if (std::find(known.begin(), known.end(), f) == known.end()) words += "\n    " + of.print(f.by);
+    };
+    words += "\n  goes elsewhere by";
+    tell(first, others, futures);
+    words += "\n  and this one by";
+    tell(w, futures, others);
+    throw broken(words);
+  }
+  struct future {
+    step by;
+    std::uint64_t to; ///< the description of what follows, hashed
+    unsigned what() const { return static_cast<unsigned>(by.what); }
+    // Interchangeable receivers may have changed places.
+    bool operator==(future const& other) const { return what() == other.what() && to == other.to; }
+    bool operator<(future const& other) const {
+      return std::pair(what(), to) < std::pair(other.what(), other.to);
+    }
+  };
+  static std::vector<future> futures_of(world const& w) {
     std::vector<step> steps;
     w.possible(steps);
-    std::vector<std::pair<unsigned, std::uint64_t>> futures;
+    std::vector<future> all;
     for (auto const& s : steps) {
       world next = w;
       next.take(s);
       std::vector<std::uint8_t> bytes;
       next.describe(bytes);
-      // Interchangeable receivers may have changed places.
-      futures.emplace_back(static_cast<unsigned>(s.what), XXH3_64bits(bytes.data(), bytes.size()));
+      all.push_back({s, XXH3_64bits(bytes.data(), bytes.size())});
     }
-    std::sort(futures.begin(), futures.end());
-    XXH64_hash_t hash = 0;
-    for (auto const& [what, to] : futures) hash = XXH3_64bits_withSeed(&to, sizeof to, hash + what);
-    if (futures_.size() == n) return futures_.push_back(hash);
-    if (futures_[n] != hash) throw broken("the explorer takes states for one that have different futures");
+    std::sort(all.begin(), all.end());
+    return all;
+  }
+  std::vector<step> way_to(number n) const {
+    std::vector<step> steps;
+    for (number at = n; at != nobody && ways_[at].from != nobody; at = ways_[at].from)
+      steps.push_back(ways_[at].by);
+    std::reverse(steps.begin(), steps.end());
+    return steps;
   }
 
   /// A state to which work and time lead back, the one that was found first. Where there is none, every run
@@ -172,11 +211,8 @@ class search {
   }
 
   void tell_way(number to, step const* last) {
-    std::vector<step> steps;
+    auto steps = way_to(to);
     if (last) steps.push_back(*last);
-    for (number at = to; at != nobody && ways_[at].from != nobody; at = ways_[at].from)
-      steps.push_back(ways_[at].by);
-    std::reverse(steps.begin(), steps.end());
     result_.trace_steps = static_cast<std::uint32_t>(steps.size());
     try {
       world again(of_);
