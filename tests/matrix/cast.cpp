@@ -287,7 +287,7 @@ sender_options options_of_sender(part const& which) {
   options.bucket_bytes(bucket_bytes).slots(2).min_receivers(0);
   if (which.what->digests) options.digests(digest_choice::tensors);
   options.handshake_limit(which.silence).silence_limit(which.silence);
-  options.decide_limit(which.longer).commit_limit(which.longer).close_limit(which.longer);
+  options.decide_limit(which.decide).commit_limit(which.longer).close_limit(which.longer);
   // On a device every receiver could map them.
   if (which.what->lies == scenario::memory::own) options.use_route(route_choice::staged);
   if (which.what->more == scenario::extra::fills_the_last_place) options.max_receivers(which.receivers());
@@ -522,7 +522,7 @@ awaitable<void> rehearse_alone(means home, places where) {
   both.name = "r0";
   both.path = directory.file("alone.sock");
   both.where = where;
-  both.silence = both.longer = std::chrono::seconds(20);
+  both.silence = both.longer = both.decide = std::chrono::seconds(20);
   for (auto const& how : scenarios()) {
     if (how.name != "digests" && how.name != "mapped") continue;
     both.what = &how;
@@ -558,13 +558,15 @@ part part_from(std::string const& word, places const& where) {
   std::string play;
   part which;
   std::size_t what = 0;
-  long long silence = 0, longer = 0;
-  in >> play >> which.number >> what >> which.group >> silence >> longer >> which.name >> which.path;
+  long long silence = 0, longer = 0, decide = 0;
+  in >> play >> which.number >> what >> which.group >> silence >> longer >> decide >> which.name >>
+      which.path;
   if (!in || play != "play" || what >= scenarios().size())
     throw std::runtime_error("what is '" + word + "'?");
   which.what = &scenarios()[what];
   which.silence = std::chrono::milliseconds(silence);
   which.longer = std::chrono::milliseconds(longer);
+  which.decide = std::chrono::milliseconds(decide);
   which.where = where;
   return which;
 }
@@ -609,7 +611,8 @@ awaitable<void> play_parts(std::shared_ptr<words> line, device at, places where,
 std::string to_word(part const& which) {
   std::ostringstream out;
   out << "play " << which.number << ' ' << which.what - scenarios().data() << ' ' << which.group << ' '
-      << which.silence.count() << ' ' << which.longer.count() << ' ' << which.name << ' ' << which.path;
+      << which.silence.count() << ' ' << which.longer.count() << ' ' << which.decide.count() << ' '
+      << which.name << ' ' << which.path;
   return out.str();
 }
 

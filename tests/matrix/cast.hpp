@@ -33,8 +33,8 @@ struct part {
   scenario const* what = nullptr;
   bool group = false;
   places where;
-  /// Of silence and handshake; and the longer ones, of decisions, commits and connects.
-  std::chrono::milliseconds silence{}, longer{};
+  /// Of silence and handshake; the longer ones, of commits and connects; and that of decisions.
+  std::chrono::milliseconds silence{}, longer{}, decide{};
   bool is_sender() const { return number % reborn == the_sender; }
   bool is_odd() const { return number == odd_one; }
   bool first_life() const { return number < reborn; }

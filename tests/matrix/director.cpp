@@ -282,6 +282,8 @@ struct director::impl {
     which.where = where;
     which.silence = silence;
     which.longer = longer;
+    // On a device to decide is to map; and where nobody sleeps, nothing waits for this limit to pass.
+    which.decide = longer + (what.stops() ? milliseconds(0) : bill.first_mapping);
     auto made = hire(which.at());
     shared->enlist(number, made->pid());
     made->cast(std::move(which));
