@@ -96,6 +96,15 @@ assembly::assembly(update const& from) {
 
 void assembly::add(bucket const& next, memory_kind& memory) {
   if (next.number() != buckets_++) throw std::runtime_error("buckets came out of order");
+  // What lies on a device is fetched at once: thousands of small copies take minutes.
+  std::byte const *first = nullptr, *last = nullptr;
+  for (auto const& piece : next.pieces()) {
+    if (!piece.where.is_cuda() || piece.bytes == 0) continue;
+    if (!first || piece.data < first) first = piece.data;
+    last = std::max(last, piece.data + piece.bytes);
+  }
+  std::vector<std::byte> fetched(static_cast<std::size_t>(last - first));
+  memory.read(fetched, first);
   for (auto const& piece : next.pieces()) {
     if (piece.tensor >= tensors_.size() || piece.tensor < last_tensor_)
       throw std::runtime_error("pieces came out of order");
@@ -106,10 +115,9 @@ void assembly::add(bucket const& next, memory_kind& memory) {
     if (reinterpret_cast<std::uintptr_t>(piece.data) % 256 != 0)
       throw std::runtime_error("a piece of " + tensors_[piece.tensor].name + " is not aligned");
     std::span const to(bytes.data() + piece.tensor_offset, piece.bytes);
-    if (piece.where.is_cuda()) {
-      memory.read(to, piece.data);
-    } else {
-      std::memcpy(to.data(), piece.data, to.size());
+    if (!to.empty()) {
+      auto const* const from = piece.where.is_cuda() ? fetched.data() + (piece.data - first) : piece.data;
+      std::memcpy(to.data(), from, to.size());
     }
     filled_[piece.tensor] += piece.bytes;
   }
