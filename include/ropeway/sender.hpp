@@ -361,6 +361,12 @@ class ROPEWAY_API sender {
     return prepared_tensors(collect(tensors).set);
   }
 
+  /// Says that a send of large tensors on a GPU is near, so that its receivers are awake when it is
+  /// announced: for a caller that has to look at its tensors first, as a binding for another language does.
+  /// What `send_weights` looks at itself needs no call. Where there is nothing to gain, and while a send runs
+  /// or after `close`, nothing happens. Any thread.
+  void rouse();
+
   /// Completes with the number of receivers once at least `count` are connected.
   /// Errors: `errc::too_few_receivers` after `limit`; `not_open`. Cancellation: all types, stops this wait
   /// only.

@@ -200,6 +200,8 @@ void sender::begin_receivers(core_pointer const& core,
   core->post_receivers(std::move(done));
 }
 
+void sender::rouse() { core_->rouse(); }
+
 void sender::share(shared_memory const& memory) {
   if (!memory) throw transfer_error(errc::invalid_argument, "there is no memory to share");
   core_->post_share(memory.block_);

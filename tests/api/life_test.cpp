@@ -5,6 +5,7 @@
 #include "line.hpp"
 #include "sources.hpp"
 #include "support/co_test.hpp"
+#include "support/scripted_backend.hpp"
 
 using namespace ropeway;
 using namespace ropeway::testing;
@@ -543,4 +544,33 @@ CO_TEST("a full update dies half-way, then a smaller one commits: the others are
   CHECK_FALSE(into[0].torn());
   CHECK(difference(whole.images(), held) == "");
   co_await over.close();
+}
+
+CO_TEST("that a send is near can be said at any time") {
+  // Of what is large and on a device, for else nobody is roused.
+  auto const devices = std::make_shared<scripted_devices>(std::make_shared<script>(), 1);
+  auto setting = host_setting(1);
+  setting.how.devices = devices;
+  setting.how.from = device_memory(devices->get(device::cuda(0)));
+  model source(setting.how.from, {{"w", dtype::u8, {64 * mib}}}, 1), held(host_memory(), source.specs(), 0);
+  line over(co_await asio::this_coro::executor, setting, quick_sender(64 * mib));
+  auto& to = over.sender();
+  to.rouse();
+  co_await over.connect();
+  to.rouse();
+  std::vector<destinations> into;
+  into.push_back(held.into());
+  for (std::uint64_t version = 1; version <= 3; ++version) {
+    auto load = beside(over.executor(), load_next(over.receiver(), into[0]));
+    auto send = beside(over.executor(), to.send_weights(version, source.views()));
+    to.rouse();
+    auto const sent = co_await send.join();
+    CHECK_MESSAGE(sent.ok(), sent.said());
+    auto const loaded = co_await load.join();
+    CHECK_MESSAGE(loaded.ok(), loaded.said());
+    to.rouse();
+  }
+  CHECK(difference(source.images(), held) == "");
+  co_await over.close();
+  to.rouse();
 }
