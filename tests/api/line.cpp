@@ -104,7 +104,7 @@ void assembly::add(bucket const& next, memory_kind& memory) {
     last = std::max(last, piece.data + piece.bytes);
   }
   std::vector<std::byte> fetched(static_cast<std::size_t>(last - first));
-  memory.read(fetched, first);
+  if (!fetched.empty()) memory.read(fetched, first);
   for (auto const& piece : next.pieces()) {
     if (piece.tensor >= tensors_.size() || piece.tensor < last_tensor_)
       throw std::runtime_error("pieces came out of order");

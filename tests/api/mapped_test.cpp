@@ -9,6 +9,7 @@
 #include <mutex>
 #include <thread>
 
+#include "api/with_backends.hpp"
 #include "line.hpp"
 #include "support/co_test.hpp"
 #include "support/leftovers.hpp"
@@ -656,23 +657,28 @@ CO_TEST("a send that is cancelled while a receiver reads ends when that one has 
 
 namespace {
 
-/// A receiver with a loop and a thread of its own, that reads a megabyte in about a quarter of a second.
-class slow_server {
+/// A receiver with a loop and a thread of its own, whose copies end when the test says so.
+class server_apart {
  public:
-  explicit slow_server(std::string path)
-      : path_(std::move(path)), from_(io_.get_executor(), at_a_pace()), held_(block_bytes) {
+  explicit server_apart(std::string path)
+      : path_(std::move(path))
+      , from_(detail::make_receiver(io_.get_executor(), quick_receiver(),
+                                    std::make_shared<scripted_devices>(copies_)))
+      , held_(block_bytes) {
     into_.add({"w", dtype::u8, {block_bytes}, held_.data()});
     asio::co_spawn(io_, serve(), [](std::exception_ptr) {});
     thread_ = std::thread([this] { io_.run(); });
   }
-  ~slow_server() {
-    if (thread_.joinable()) thread_.join();
+  ~server_apart() {
+    if (thread_.joinable()) end();
   }
-  slow_server(slow_server const&) = delete;
-  slow_server& operator=(slow_server const&) = delete;
-  bool is_loading() const { return from_.status().phase == session_phase::loading; }
-  /// What became of its load, once it has ended.
+  server_apart(server_apart const&) = delete;
+  server_apart& operator=(server_apart const&) = delete;
+  bool reads() const { return copies_->in_flight() != 0; }
+  /// Its copies end. What became of its load, once it has ended as well.
   attempt<load_report> const& end() {
+    copies_->set(script::pace::immediate);
+    copies_->finish_all();
     thread_.join();
     return loaded_;
   }
@@ -680,18 +686,12 @@ class slow_server {
   std::vector<std::byte> const& held() const { return held_; }
 
  private:
-  static receiver_options at_a_pace() {
-    auto options = quick_receiver();
-    copy_pace slow;
-    slow.bytes_per_second(4 * mib);
-    options.pace(slow);
-    return options;
-  }
   awaitable<void> serve() {
     co_await from_.connect(path_);
     loaded_ = co_await try_to(load_next(from_, into_));
     co_await from_.close();
   }
+  std::shared_ptr<script> copies_ = std::make_shared<script>(script::pace::held);
   asio::io_context io_{1};
   std::string path_;
   receiver from_;
@@ -712,13 +712,13 @@ TEST_CASE(
   fill(memory, 1);
   std::optional<sender> to(std::in_place, io.get_executor(), directory.file("s"), quick_sender());
   to->share(memory);
-  slow_server server(directory.file("s"));
+  server_apart server(directory.file("s"));
   std::optional<std::error_code> sent;
   std::vector<tensor_view> const views{bytes_at("w", memory, 0, block_bytes)};
   to->wait_for_receivers(1, patient(milliseconds(5000)), [&](std::error_code, std::size_t) {
     to->send_weights(1, views, [&](std::error_code error, send_report const&) { sent = error; });
   });
-  while (!server.is_loading()) io.run_one_for(milliseconds(1));
+  while (!server.reads()) io.run_one_for(milliseconds(1));
   REQUIRE_FALSE(sent);
   SUBCASE("destroyed") {
     to.reset();

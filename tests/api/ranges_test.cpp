@@ -169,7 +169,8 @@ CO_TEST("what a source makes and what an embedder has in hand are ranges, and th
   model whole(host_memory(), layers(4), 1);
   event const open(executor), reached(executor);
   gated_source source(whole, 2, open, reached);
-  auto take = beside(executor, take_next(over.receiver(), *host_memory()));
+  auto const memory = host_memory();
+  auto take = beside(executor, take_next(over.receiver(), *memory));
   auto send = beside(executor, over.sender().send_weights(4, source));
   co_await reached.wait();
   auto const making = named("send source");
