@@ -144,7 +144,8 @@ std::vector<bounds> configurations(effort how) {
     list.add(b, {-1, 1, 2});
   }
   list.add(make("three receivers, sleep, death and cancel", {plain, plain, plain}, {2, 1}, sleep_and_cuts),
-           {0, 1, 2});
+           {0, 1, 1});
+  list.add(make("three receivers, death and cancel", {plain, plain, plain}, {2, 1}, cuts), {-1, -1, 2});
   list.add(make("three receivers, 1 bucket, sleep, death and cancel together", {plain, plain, plain}, {1},
                 sleep_and_cuts),
            {-1, 2, 3});
