@@ -321,7 +321,6 @@ class Sender:
             return Steps(self._send_source(version, tensors, tensors._iterate, after))
         if hasattr(tensors, "__aiter__"):
             return Steps(self._send_async(version, tensors, cast, after))
-        self._core.rouse()  # the library's thread and the receivers wake while the tensors are looked at
         wire = _tensors.plain_wire(cast)
         pairs = tensors if type(tensors) is dict else _tensors.pairs_of(tensors)
         # The tensors of the last send, where they were then, need no more than to be recognised.

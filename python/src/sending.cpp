@@ -293,6 +293,7 @@ class sender_handle {
     // Another thread may destroy this where torch lets the GIL go.
     auto const loop = loop_;
     auto const own = open();
+    own->rouse(); // its thread and the receivers wake while the tensors are looked at
     exchange const torch(types);
     if (!seen.table->same(pairs, torch)) return nb::none();
     auto what = std::make_shared<prepared>();
@@ -366,9 +367,6 @@ class sender_handle {
                                                     return nb::object(list);
                                                   });
   }
-  void rouse() {
-    if (is_open()) sender_->rouse();
-  }
   void share(shared_block const& block) { open()->share(block.memory); }
   operation release_memory() {
     return begin<done>(loop_, with_result(open()->release_memory()), 0, no_result);
@@ -441,7 +439,6 @@ void bind_sending(nb::module_& module) {
       .def("send_source", &sender_handle::send_source, nb::arg("version"), nb::arg("source"))
       .def("wait_for_receivers", &sender_handle::wait_for_receivers, nb::arg("count"), nb::arg("seconds"))
       .def("receivers", &sender_handle::receivers)
-      .def("rouse", &sender_handle::rouse)
       .def("share", &sender_handle::share, nb::arg("memory"))
       .def("release_memory", &sender_handle::release_memory)
       .def("close", &sender_handle::close)
