@@ -72,6 +72,15 @@ struct portion {
   std::uint32_t most_blocks = 0; ///< of a kernel at a time, which the device runs beside others; 0: no limit
 };
 
+/// How much of a device copies may take.
+enum class share : std::uint8_t {
+  whole,
+  /// For what another device reads over a link meanwhile: a few multiprocessors, which are faster than the
+  /// link and leave the reader the memory's bandwidth. All of them cost it up to a tenth
+  /// (docs/performance.md).
+  beside_link
+};
+
 /// A list of digests that are computed again and again, with the memory that takes their sums. One run after
 /// the other: its memory must live until the last was seen complete.
 class prepared_digests {
@@ -108,7 +117,7 @@ class queue {
   /// Lets copies queued from now on start only after `when`.
   virtual void start_after(ready_after const& when) = 0;
   /// Queues copies. The list is taken over before this returns; the memory must live until they completed.
-  virtual void copy(std::span<copy_op const> ops) = 0;
+  virtual void copy(std::span<copy_op const> ops, share of_device = share::whole) = 0;
   /// The same of a prepared list of this queue's backend, which must live until they completed. One kernel on
   /// a device, as far as its copies are for kernels.
   virtual void repeat(prepared_copies const& list, portion what = {});

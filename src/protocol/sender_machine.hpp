@@ -88,6 +88,7 @@ struct update_facts {
   std::uint32_t tensors = 0;
   std::vector<std::uint64_t> bucket_bytes; ///< used bytes of each bucket; may be empty (no tensors)
   std::uint32_t ring = host_ring; ///< the ring that buckets are packed into: 0 host, 1 + n CUDA device n
+  bytes16 device{};               ///< UUID of the ring's CUDA device; zero for the host
   bool through_host = false;      ///< everybody takes it from the host ring
 
   std::string note; ///< why not everything can be mapped; of the route reasons in the results
@@ -147,6 +148,7 @@ struct pack {
   std::uint64_t seq = 0;
   std::uint32_t bucket = 0, slot = 0;
   bool unmapped_only = false; ///< everybody who reads it maps: only tensors that are nowhere are wanted
+  bool over_link = false;     ///< who reads the ring copies on other devices than that which it lies on
 };
 /// Wait until the tensors are ready to be read, as far as the driver knows; answer source_ready. At most
 /// once an update.

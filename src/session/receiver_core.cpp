@@ -144,7 +144,11 @@ void receiver_core::post_connect(std::string path, std::unique_ptr<completion<no
         auto look = [memory = self->memory_, where = self->options_.where()] {
           found result;
           result.backend = memory->get(where);
-          if (where.is_cuda()) result.devices = memory->cuda_devices();
+          if (where.is_cuda()) {
+            result.devices = memory->cuda_devices();
+            auto const ours = std::find(result.devices.begin(), result.devices.end(), result.backend->uuid());
+            if (ours != result.devices.end()) std::rotate(result.devices.begin(), ours, ours + 1);
+          }
           return result;
         };
         auto then = [weak = self->weak_from_this(), which, path](std::exception_ptr error, found result) {

@@ -519,8 +519,8 @@ void sender_core::begin_now(std::shared_ptr<send_operation> const& operation) {
       ring = ring_of(set->where);
     }
     if (digester_) facts.digests = digests_.begin(set->layout, *memory_);
-    if (ring != host_ring)
-      memory_->get(device_of(ring)); // so that a missing device fails the send, not a receiver
+    if (ring != host_ring) // a missing device fails the send, not a receiver
+      facts.device = memory_->get(device_of(ring))->uuid();
   } catch (...) {
     return fail_begin(operation,
                       failure(session::as_transfer_error(std::current_exception(), errc::source_failed)));
@@ -811,7 +811,8 @@ void sender_core::pack_views(send_action::pack const& job) {
 void sender_core::queue_pack(std::shared_ptr<send_operation> const& operation, send_action::pack const& job,
                              place const& at, std::shared_ptr<void const> owners) {
   bool const queued = operation->read([&] {
-    if (!ops_.empty()) at.stream->copy(ops_);
+    if (!ops_.empty())
+      at.stream->copy(ops_, job.over_link ? memory::share::beside_link : memory::share::whole);
   });
   if (!queued) return;
   session::copied what;

@@ -222,7 +222,8 @@ struct breakdown {
 
 class counting_observer final : public observer {
  public:
-  int ended = 0, committed = 0;
+  int ended = 0, committed = 0, left = 0;
+  void receiver_left(std::string_view, std::string_view) override { ++left; }
   void update_ended(std::uint64_t, bool whole) override { ++ended, committed += whole; }
 };
 
@@ -367,6 +368,36 @@ TEST_CASE("no memory for the ring: the send says how it is, and works once there
   stage const devices;
   auto const how = devices.with(2);
   run_to_end([&] { return no_memory(how, devices.trainer); });
+}
+
+CO_TEST("slots of a device are packed with a part of it while everybody who reads them copies on another") {
+  auto const executor = co_await asio::this_coro::executor;
+  auto const devices = std::make_shared<scripted_devices>(std::make_shared<script>(), 2);
+  auto const on = [&](int ordinal) {
+    return lane{device_memory(devices->get(device::cuda(ordinal))), devices};
+  };
+  pairing how{"staged", on(0).memory, devices, {on(1), on(0)}};
+  how.choice = route_choice::staged;
+  counting_observer trainers_log;
+  auto options = quick_sender(one_layer);
+  options.watched_by(&trainers_log);
+  line over(executor, {how, 2}, options);
+  model source(how.from, layers(), 1);
+  std::deque<model> held;
+  std::vector<destinations> into;
+  for (auto const& each : how.into) into.push_back(held.emplace_back(each.memory, layers(), 0).into());
+  co_await over.connect();
+  CHECK(outcomes(co_await deliver(over, 1, source.views(), into)) == "committed committed");
+  CHECK(devices->count().lists_beside_link == 0);
+  co_await over.receiver(1).close();
+  while (trainers_log.left == 0) co_await settle(1);
+  into.pop_back();
+  auto const before = devices->count().lists;
+  CHECK(outcomes(co_await deliver(over, 2, source.views(), into)) == "committed");
+  CHECK(devices->count().lists_beside_link == layers().size()); // and the receiver's own are not
+  CHECK(devices->count().lists == before + 2 * layers().size());
+  CHECK(difference(source.images(), held[0]) == "");
+  co_await over.close();
 }
 
 // What is large enough, and on a GPU, is worth that receivers look out for it before it is announced.

@@ -114,8 +114,8 @@ void expect_box(copy_op const& op, std::span<std::byte const> from, std::int64_t
 }
 
 // Runs a list and waits for it.
-void run(memory::queue& queue, std::span<copy_op const> ops) {
-  queue.copy(ops);
+void run(memory::queue& queue, std::span<copy_op const> ops, memory::share of_device = memory::share::whole) {
+  queue.copy(ops, of_device);
   REQUIRE(reaches(queue, queue.mark()));
 }
 
@@ -407,18 +407,23 @@ void every_alignment_and_length(memory_kind& kind) {
   CHECK(seen == expected);
 }
 
-void one_large_piece(memory_kind& kind) {
+void copy_one_large_piece(memory_kind& kind, memory::share of_device) {
   // Large enough for every path that large pieces take, odd at both ends.
   auto const content = pattern((48 << 20) + 77, 15);
   area const a(kind, content), b(kind, content.size());
   auto const queue = kind.backend().make_queue();
   copy_op const op = bytes_op(kind, a.at(3), b.at(6), content.size() - 13);
-  run(*queue, {&op, 1});
+  run(*queue, {&op, 1}, of_device);
   auto const seen = b.get();
   CHECK(std::equal(content.begin() + 3, content.end() - 10, seen.begin() + 6));
   CHECK(seen[5] == filler);
   CHECK(seen[content.size() - 7] == filler);
   CHECK(seen.back() == filler);
+}
+
+void one_large_piece(memory_kind& kind) { copy_one_large_piece(kind, memory::share::whole); }
+void one_large_piece_beside_a_link(memory_kind& kind) {
+  copy_one_large_piece(kind, memory::share::beside_link);
 }
 
 void twenty_thousand_small_pieces(memory_kind& kind) {
@@ -583,7 +588,7 @@ void widening_is_exact(memory_kind& kind) {
   }
 }
 
-void mixed_lists(memory_kind& kind) {
+void copy_mixed_list(memory_kind& kind, memory::share of_device) {
   auto const content = pattern(1 << 20, 23);
   area const source(kind, content), target(kind, 1 << 20);
   copy_op const ops[] = {
@@ -599,9 +604,11 @@ void mixed_lists(memory_kind& kind) {
   expect_box(ops[2], content, 8000, expected, 8000);
   std::copy_n(content.begin() + 500'000, 400'000, expected.begin() + 9000);
   auto const queue = kind.backend().make_queue();
-  run(*queue, ops);
+  run(*queue, ops, of_device);
   CHECK(target.get() == expected);
 }
+void mixed_lists(memory_kind& kind) { copy_mixed_list(kind, memory::share::whole); }
+void mixed_lists_beside_a_link(memory_kind& kind) { copy_mixed_list(kind, memory::share::beside_link); }
 
 // ---- prepared lists
 
@@ -778,6 +785,7 @@ constexpr conformance_case cases[] = {
     {"threads may take turns", threads_may_take_turns},
     {"every alignment and length", every_alignment_and_length},
     {"one large piece", one_large_piece},
+    {"one large piece, beside a link", one_large_piece_beside_a_link},
     {"twenty thousand small pieces, in one list and one by one", twenty_thousand_small_pieces},
     {"transposes of every element size", transposes},
     {"every second row, read and written", every_second_row},
@@ -788,6 +796,7 @@ constexpr conformance_case cases[] = {
     {"narrowing rounds to even and keeps NaN", narrowing_rounds_to_even_and_keeps_nan},
     {"widening is exact", widening_is_exact},
     {"mixed lists", mixed_lists},
+    {"mixed lists, beside a link", mixed_lists_beside_a_link},
     {"prepared lists are taken over and repeated", prepared_lists_are_repeated},
     {"portions of a prepared list add up to all of it", portions_add_up},
     {"prepared lists keep their order among others", prepared_lists_keep_their_order},

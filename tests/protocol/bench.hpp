@@ -44,6 +44,7 @@ struct who {
   std::string group = {};
   std::uint32_t size = 0;
   bool cuda = false;
+  std::uint8_t device = 0; ///< the last byte of the UUID of that which it copies on
 };
 
 struct sender_bench {
@@ -68,7 +69,7 @@ struct sender_bench {
     hi.name = "r" + std::to_string(id);
     hi.group = w.group;
     hi.group_size = w.size;
-    if (w.cuda) hi.devices.resize(1);
+    if (w.cuda) hi.devices.resize(1), hi.devices[0][15] = w.device;
     return hi;
   }
   welcome welcome_of() const { return {1, settings(2).instance, 1000, 10000}; }

@@ -218,6 +218,44 @@ TEST_CASE("a receiver without CUDA takes a CUDA update from the host ring, by re
                     "names no device]") != std::string::npos);
 }
 
+TEST_CASE("a device's slots are packed for the link while all who read them copy on other devices") {
+  sender_bench b(1);
+  b.greet(1, {"", 0, true, 2});
+  b.greet(2, {"", 0, true, 1});
+  b.greet(3); // through a relay: over a link as well
+  auto facts = b.facts(4, 1);
+  facts.device[15] = 1;
+  b.update = b.machine.begin_update(facts, b.now);
+  b.machine.ring_ready(0, b.now);
+  b.machine.take();
+  b.machine.ring_ready(1, b.now);
+  CHECK(b.done().find("pack seq 1 bucket 0 slot 0\n") != std::string::npos); // 2 reads where it lies
+  for (peer_id id : {1u, 2u, 3u}) {
+    b.from(id, ring_mapped{id == 3 ? 0u : 1u});
+    b.from(id, accept{b.update});
+  }
+  b.machine.packed(1, b.now);
+  b.machine.relayed(1, b.now);
+  b.machine.gone(2, errc::peer_gone, "gone", b.now);
+  b.machine.take();
+  b.from(1, released{b.update, 1});
+  CHECK(b.done() == lines("pack seq 2 bucket 1 slot 0 over link"));
+  b.from(3, released{b.update, 1});
+  b.machine.packed(2, b.now);
+  b.machine.relayed(2, b.now);
+  b.machine.gone(1, errc::peer_gone, "gone", b.now);
+  CHECK(b.done().find("pack seq 3 bucket 2 slot 0 over link\n") != std::string::npos);
+}
+
+TEST_CASE("slots in host memory are never packed for a link") {
+  sender_bench b;
+  b.greet(1, {"", 0, true, 2});
+  b.start(1);
+  b.machine.take();
+  b.machine.ring_ready(0, b.now);
+  CHECK(b.done().find("pack seq 1 bucket 0 slot 0\n") != std::string::npos);
+}
+
 TEST_CASE("a device slot is not packed again while a relay reads it") {
   two_rings b(3);
   b.machine.packed(1, b.now);
@@ -285,7 +323,7 @@ TEST_CASE("who refuses the device ring is offered the host ring, and the reason 
   CHECK(b.done().find("[1 committed (0)  ring 0, for through host memory, because it can't map ring 1: no "
                       "peer access]") != std::string::npos);
   b.start(1, 1); // it is not asked again
-  CHECK(b.done() == lines(to(1, b.begin_of(1)), "pack seq 2 bucket 0 slot 1"));
+  CHECK(b.done() == lines(to(1, b.begin_of(1)), "pack seq 2 bucket 0 slot 1 over link"));
 }
 
 TEST_CASE("who refuses the host ring has refused the update") {

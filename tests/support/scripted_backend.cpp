@@ -142,7 +142,7 @@ class scripted_queue final : public memory::queue {
     devices_->tell([](auto& c) { ++c.waits; });
   }
 
-  void copy(std::span<copy_op const> ops) override {
+  void copy(std::span<copy_op const> ops, memory::share of_device) override {
     devices_->may_fail(scripted_devices::call::copy, "copy");
     std::vector<copy_op> taken(ops.begin(), ops.end());
     std::uint64_t bytes = 0;
@@ -152,7 +152,10 @@ class scripted_queue final : public memory::queue {
       memory::host::check(op);
       bytes += memory::bytes_of(op);
     }
-    devices_->tell([&](auto& c) { ++c.lists, c.ops += taken.size(), c.bytes += bytes; });
+    devices_->tell([&](auto& c) {
+      ++c.lists, c.ops += taken.size(), c.bytes += bytes;
+      c.lists_beside_link += of_device == memory::share::beside_link;
+    });
     std::lock_guard const lock(when().mutex_);
     if (error_) return;
     add(std::move(taken), nullptr, {}, 0);

@@ -19,7 +19,10 @@ class lane {
 
   /// Sorts a list. What can't go to the stream as it is is left in `staged()`; true if there is any. Throws,
   /// with nothing done, if an operation makes no sense.
-  bool sort(std::span<copy_op const> ops) { return sorted_.sort(ops, true); }
+  bool sort(std::span<copy_op const> ops, share of_device = share::whole) {
+    of_device_ = of_device;
+    return sorted_.sort(ops, of_device == share::whole);
+  }
   std::vector<copy_op>& staged() noexcept { return sorted_.staged(); }
   /// Puts what was sorted, without what is staged, on the stream.
   void launch();
@@ -50,6 +53,7 @@ class lane {
   stream notices_;
   event marked_, finished_;
   sorting sorted_;
+  share of_device_ = share::whole; // what was sorted last may take
   bool unfinished_ = false;
 };
 

@@ -64,6 +64,15 @@ bool sender_machine::impl::anyone_reads(std::uint32_t ring, std::uint32_t bucket
   });
 }
 
+bool sender_machine::impl::reads_over_link() const {
+  auto const& facts = running->facts;
+  auto const& all = running->participants;
+  return facts.ring != host_ring && std::none_of(all.begin(), all.end(), [&](auto const& p) {
+           return p.at < stage::revoking && p.result.ring == facts.ring &&
+                  peers.at(p.result.peer).device == facts.device;
+         });
+}
+
 void sender_machine::impl::pump() {
   if (!running || running->drain_said || running->buckets() == 0) return;
   auto const& all = running->participants;
@@ -100,7 +109,7 @@ void sender_machine::impl::pack_ahead(ring_record& main) {
     l.slot = *slot;
     l.unmapped_only = by == readers::mapping;
     ++u.copies;
-    actions.emplace_back(send_action::pack{l.seq, l.bucket, l.slot, l.unmapped_only});
+    actions.emplace_back(send_action::pack{l.seq, l.bucket, l.slot, l.unmapped_only, reads_over_link()});
   }
 }
 
