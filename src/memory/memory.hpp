@@ -73,11 +73,11 @@ struct portion {
 };
 
 /// How much of a device copies may take.
-enum class share : std::uint8_t {
-  whole,
-  /// For what another device reads over a link meanwhile: a few multiprocessors, which are faster than the
-  /// link and leave the reader the memory's bandwidth. All of them cost it up to a tenth
-  /// (docs/performance.md).
+enum class effort : std::uint8_t {
+  full,
+  /// While another device reads this one's memory over a link: plain runs take a few multiprocessors, which
+  /// are faster than the link all the same and leave it the memory's bandwidth (docs/performance.md). Boxes
+  /// and conversions, which would be slower than the link then, take what they need.
   beside_link
 };
 
@@ -117,7 +117,7 @@ class queue {
   /// Lets copies queued from now on start only after `when`.
   virtual void start_after(ready_after const& when) = 0;
   /// Queues copies. The list is taken over before this returns; the memory must live until they completed.
-  virtual void copy(std::span<copy_op const> ops, share of_device = share::whole) = 0;
+  virtual void copy(std::span<copy_op const> ops, effort how = effort::full) = 0;
   /// The same of a prepared list of this queue's backend, which must live until they completed. One kernel on
   /// a device, as far as its copies are for kernels.
   virtual void repeat(prepared_copies const& list, portion what = {});

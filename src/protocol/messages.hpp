@@ -47,7 +47,7 @@ struct hello {
   std::uint32_t group_size = 0; ///< 0: in no group
   std::string group;            ///< empty: in no group
   std::string name;             ///< how the receiver wants to be called in reports
-  /// CUDA devices whose memory it may be able to map, that which it copies on first; empty: host only
+  /// CUDA devices whose memory it may be able to map: first the one that it copies on; empty: host only
   std::vector<bytes16> devices;
 };
 inline constexpr std::uint64_t hello_magic = 0x3179617765706f72; // "ropeway1"

@@ -148,7 +148,7 @@ struct pack {
   std::uint64_t seq = 0;
   std::uint32_t bucket = 0, slot = 0;
   bool unmapped_only = false; ///< everybody who reads it maps: only tensors that are nowhere are wanted
-  bool over_link = false;     ///< who reads the ring copies on other devices than that which it lies on
+  bool beside_link = false;   ///< receivers read the ring meanwhile, and all copy on other devices
 };
 /// Wait until the tensors are ready to be read, as far as the driver knows; answer source_ready. At most
 /// once an update.

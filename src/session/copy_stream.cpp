@@ -44,10 +44,10 @@ void copy_stream::start_after(ready_after const& when) {
   queue_->start_after(when);
 }
 
-void copy_stream::copy(std::span<memory::copy_op const> ops, memory::share of_device) {
+void copy_stream::copy(std::span<memory::copy_op const> ops, memory::effort how) {
   std::scoped_lock lock(mutex_);
   if (shut_) throw transfer_error(errc::not_open, "the session is closed");
-  queue_->copy(ops, of_device);
+  queue_->copy(ops, how);
 }
 
 void copy_stream::repeat(memory::prepared_copies const& list, memory::portion what) {

@@ -71,7 +71,7 @@ class copy_stream : public std::enable_shared_from_this<copy_stream> {
 
   void start_after(ready_after const& when);
   /// Throws transfer_error(errc::not_open) after shut().
-  void copy(std::span<memory::copy_op const> ops, memory::share of_device = memory::share::whole);
+  void copy(std::span<memory::copy_op const> ops, memory::effort how = memory::effort::full);
   void repeat(memory::prepared_copies const& list, memory::portion what);
   void digest(memory::prepared_digests& list, memory::digest_run const& what);
   /// Reports `what` once everything queued so far was seen to finish, with an error if the device failed.

@@ -812,7 +812,7 @@ void sender_core::queue_pack(std::shared_ptr<send_operation> const& operation, s
                              place const& at, std::shared_ptr<void const> owners) {
   bool const queued = operation->read([&] {
     if (!ops_.empty())
-      at.stream->copy(ops_, job.over_link ? memory::share::beside_link : memory::share::whole);
+      at.stream->copy(ops_, job.beside_link ? memory::effort::beside_link : memory::effort::full);
   });
   if (!queued) return;
   session::copied what;

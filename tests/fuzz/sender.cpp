@@ -43,6 +43,7 @@ class game {
   };
   struct peer {
     bool greeted = false, owes = false; ///< an `aborted`
+    bytes16 device{};                   ///< that it copies on; zero for none
     bool watches = false;               ///< it has asked, and was answered: no receiver
     std::uint32_t seen = 0;             ///< receivers that it was told of, in this answer
     std::string group;
@@ -298,7 +299,11 @@ class game {
       hi.group = peers_.at(id).group = "g";
       hi.group_size = peers_.at(id).group_size = 2;
     }
-    if (how / 8 % 2 == 0) hi.devices.resize(1);
+    if (how / 8 % 2 == 0) {
+      hi.devices.resize(1);
+      hi.devices[0][0] = static_cast<std::uint8_t>(1 + how / 64 % 2);
+      peers_.at(id).device = hi.devices[0];
+    }
     if (how / 32 % 2 == 0) hi.last_sender[3] = 9, hi.last_update = how;
     return hi;
   }
@@ -378,6 +383,7 @@ class game {
     auto const how = from_.byte();
     facts_.version = how;
     facts_.ring = how & 1;
+    if (facts_.ring != host_ring) facts_.device[0] = static_cast<std::uint8_t>(1 + how / 64 % 2);
     facts_.bucket_bytes.resize(how / 2 % 8 == 7 ? 0 : how / 2 % 8 % 5);
     for (auto& bytes : facts_.bucket_bytes) bytes = 1 + how;
     if (how & 0x80) {
@@ -850,6 +856,11 @@ class game {
     if (a.unmapped_only) unmapped_only_.insert(a.seq);
     promise(!a.unmapped_only || facts_.needed.at(a.bucket), "what nobody needs is not packed");
     promise(a.seq > last_packed_, "in the order of seq");
+    promise(!a.beside_link || facts_.ring != host_ring, "no link reads the host ring");
+    for (auto const& [id, p] : peers_)
+      promise(!a.beside_link || !p.accepted || p.all_copied || p.stopped || p.gave_up ||
+                  p.device != facts_.device,
+              "who copies where the ring lies is not kept waiting");
     last_packed_ = a.seq;
     fill(facts_.ring, a.slot, a.seq);
     copies_.push_back({false, a.seq, 0, a.slot});

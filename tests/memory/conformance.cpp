@@ -114,8 +114,8 @@ void expect_box(copy_op const& op, std::span<std::byte const> from, std::int64_t
 }
 
 // Runs a list and waits for it.
-void run(memory::queue& queue, std::span<copy_op const> ops, memory::share of_device = memory::share::whole) {
-  queue.copy(ops, of_device);
+void run(memory::queue& queue, std::span<copy_op const> ops, memory::effort how = memory::effort::full) {
+  queue.copy(ops, how);
   REQUIRE(reaches(queue, queue.mark()));
 }
 
@@ -407,13 +407,13 @@ void every_alignment_and_length(memory_kind& kind) {
   CHECK(seen == expected);
 }
 
-void copy_one_large_piece(memory_kind& kind, memory::share of_device) {
+void copy_one_large_piece(memory_kind& kind, memory::effort how) {
   // Large enough for every path that large pieces take, odd at both ends.
   auto const content = pattern((48 << 20) + 77, 15);
   area const a(kind, content), b(kind, content.size());
   auto const queue = kind.backend().make_queue();
   copy_op const op = bytes_op(kind, a.at(3), b.at(6), content.size() - 13);
-  run(*queue, {&op, 1}, of_device);
+  run(*queue, {&op, 1}, how);
   auto const seen = b.get();
   CHECK(std::equal(content.begin() + 3, content.end() - 10, seen.begin() + 6));
   CHECK(seen[5] == filler);
@@ -421,9 +421,9 @@ void copy_one_large_piece(memory_kind& kind, memory::share of_device) {
   CHECK(seen.back() == filler);
 }
 
-void one_large_piece(memory_kind& kind) { copy_one_large_piece(kind, memory::share::whole); }
+void one_large_piece(memory_kind& kind) { copy_one_large_piece(kind, memory::effort::full); }
 void one_large_piece_beside_a_link(memory_kind& kind) {
-  copy_one_large_piece(kind, memory::share::beside_link);
+  copy_one_large_piece(kind, memory::effort::beside_link);
 }
 
 void twenty_thousand_small_pieces(memory_kind& kind) {
@@ -588,27 +588,31 @@ void widening_is_exact(memory_kind& kind) {
   }
 }
 
-void copy_mixed_list(memory_kind& kind, memory::share of_device) {
-  auto const content = pattern(1 << 20, 23);
-  area const source(kind, content), target(kind, 1 << 20);
+void copy_mixed_list(memory_kind& kind, memory::effort how) {
+  // Runs, and units of boxes, for more blocks than a list is held to beside a link.
+  constexpr std::uint64_t size = 8 << 20, half = size / 2, columns = 512, rows = 512;
+  auto const content = pattern(size, 23);
+  area const source(kind, content), target(kind, size);
   copy_op const ops[] = {
       bytes_op(kind, source.at(), target.at(), 1001),
-      box_op(kind, source.at(2000), target.at(2000), {16, 16}, {4, 64}, {64, 4}, 4),
-      converting(box_op(kind, source.at(8000), target.at(8000), {500}, {4}, {2}, 1), conversion::f32_to_bf16,
-                 4, 2),
-      bytes_op(kind, source.at(500'000), target.at(9000), 400'000),
+      box_op(kind, source.at(2000), target.at(2000), {rows, columns}, {4, 4 * rows}, {4 * columns, 4}, 4),
+      converting(box_op(kind, source.at(8000), target.at(half - 8000), {500}, {4}, {2}, 1),
+                 conversion::f32_to_bf16, 4, 2),
+      bytes_op(kind, source.at(5000), target.at(half), half - 9000),
+      bytes_op(kind, source.at(1 << 20), target.at(size - 8000), 4000),
   };
-  std::vector<std::byte> expected(1 << 20, filler);
+  std::vector<std::byte> expected(size, filler);
   std::copy_n(content.begin(), 1001, expected.begin());
   expect_box(ops[1], content, 2000, expected, 2000);
-  expect_box(ops[2], content, 8000, expected, 8000);
-  std::copy_n(content.begin() + 500'000, 400'000, expected.begin() + 9000);
+  expect_box(ops[2], content, 8000, expected, half - 8000);
+  std::copy_n(content.begin() + 5000, half - 9000, expected.begin() + half);
+  std::copy_n(content.begin() + (1 << 20), 4000, expected.begin() + size - 8000);
   auto const queue = kind.backend().make_queue();
-  run(*queue, ops, of_device);
+  run(*queue, ops, how);
   CHECK(target.get() == expected);
 }
-void mixed_lists(memory_kind& kind) { copy_mixed_list(kind, memory::share::whole); }
-void mixed_lists_beside_a_link(memory_kind& kind) { copy_mixed_list(kind, memory::share::beside_link); }
+void mixed_lists(memory_kind& kind) { copy_mixed_list(kind, memory::effort::full); }
+void mixed_lists_beside_a_link(memory_kind& kind) { copy_mixed_list(kind, memory::effort::beside_link); }
 
 // ---- prepared lists
 

@@ -24,7 +24,7 @@ std::string show(sender_action const& what) {
           [](make_ring const& a) { return words("make ring ", a.ring); },
           [](pack const& a) {
             return words("pack seq ", a.seq, " bucket ", a.bucket, " slot ", a.slot,
-                         a.unmapped_only ? " unmapped only" : "", a.over_link ? " over link" : "");
+                         a.unmapped_only ? " unmapped only" : "", a.beside_link ? " beside a link" : "");
           },
           [](await_source const&) { return std::string("await source"); },
           [](digest_source const&) { return std::string("digest source"); },

@@ -218,42 +218,77 @@ TEST_CASE("a receiver without CUDA takes a CUDA update from the host ring, by re
                     "names no device]") != std::string::npos);
 }
 
-TEST_CASE("a device's slots are packed for the link while all who read them copy on other devices") {
-  sender_bench b(1);
-  b.greet(1, {"", 0, true, 2});
-  b.greet(2, {"", 0, true, 1});
-  b.greet(3); // through a relay: over a link as well
-  auto facts = b.facts(4, 1);
-  facts.device[15] = 1;
-  b.update = b.machine.begin_update(facts, b.now);
-  b.machine.ring_ready(0, b.now);
-  b.machine.take();
-  b.machine.ring_ready(1, b.now);
-  CHECK(b.done().find("pack seq 1 bucket 0 slot 0\n") != std::string::npos); // 2 reads where it lies
-  for (peer_id id : {1u, 2u, 3u}) {
-    b.from(id, ring_mapped{id == 3 ? 0u : 1u});
-    b.from(id, accept{b.update});
+namespace {
+
+/// A sender of tensors on device 1, in ring 1, whose receivers have all accepted: the first two buckets are
+/// being packed.
+struct beside_links : sender_bench {
+  explicit beside_links(std::vector<who> const& receivers) {
+    for (auto const& each : receivers) greet(++last, each);
+    auto what = facts(9, 1);
+    what.device[15] = 1;
+    update = machine.begin_update(what, now);
+    machine.ring_ready(0, now);
+    machine.take();
+    machine.ring_ready(1, now);
+    begun = done();
+    for (peer_id id = 1; id <= last; ++id) {
+      from(id, ring_mapped{receivers[id - 1].cuda ? 1u : 0u});
+      from(id, accept{update});
+    }
+    machine.take();
   }
+  peer_id last = 0;
+  std::string begun;
+};
+who on_device(std::uint8_t device) { return {"", 0, true, device}; }
+
+} // namespace
+
+TEST_CASE("a device's slots are packed beside the link only while others are read over it") {
+  beside_links b({on_device(2)});
+  CHECK(b.begun.find("pack seq 1 bucket 0 slot 0\npack seq 2 bucket 1 slot 1\n") != std::string::npos);
   b.machine.packed(1, b.now);
-  b.machine.relayed(1, b.now);
-  b.machine.gone(2, errc::peer_gone, "gone", b.now);
   b.machine.take();
   b.from(1, released{b.update, 1});
-  CHECK(b.done() == lines("pack seq 2 bucket 1 slot 0 over link"));
-  b.from(3, released{b.update, 1});
+  CHECK(b.done() == lines("pack seq 3 bucket 2 slot 0")); // nothing is read meanwhile
   b.machine.packed(2, b.now);
-  b.machine.relayed(2, b.now);
-  b.machine.gone(1, errc::peer_gone, "gone", b.now);
-  CHECK(b.done().find("pack seq 3 bucket 2 slot 0 over link\n") != std::string::npos);
+  b.machine.packed(3, b.now);
+  b.machine.take();
+  b.from(1, released{b.update, 2});
+  CHECK(b.done() == lines("pack seq 4 bucket 3 slot 1 beside a link"));
 }
 
-TEST_CASE("slots in host memory are never packed for a link") {
-  sender_bench b;
-  b.greet(1, {"", 0, true, 2});
-  b.start(1);
-  b.machine.take();
-  b.machine.ring_ready(0, b.now);
-  CHECK(b.done().find("pack seq 1 bucket 0 slot 0\n") != std::string::npos);
+TEST_CASE("who takes part and copies on the ring's own device is not kept waiting for a slower packing") {
+  beside_links b({on_device(2), on_device(1)});
+  auto const next = [&](std::uint64_t seq, auto... ids) {
+    b.machine.packed(seq + 1, b.now);
+    b.machine.take();
+    (b.from(static_cast<peer_id>(ids), released{b.update, seq}), ...);
+    return b.done();
+  };
+  b.machine.packed(1, b.now);
+  CHECK(next(1, 1, 2) == lines("pack seq 3 bucket 2 slot 0"));
+  CHECK(next(2, 1, 2) == lines("pack seq 4 bucket 3 slot 1"));
+  b.machine.gone(2, errc::peer_gone, "gone", b.now);
+  CHECK(next(3, 1) == lines("pack seq 5 bucket 4 slot 0 beside a link"));
+}
+
+TEST_CASE("a relay is no link, nor is one that reads the host ring") {
+  beside_links b({who{}});
+  for (std::uint64_t seq : {1u, 2u}) {
+    b.machine.packed(seq, b.now);
+    b.machine.relayed(seq, b.now);
+  }
+  CHECK(b.done().find("beside") == std::string::npos); // 3 and 4 are packed while it reads the host's two
+  sender_bench host;
+  host.greet(1, on_device(2));
+  host.start_accepted(3, 1);
+  host.machine.packed(1, host.now);
+  host.machine.packed(2, host.now);
+  host.machine.take();
+  host.from(1, released{host.update, 1});
+  CHECK(host.done() == lines("pack seq 3 bucket 2 slot 0"));
 }
 
 TEST_CASE("a device slot is not packed again while a relay reads it") {
@@ -323,7 +358,7 @@ TEST_CASE("who refuses the device ring is offered the host ring, and the reason 
   CHECK(b.done().find("[1 committed (0)  ring 0, for through host memory, because it can't map ring 1: no "
                       "peer access]") != std::string::npos);
   b.start(1, 1); // it is not asked again
-  CHECK(b.done() == lines(to(1, b.begin_of(1)), "pack seq 2 bucket 0 slot 1 over link"));
+  CHECK(b.done() == lines(to(1, b.begin_of(1)), "pack seq 2 bucket 0 slot 1"));
 }
 
 TEST_CASE("who refuses the host ring has refused the update") {

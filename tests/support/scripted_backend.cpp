@@ -142,7 +142,7 @@ class scripted_queue final : public memory::queue {
     devices_->tell([](auto& c) { ++c.waits; });
   }
 
-  void copy(std::span<copy_op const> ops, memory::share of_device) override {
+  void copy(std::span<copy_op const> ops, memory::effort how) override {
     devices_->may_fail(scripted_devices::call::copy, "copy");
     std::vector<copy_op> taken(ops.begin(), ops.end());
     std::uint64_t bytes = 0;
@@ -154,7 +154,7 @@ class scripted_queue final : public memory::queue {
     }
     devices_->tell([&](auto& c) {
       ++c.lists, c.ops += taken.size(), c.bytes += bytes;
-      c.lists_beside_link += of_device == memory::share::beside_link;
+      c.lists_beside_link += how == memory::effort::beside_link;
     });
     std::lock_guard const lock(when().mutex_);
     if (error_) return;

@@ -124,7 +124,7 @@ class scripted_devices final : public memory::backends {
     std::uint64_t registrations_made = 0, registrations_alive = 0;
     std::uint64_t queues_made = 0, queues_alive = 0;
     std::uint64_t lists = 0, ops = 0, bytes = 0; ///< queued copies
-    std::uint64_t lists_beside_link = 0;         ///< of these lists, with share::beside_link
+    std::uint64_t lists_beside_link = 0;         ///< of these lists, with effort::beside_link
     std::uint64_t drained = 0;                   ///< lists that only a `drain` finished
     std::uint64_t waits = 0;                     ///< `start_after` something
     std::uint64_t prepared_made = 0, prepared_alive = 0;

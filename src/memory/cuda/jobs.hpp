@@ -17,7 +17,7 @@ class jobs {
   struct job {
     kind what = kind::mark;
     std::vector<copy_op> ops;
-    share of_device = share::whole;          ///< that they may take
+    effort how = effort::full;
     prepared::part some;                     ///< of a list that lives until this is done
     device_digests const* digests = nullptr; ///< lives as long, too
     digest_run run;

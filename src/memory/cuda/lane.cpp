@@ -2,16 +2,19 @@
 #include "memory/cuda/lane.hpp"
 
 #include <algorithm>
-#include <limits>
 
 #include "ropeway/error.hpp"
 
 namespace ropeway::memory::cuda {
 namespace {
 
-// Beside a link. Of 132, 24 to 32 left NVLink of an H200 99 % of what it has alone, and packed for a third of
-// that time (benchmarks/results/beside-link-2xh200.txt).
-constexpr std::uint32_t share_of_multiprocessors = 5;
+// Beside a link. Of 132, 24 to 32 leave NVLink of an H200 99 % of what it has alone, and are 2.9 to 3.8 times
+// as fast as it is (benchmarks/results/beside-link-2xh200.txt).
+constexpr std::uint32_t one_multiprocessor_in = 5;
+
+constexpr bool copies_runs(copy_lists::kernel which) {
+  return which == copy_lists::kernel::small_pieces || which == copy_lists::kernel::large_pieces;
+}
 
 } // namespace
 
@@ -44,11 +47,13 @@ void lane::launch(std::span<engine_copy const> copies) {
 }
 
 void lane::launch() {
-  std::uint32_t const most = of_device_ == share::beside_link
-                                 ? std::max(1u, owner_->multiprocessors() / share_of_multiprocessors)
-                                 : std::numeric_limits<std::uint32_t>::max();
   copy_lists::launch next{};
-  while (sorted_.lists().next(next)) launch(next.which, std::min(next.blocks, most), next.parameters);
+  while (sorted_.lists().next(next)) {
+    std::uint32_t blocks = next.blocks;
+    if (how_ == effort::beside_link && copies_runs(next.which))
+      blocks = std::min(blocks, std::max(1u, owner_->multiprocessors() / one_multiprocessor_in));
+    launch(next.which, blocks, next.parameters);
+  }
   launch(sorted_.engine());
 }
 

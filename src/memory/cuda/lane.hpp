@@ -19,9 +19,9 @@ class lane {
 
   /// Sorts a list. What can't go to the stream as it is is left in `staged()`; true if there is any. Throws,
   /// with nothing done, if an operation makes no sense.
-  bool sort(std::span<copy_op const> ops, share of_device = share::whole) {
-    of_device_ = of_device;
-    return sorted_.sort(ops, of_device == share::whole);
+  bool sort(std::span<copy_op const> ops, effort how = effort::full) {
+    how_ = how;
+    return sorted_.sort(ops, how == effort::full); // the driver's copy takes all of the device
   }
   std::vector<copy_op>& staged() noexcept { return sorted_.staged(); }
   /// Puts what was sorted, without what is staged, on the stream.
@@ -53,7 +53,7 @@ class lane {
   stream notices_;
   event marked_, finished_;
   sorting sorted_;
-  share of_device_ = share::whole; // what was sorted last may take
+  effort how_ = effort::full; // of what was sorted last
   bool unfinished_ = false;
 };
 

@@ -41,7 +41,7 @@ class core : public std::enable_shared_from_this<core> {
   bool idle() const noexcept { return waiting_.load(std::memory_order_acquire) == 0; }
 
   void start_after(ready_after const& when);
-  void copy(std::span<copy_op const> ops, share of_device);
+  void copy(std::span<copy_op const> ops, effort how);
   void repeat(prepared const& list, portion what);
   void digest(device_digests const& list, digest_run const& what);
   void mark(std::uint64_t ticket, bool quietly);
@@ -59,7 +59,7 @@ class core : public std::enable_shared_from_this<core> {
   void stop(bool drained) noexcept;
 
  private:
-  void hand_over(std::span<copy_op const> ops, share of_device = share::whole);
+  void hand_over(std::span<copy_op const> ops, effort how);
   void hand_over(prepared::part const& some);
   void hand_over(CUevent gate);
   void hand_over(std::uint64_t ticket);
@@ -107,14 +107,14 @@ void core::start_after(ready_after const& when) {
   gates_.give_back(gate);
 }
 
-void core::copy(std::span<copy_op const> ops, share of_device) {
+void core::copy(std::span<copy_op const> ops, effort how) {
   if (!idle()) {
     // Refused here if it makes no sense: the worker could not tell the caller.
     for (copy_op const& op : ops) (void)simplify(op);
-    return hand_over(ops, of_device);
+    return hand_over(ops, how);
   }
   scope here(*owner_);
-  bool const staged = lane_.sort(ops, of_device);
+  bool const staged = lane_.sort(ops, how);
   if (staged) start_worker(); // or nothing of the list is queued
   try {
     lane_.launch();
@@ -122,7 +122,7 @@ void core::copy(std::span<copy_op const> ops, share of_device) {
     fail(error); // a list half done is none
     throw;
   }
-  if (staged) hand_over(std::span<copy_op const>(lane_.staged()));
+  if (staged) hand_over(std::span<copy_op const>(lane_.staged()), effort::full);
 }
 
 void core::repeat(prepared const& list, portion what) {
@@ -137,7 +137,7 @@ void core::repeat(prepared const& list, portion what) {
     fail(error); // a list half done is none
     throw;
   }
-  if (!some.staged.empty()) hand_over(some.staged);
+  if (!some.staged.empty()) hand_over(some.staged, effort::full);
 }
 
 void core::digest(device_digests const& list, digest_run const& what) {
@@ -246,8 +246,8 @@ void core::hand_over_what(Add const& add) {
   work_.notify_one();
 }
 
-void core::hand_over(std::span<copy_op const> ops, share of_device) {
-  hand_over_what([&] { incoming_.add(jobs::kind::copy, ops).of_device = of_device; });
+void core::hand_over(std::span<copy_op const> ops, effort how) {
+  hand_over_what([&] { incoming_.add(jobs::kind::copy, ops).how = how; });
 }
 void core::hand_over(prepared::part const& some) {
   hand_over_what([&] { incoming_.add(jobs::kind::repeat).some = some; });
@@ -323,7 +323,7 @@ void core::carry_out(jobs::job& next) {
     break;
   case jobs::kind::mark: lane_.mark(*completion_, next.ticket); break;
   case jobs::kind::copy:
-    if (lane_.sort(next.ops, next.of_device))
+    if (lane_.sort(next.ops, next.how))
       std::swap(next.ops, lane_.staged());
     else
       next.ops.clear();
@@ -360,9 +360,9 @@ class device_queue final : public queue {
     core_->start_after(when);
   }
 
-  void copy(std::span<copy_op const> ops, share of_device) override {
+  void copy(std::span<copy_op const> ops, effort how) override {
     if (core_->failed()) core_->throw_failure();
-    if (!ops.empty()) core_->copy(ops, of_device);
+    if (!ops.empty()) core_->copy(ops, how);
   }
 
   void repeat(prepared_copies const& list, portion what) override {

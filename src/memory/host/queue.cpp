@@ -154,7 +154,7 @@ void host_queue::start_after(ready_after const& when) {
   }
 }
 
-void host_queue::copy(std::span<copy_op const> ops, share) {
+void host_queue::copy(std::span<copy_op const> ops, effort) {
   for (copy_op const& op : ops) check(op);
   if (ops.empty()) return;
   {

@@ -16,7 +16,7 @@ class host_queue final : public queue {
   /// Host copies wait for nothing: anything else throws `errc::invalid_argument`.
   void start_after(ready_after const& when) override;
   /// Throws like `check`, and then nothing of the list was queued.
-  void copy(std::span<copy_op const> ops, share of_device = share::whole) override;
+  void copy(std::span<copy_op const> ops, effort how) override;
   void digest(prepared_digests& list, digest_run what) override;
   std::uint64_t mark() override;
   progress poll() override;

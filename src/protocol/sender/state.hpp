@@ -30,7 +30,7 @@ struct sender_machine::impl {
     std::string words; ///< what the driver says about it
     std::string name;
     bool greeted = false, maps_cuda = false;
-    bytes16 device{};     ///< that it copies on; zero for the host
+    bytes16 device{};     ///< that it copies on; zero if it names none
     bool watches = false; ///< it is no receiver, and never greeted
     std::string group;
     std::uint32_t group_size = 0;
@@ -298,8 +298,8 @@ struct sender_machine::impl {
   bool everyone_decided() const;
   bool is_published(participant const& p, std::uint32_t bucket) const noexcept;
   bool anyone_reads(std::uint32_t ring, std::uint32_t bucket) const;
-  /// Whether the update's ring lies on a device, and who may read it there copies on others.
-  bool reads_over_link() const;
+  /// Whether receivers read slots of the update's ring just now, and all who take part copy on other devices.
+  bool read_over_link() const;
 
   // ---- deadlines.cpp ----
   struct timer {

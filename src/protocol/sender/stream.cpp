@@ -64,13 +64,17 @@ bool sender_machine::impl::anyone_reads(std::uint32_t ring, std::uint32_t bucket
   });
 }
 
-bool sender_machine::impl::reads_over_link() const {
+bool sender_machine::impl::read_over_link() const {
   auto const& facts = running->facts;
-  auto const& all = running->participants;
-  return facts.ring != host_ring && std::none_of(all.begin(), all.end(), [&](auto const& p) {
-           return p.at < stage::revoking && p.result.ring == facts.ring &&
-                  peers.at(p.result.peer).device == facts.device;
-         });
+  if (facts.ring == host_ring) return false;
+  bool read = false;
+  for (auto const& p : running->participants) {
+    if (p.at >= stage::revoking) continue;
+    peer const& who = peers.at(p.result.peer);
+    if (who.maps_cuda && who.device == facts.device) return false;
+    read = read || (p.result.ring == facts.ring && p.released < p.published);
+  }
+  return read;
 }
 
 void sender_machine::impl::pump() {
@@ -109,7 +113,7 @@ void sender_machine::impl::pack_ahead(ring_record& main) {
     l.slot = *slot;
     l.unmapped_only = by == readers::mapping;
     ++u.copies;
-    actions.emplace_back(send_action::pack{l.seq, l.bucket, l.slot, l.unmapped_only, reads_over_link()});
+    actions.emplace_back(send_action::pack{l.seq, l.bucket, l.slot, l.unmapped_only, read_over_link()});
   }
 }
 
