@@ -243,6 +243,15 @@ struct beside_links : sender_bench {
 };
 who on_device(std::uint8_t device) { return {"", 0, true, device}; }
 
+/// What is done when these let go of a bucket, of which the next is packed.
+template <class... Id>
+std::string when_released(sender_bench& b, std::uint64_t seq, Id... ids) {
+  b.machine.packed(seq + 1, b.now);
+  b.machine.take();
+  (b.from(static_cast<peer_id>(ids), released{b.update, seq}), ...);
+  return b.done();
+}
+
 } // namespace
 
 TEST_CASE("a device's slots are packed beside the link only while others are read over it") {
@@ -253,25 +262,16 @@ TEST_CASE("a device's slots are packed beside the link only while others are rea
   b.from(1, released{b.update, 1});
   CHECK(b.done() == lines("pack seq 3 bucket 2 slot 0")); // nothing is read meanwhile
   b.machine.packed(2, b.now);
-  b.machine.packed(3, b.now);
-  b.machine.take();
-  b.from(1, released{b.update, 2});
-  CHECK(b.done() == lines("pack seq 4 bucket 3 slot 1 beside a link"));
+  CHECK(when_released(b, 2, 1) == lines("pack seq 4 bucket 3 slot 1 beside a link"));
 }
 
 TEST_CASE("who takes part and copies on the ring's own device is not kept waiting for a slower packing") {
   beside_links b({on_device(2), on_device(1)});
-  auto const next = [&](std::uint64_t seq, auto... ids) {
-    b.machine.packed(seq + 1, b.now);
-    b.machine.take();
-    (b.from(static_cast<peer_id>(ids), released{b.update, seq}), ...);
-    return b.done();
-  };
   b.machine.packed(1, b.now);
-  CHECK(next(1, 1, 2) == lines("pack seq 3 bucket 2 slot 0"));
-  CHECK(next(2, 1, 2) == lines("pack seq 4 bucket 3 slot 1"));
+  CHECK(when_released(b, 1, 1, 2) == lines("pack seq 3 bucket 2 slot 0"));
+  CHECK(when_released(b, 2, 1, 2) == lines("pack seq 4 bucket 3 slot 1"));
   b.machine.gone(2, errc::peer_gone, "gone", b.now);
-  CHECK(next(3, 1) == lines("pack seq 5 bucket 4 slot 0 beside a link"));
+  CHECK(when_released(b, 3, 1) == lines("pack seq 5 bucket 4 slot 0 beside a link"));
 }
 
 TEST_CASE("a relay is no link, nor is one that reads the host ring") {
@@ -285,10 +285,7 @@ TEST_CASE("a relay is no link, nor is one that reads the host ring") {
   host.greet(1, on_device(2));
   host.start_accepted(3, 1);
   host.machine.packed(1, host.now);
-  host.machine.packed(2, host.now);
-  host.machine.take();
-  host.from(1, released{host.update, 1});
-  CHECK(host.done() == lines("pack seq 3 bucket 2 slot 0"));
+  CHECK(when_released(host, 1, 1) == lines("pack seq 3 bucket 2 slot 0"));
 }
 
 TEST_CASE("a device slot is not packed again while a relay reads it") {

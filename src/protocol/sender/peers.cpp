@@ -107,8 +107,7 @@ void sender_machine::impl::greet(peer_id id, hello const& what) {
                              " are connected already"));
   }
   p.greeted = true;
-  p.maps_cuda = !what.devices.empty();
-  if (p.maps_cuda) p.device = what.devices.front();
+  if (!what.devices.empty()) p.device = what.devices.front();
   p.group = what.group;
   p.group_size = what.group_size;
   p.version_held = what.version_held;

@@ -29,9 +29,9 @@ struct sender_machine::impl {
   struct peer {
     std::string words; ///< what the driver says about it
     std::string name;
-    bool greeted = false, maps_cuda = false;
-    bytes16 device{};     ///< that it copies on; zero if it names none
-    bool watches = false; ///< it is no receiver, and never greeted
+    bool greeted = false;
+    std::optional<bytes16> device; ///< that it copies on; nothing if it can map no device's memory
+    bool watches = false;          ///< it is no receiver, and never greeted
     std::string group;
     std::uint32_t group_size = 0;
     std::uint64_t version_held = 0;

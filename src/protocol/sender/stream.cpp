@@ -70,8 +70,7 @@ bool sender_machine::impl::read_over_link() const {
   bool read = false;
   for (auto const& p : running->participants) {
     if (p.at >= stage::revoking) continue;
-    peer const& who = peers.at(p.result.peer);
-    if (who.maps_cuda && who.device == facts.device) return false;
+    if (peers.at(p.result.peer).device == facts.device) return false;
     read = read || (p.result.ring == facts.ring && p.released < p.published);
   }
   return read;

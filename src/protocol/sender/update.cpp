@@ -31,7 +31,7 @@ std::uint64_t sender_machine::impl::begin_update(update_facts facts) {
     p.result.peer = id;
     p.result.name = who.name;
     // Without buckets there is no ring, and the receiver tells of none either.
-    p.result.ring = u.buckets() != 0 && who.maps_cuda && !u.facts.through_host ? u.facts.ring : host_ring;
+    p.result.ring = u.buckets() != 0 && who.device && !u.facts.through_host ? u.facts.ring : host_ring;
     p.may_map = u.facts.placement != 0;
     p.result.route_reason = u.facts.note;
   }
@@ -92,7 +92,7 @@ void sender_machine::impl::advance(participant& p) {
   if (p.at == stage::preparing) say_begin(p);
   if (!p.accepted || !mapped) return;
   auto const& facts = running->facts;
-  if (expected(p) != 0 && facts.ring != host_ring && !facts.through_host && !who.maps_cuda)
+  if (expected(p) != 0 && facts.ring != host_ring && !facts.through_host && !who.device)
     add_route_reason(p, "through host memory, because it names no device");
   p.at = stage::loading;
   p.result.took_part = now;

@@ -49,13 +49,15 @@ copy_op run(std::uint64_t from, std::uint64_t to, std::uint64_t bytes) {
 
 constexpr std::uint64_t mib = 1 << 20;
 
+std::vector<copy_op> two_runs() { return {run(0, 512 * mib, 32 * mib), run(64 * mib, 640 * mib, 32 * mib)}; }
+
 } // namespace
 
 TEST_SUITE("pure") {
   TEST_CASE("beside a link, runs take a fifth of the multiprocessors, and the next list all again") {
     auto const owner = noting_gpu();
     memory::cuda::lane lane(owner);
-    std::vector<copy_op> const ops{run(0, 512 * mib, 32 * mib), run(64 * mib, 640 * mib, 32 * mib)};
+    auto const ops = two_runs();
     CHECK_FALSE(lane.sort(ops, effort::beside_link));
     lane.launch();
     CHECK_FALSE(lane.sort(ops));
@@ -99,7 +101,7 @@ TEST_SUITE("pure") {
   TEST_CASE("a queue hands the effort on") {
     auto const owner = noting_gpu();
     auto const queue = memory::cuda::make_queue(owner);
-    std::vector<copy_op> const ops{run(0, 512 * mib, 32 * mib), run(64 * mib, 640 * mib, 32 * mib)};
+    auto const ops = two_runs();
     queue->copy(ops, effort::beside_link);
     queue->copy(ops);
     CHECK(grids == std::vector<unsigned>{10, 1024});
